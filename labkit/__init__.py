@@ -1,0 +1,61 @@
+"""labkit: see how processes talk. Channels, processes, traces and views for the ipclab notebooks.
+
+    from labkit import Trace, channel, launch, watch, report
+
+Everything is loaded when it is first used, so that `import labkit` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Closed": "labkit.channels.base",
+    "Facts": "labkit.channels.base",
+    "KINDS": "labkit.channels",
+    "channel": "labkit.channels",
+    "facts": "labkit.channels",
+    "receiver": "labkit.channels",
+    "sender": "labkit.channels",
+    "unlink": "labkit.channels",
+    "Job": "labkit.launch",
+    "RemoteError": "labkit.launch",
+    "jobs": "labkit.launch",
+    "launch": "labkit.launch",
+    "stop_all": "labkit.launch",
+    "Trace": "labkit.trace",
+    "watch": "labkit.views",
+    "Latency": "labkit.stats",
+    "Throughput": "labkit.stats",
+    "plot_latencies": "labkit.stats",
+    "plot_throughputs": "labkit.stats",
+    "report": "labkit.report",
+    "doctor": "labkit.doctor",
+}
+
+__all__ = sorted(_HOME)
+
+if TYPE_CHECKING:
+    from labkit.channels import KINDS, channel, facts, receiver, sender, unlink
+    from labkit.channels.base import Closed, Facts
+    from labkit.doctor import doctor
+    from labkit.launch import Job, RemoteError, jobs, launch, stop_all
+    from labkit.report import report
+    from labkit.stats import Latency, Throughput, plot_latencies, plot_throughputs
+    from labkit.trace import Trace
+    from labkit.views import watch
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'labkit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,325 @@
+"""The two ends of a channel, the facts a mechanism states about itself, and waiting.
+
+Data flows left to right: a Sender sends messages, a Receiver receives them. An endpoint has one owner; `clone()` makes
+a second one, as dup(2) does. Every mechanism is one file beside this one and uses nothing but this file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import select
+import socket
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+DEFAULT_TIMEOUT = 30.0
+"""Seconds that a blocking call waits unless told otherwise, so that no lab hangs for ever."""
+
+TAG_BYTES = 8
+"""Room that every mechanism leaves beyond max_message for the message id of a trace."""
+
+Message = bytes | bytearray | memoryview
+
+
+class Closed(EOFError):
+    """The other side has closed its end (or died): nothing more will come, or nobody would receive it."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is true of a mechanism. The shared test suite checks every field both ways (TLPI, table 43-1)."""
+
+    boundaries: bool
+    """The kernel itself keeps messages apart; False for a byte stream, which labkit frames."""
+    ordered: bool
+    """Messages of equal priority from one sender arrive in the order in which they were sent."""
+    tells_close: bool
+    """The kernel itself tells the receiver that the last sender has gone, and the sender that no receiver is left."""
+    pollable: bool
+    """fileno() works with poll(2), epoll(7) and asyncio."""
+    duplex: bool
+    """The kernel object carries data both ways (labkit's ends use one)."""
+    related_only: bool
+    """Only processes that are handed the descriptor can use it: there is no name to find it by."""
+    many_senders: bool
+    """Messages of every size stay whole when several processes send."""
+    many_receivers: bool
+    """Several processes may receive; each message goes to one of them."""
+    persistence: Literal["process", "kernel", "file system"]
+    """How long unread messages survive: TLPI §43.2."""
+    max_message: int | None
+    """Bytes in the largest message with default options, None when there is no limit."""
+    namespaced_by: str
+    """The kind of Linux namespace that isolates it: namespaces(7)."""
+    copies: int
+    """Times a message is copied on its way from the sender's memory to the receiver's."""
+    manual: str
+    """Where the kernel's own documentation is."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How much a channel holds before its sender has to wait."""
+
+    amount: int
+    unit: Literal["bytes", "messages"]
+
+
+class Endpoint:
+    """One end of a channel. Closing is idempotent; a closed end raises ValueError when used."""
+
+    kind: ClassVar[str]
+    facts: ClassVar[Facts]
+    closed = False
+
+    def close(self) -> None:
+        """Give up this end. The other side sees end of file when the last clone has closed."""
+        if not self.closed:
+            self.closed = True
+            try:
+                self._farewell()
+            finally:
+                self._let_go()
+
+    def given_away(self) -> None:
+        """Another process has this end now: let go of our copy without a word to the other side."""
+        if not self.closed:
+            self.closed = True
+            self._let_go()
+
+    def _farewell(self) -> None:
+        """What is to be said to the other side before closing, beyond what the kernel says."""
+
+    def _let_go(self) -> None:
+        """Close descriptors and mappings."""
+        raise NotImplementedError
+
+    def _must_be_open(self) -> None:
+        if self.closed:
+            raise ValueError("this end is closed: it was closed here, or given away by launch")
+
+    def fileno(self) -> int:
+        """The descriptor to poll. Raises io.UnsupportedOperation where the mechanism has none."""
+        raise io.UnsupportedOperation(f"{self.kind} has no descriptor that could be polled")
+
+    def clone(self) -> Self:
+        """A second end of the same kind on the same channel: dup(2)."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            with contextlib.suppress(Exception):
+                self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "open"
+        return f"<{self.kind} {type(self).__name__.lower()}, {state}>"
+
+
+class Sender(Endpoint):
+    """The end that sends."""
+
+    max_message: int
+    """Bytes in the largest message."""
+    _limit: int  # what send itself allows: max_message, or a tag more on a traced channel
+
+    def _allow_tag(self) -> None:
+        """Take messages that a trace has made longer by its tag."""
+        self._limit = self.max_message + TAG_BYTES
+
+    def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT) -> None:
+        """Send one message.
+
+        Args:
+            message: 1 to `max_message` bytes, any contiguous bytes-like object.
+            timeout: seconds to wait while the channel is full; 0 never waits, None waits for ever.
+
+        Raises:
+            ValueError: the message is empty, the timeout is negative, or this end is closed.
+            OSError: EMSGSIZE, the message is larger than `max_message`. Nothing was sent, the channel stays usable.
+            TimeoutError: the channel stayed full.
+            Closed: nobody is left who could receive.
+        """
+        raise NotImplementedError
+
+    @property
+    def capacity(self) -> Capacity:
+        """How much fits in before send has to wait."""
+        raise NotImplementedError
+
+
+class Receiver(Endpoint):
+    """The end that receives. Iterating over it yields messages until the last sender has closed."""
+
+    def receive(self, timeout: float | None = DEFAULT_TIMEOUT) -> bytes:
+        """Receive the next message.
+
+        Args:
+            timeout: seconds to wait while the channel is empty; 0 never waits, None waits for ever.
+
+        Raises:
+            ValueError: the timeout is negative, or this end is closed.
+            TimeoutError: nothing came.
+            Closed: the last sender has closed or died, and everything it sent has been received.
+        """
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[bytes]:
+        receive = self.receive
+        with contextlib.suppress(Closed):
+            while True:
+                yield receive()
+
+
+def as_bytes(message: Any, max_message: int) -> Message:
+    """The message as something whose len() is its bytes, or the error that says what is wrong with it."""
+    if not isinstance(message, bytes | bytearray):
+        try:
+            message = memoryview(message).cast("B")
+        except TypeError as reason:
+            hint = "; encode text first: text.encode()" if isinstance(message, str) else ""
+            raise TypeError(f"a message is bytes, not {type(message).__name__}{hint} ({reason})") from None
+    size = len(message)
+    if size == 0:
+        raise ValueError("a message has at least 1 byte: an empty one could not be told from end of file")
+    if size > max_message:
+        raise OSError(
+            errno.EMSGSIZE, f"message of {size:,} bytes is too large: this channel takes 1 to {max_message:,}"
+        )
+    return message
+
+
+class Waiter:
+    """Waits for descriptors until a deadline: poll(2) on the monotonic clock. EINTR is retried (PEP 475)."""
+
+    def __init__(self, timeout: float | None):
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"timeout must be at least 0 seconds, or None to wait for ever, not {timeout}")
+        self.timeout = timeout
+        self.deadline = None if timeout is None else time.monotonic() + timeout
+
+    def wait(self, interest: dict[int, int], doing: str) -> dict[int, int]:
+        """Sleep until one of the descriptors (with the poll events of interest) is ready; returns fd -> events.
+
+        Raises:
+            TimeoutError: the deadline has passed; `doing` says what was being waited for.
+        """
+        poll = select.poll()
+        for fd, events in interest.items():
+            poll.register(fd, events)
+        left = None if self.deadline is None else max(0.0, self.deadline - time.monotonic()) * 1000
+        ready = poll.poll(left)
+        if not ready:
+            raise TimeoutError(f"{doing} for {self.timeout:g} s")
+        return dict(ready)
+
+
+class Lifeline:
+    """A socket pair that lies beside a mechanism whose kernel object does not say when the other side is gone.
+
+    Each side holds one end. The kernel closes it however the holder ends, kill -9 included, and the other side's
+    poll(2) then reports a hang-up. A byte sent through it wakes the other side (a doorbell).
+    """
+
+    def __init__(self, end: socket.socket):
+        self.socket = end
+        end.setblocking(False)
+
+    @classmethod
+    def pair(cls) -> tuple[Lifeline, Lifeline]:
+        left, right = socket.socketpair()
+        return cls(left), cls(right)
+
+    def cut(self) -> bool:
+        """Whether nobody holds the other end any more."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+    def ring(self) -> None:
+        """Wake whoever waits at the other end. Raises Closed when there is nobody."""
+        try:
+            self.socket.send(b"!")
+        except BlockingIOError:
+            pass  # so many rings are already waiting that one more would say nothing new
+        except OSError as reason:
+            raise Closed("the other side has gone") from reason
+
+    def hear(self) -> None:
+        """Take all rings that have come, so that the next wait sleeps."""
+        with contextlib.suppress(OSError):
+            while self.socket.recv(4096):
+                pass
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def clone(self) -> Lifeline:
+        return Lifeline(self.socket.dup())
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def travelling(fd: int) -> Any:
+    """A descriptor on its way into a child process that is being started, to be taken out with `arrived`.
+
+    Raises:
+        TypeError: no process is being started.
+    """
+    for name in ("multiprocess", "multiprocessing"):
+        context = sys.modules.get(f"{name}.context")
+        if context is not None and context.get_spawning_popen() is not None:
+            return sys.modules[f"{name}.reduction"].DupFd(fd)  # type: ignore[attr-defined]
+    raise TypeError(
+        "the end of a channel cannot be pickled or reached through a global variable of the function: "
+        "hand it over as an argument, launch(f, tx)"
+    )
+
+
+def arrived(ticket: Any) -> int:
+    """The descriptor behind a ticket made by `travelling`, now in this process."""
+    fd: int = ticket.detach()
+    return fd
+
+
+def arrived_lifeline(ticket: Any) -> Lifeline:
+    return Lifeline(socket.socket(fileno=arrived(ticket)))
+
+
+def unavailable(call: str, number: int, advice: str) -> OSError:
+    """The kernel's own error with its errno, and what to do about it."""
+    return OSError(number, f"{call}: {os.strerror(number)}; {advice}")
+
+
+def runtime_dir() -> Path:
+    """The private directory (mode 0700, ours) in which labkit notes which named kernel objects it made.
+
+    Raises:
+        PermissionError: a directory of that name is somebody else's or open to others.
+    """
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    path = Path(base, "labkit") if base else Path(tempfile.gettempdir(), f"labkit-{os.getuid()}")
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700, parents=False)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(
+            errno.EPERM, "not a private directory of yours; move it away or set XDG_RUNTIME_DIR", str(path)
+        )
+    return path

@@ -1,0 +1,217 @@
+"""Anonymous pipe: pipe(2), pipe(7). TLPI ch. 44.
+
+A byte stream: four bytes of length go before each message. Writes of up to PIPE_BUF bytes are atomic, larger ones are
+not (pipe(7)), so that a sender which has been cloned takes no message that others could be mixed into.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import io
+import os
+import select
+from typing import Any
+
+from labkit.channels.base import (
+    DEFAULT_TIMEOUT,
+    TAG_BYTES,
+    Capacity,
+    Closed,
+    Facts,
+    Message,
+    Receiver,
+    Sender,
+    Waiter,
+    arrived,
+    as_bytes,
+    travelling,
+)
+from labkit.channels.framing import LENGTH, Unframer
+
+READ_BYTES = 1 << 16
+ATOMIC = select.PIPE_BUF - LENGTH.size - TAG_BYTES
+LARGEST = 2**32 - 1 - TAG_BYTES
+JOIN_BELOW = 1 << 14  # from here on a second system call argument is cheaper than copying the message
+
+FACTS = Facts(
+    boundaries=False,
+    ordered=True,
+    tells_close=True,
+    pollable=True,
+    duplex=False,
+    related_only=True,
+    many_senders=False,
+    many_receivers=False,
+    persistence="process",
+    max_message=LARGEST,
+    namespaced_by="none",
+    copies=2,
+    manual="pipe(7)",
+)
+
+def open(*, capacity: int | None = None) -> tuple[PipeSender, PipeReceiver]:
+    """A new pipe.
+
+    Args:
+        capacity: bytes the kernel should hold (F_SETPIPE_SZ; rounded up to a power of two of pages).
+
+    Raises:
+        OSError: EPERM or EBUSY, the capacity is above /proc/sys/fs/pipe-max-size.
+    """
+    read_fd, write_fd = os.pipe()
+    try:
+        if capacity is not None:
+            fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, capacity)
+    except BaseException:
+        os.close(read_fd)
+        os.close(write_fd)
+        raise
+    return PipeSender(write_fd), PipeReceiver(read_fd)
+
+
+class PipeSender(Sender):
+    kind, facts = "pipe", FACTS
+
+    def __init__(self, fd: int, shared: bool = False, owed: bytes = b""):
+        self.fd = fd
+        os.set_blocking(fd, False)
+        self._shared = shared  # other processes may write between two of our writes
+        self._owed = owed  # the rest of a message whose sender lost patience half-way: it goes first
+        self.max_message = self._limit = ATOMIC if shared else LARGEST
+
+    def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT) -> None:
+        if type(message) is not bytes or not 0 < len(message) <= ATOMIC:
+            message = as_bytes(message, self._limit)
+        if self._owed:
+            self._push(self._owed, Waiter(timeout))
+        size = len(message)
+        try:
+            if size < JOIN_BELOW:
+                whole: Message = LENGTH.pack(size) + message
+                written = os.write(self.fd, whole)
+            else:
+                whole = b""
+                written = os.writev(self.fd, (LENGTH.pack(size), message))
+            if written == size + LENGTH.size:
+                return
+        except BlockingIOError:
+            written = 0
+        except OSError as reason:
+            raise self._translated(reason) from reason
+        if written == 0 and timeout == 0:
+            raise TimeoutError("the pipe is full")
+        waiter = Waiter(timeout)
+        self._push(memoryview(whole or LENGTH.pack(size) + message)[written:], waiter, begun=written > 0)
+
+    def _push(self, rest: Message, waiter: Waiter, begun: bool = True) -> None:
+        """Write what is left of a message, waiting for room."""
+        rest = memoryview(rest)
+        try:
+            while rest:
+                waiter.wait({self.fd: select.POLLOUT}, "the pipe stayed full")
+                try:
+                    count = os.write(self.fd, rest)
+                except BlockingIOError:  # POLLOUT says that a page is free, an atomic write may need more
+                    continue
+                begun = begun or count > 0
+                rest = rest[count:]
+        except OSError as reason:
+            if not isinstance(reason, TimeoutError):
+                raise self._translated(reason) from reason
+            if not begun:
+                raise
+            raise TimeoutError(f"{reason}; the last {len(rest):,} bytes of this message go with the next send") from None
+        finally:
+            # What has been begun must be finished, else the receiver would take the next message for its rest.
+            self._owed = bytes(rest) if begun else b""
+
+    def _translated(self, reason: OSError) -> Exception:
+        if reason.errno == errno.EPIPE:
+            return Closed("nobody holds the reading end of this pipe any more (EPIPE)")
+        self._must_be_open()
+        return reason
+
+    @property
+    def capacity(self) -> Capacity:
+        return Capacity(fcntl.fcntl(self.fd, fcntl.F_GETPIPE_SZ), "bytes")
+
+    def fileno(self) -> int:
+        return self.fd
+
+    def clone(self) -> PipeSender:
+        """A second sender: dup(2). From then on both take only messages that are atomic: up to PIPE_BUF - 4 bytes."""
+        if self._owed:
+            raise BlockingIOError(errno.EAGAIN, "a message is still half-sent; send it to the end before cloning")
+        self._limit += ATOMIC - self.max_message
+        self._shared, self.max_message = True, ATOMIC
+        return PipeSender(os.dup(self.fd), shared=True)
+
+    def _farewell(self) -> None:
+        if self._owed:  # as much as fits: close never waits
+            with contextlib.suppress(OSError):
+                os.write(self.fd, self._owed)
+
+    def _let_go(self) -> None:
+        fd, self.fd = self.fd, -1
+        os.close(fd)
+
+    def __reduce__(self) -> Any:
+        return _sender_arrives, (travelling(self.fd), self._shared, self._owed)
+
+
+class PipeReceiver(Receiver):
+    kind, facts = "pipe", FACTS
+
+    def __init__(self, fd: int, rest: bytes = b""):
+        self.fd = fd
+        os.set_blocking(fd, False)
+        self._stream = Unframer(rest)
+        self._ready = self._stream.ready
+
+    def receive(self, timeout: float | None = DEFAULT_TIMEOUT) -> bytes:
+        if self._ready:
+            return self._ready.popleft()
+        waiter = None
+        while True:
+            try:
+                piece = os.read(self.fd, READ_BYTES)
+            except BlockingIOError:
+                if timeout == 0:
+                    raise TimeoutError("the pipe is empty") from None
+                waiter = waiter or Waiter(timeout)
+                waiter.wait({self.fd: select.POLLIN}, "nothing came through the pipe")
+                continue
+            except OSError:
+                self._must_be_open()
+                raise
+            if not piece:
+                raise Closed("every sender has closed its end of this pipe")
+            self._stream.feed(piece)
+            if self._ready:
+                return self._ready.popleft()
+
+    def fileno(self) -> int:
+        return self.fd
+
+    def clone(self) -> PipeReceiver:
+        raise io.UnsupportedOperation(
+            "a byte stream has one receiver: two would tear its messages apart; use unix_seqpacket or posix_mq"
+        )
+
+    def _let_go(self) -> None:
+        fd, self.fd = self.fd, -1
+        os.close(fd)
+        self._ready.clear()
+
+    def __reduce__(self) -> Any:
+        return _receiver_arrives, (travelling(self.fd), self._stream.rest())
+
+
+def _sender_arrives(ticket: Any, shared: bool, owed: bytes) -> PipeSender:
+    return PipeSender(arrived(ticket), shared, owed)
+
+
+def _receiver_arrives(ticket: Any, rest: bytes) -> PipeReceiver:
+    return PipeReceiver(arrived(ticket), rest)

@@ -1,0 +1,299 @@
+"""POSIX message queue: mq_overview(7), mq_open(3), mq_send(3). TLPI ch. 52. Through the package posix_ipc.
+
+Without a name the queue's own name is removed at once: it lives as long as somebody holds an end, and nothing is left
+behind however they die. With a name it stays until it is unlinked (kernel persistence), and unrelated processes find it.
+
+The kernel does not tell a receiver that the last sender has gone. Ends that were made as a pair therefore have a
+lifeline beside the queue; ends that were opened by name have none, and time out instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import select
+from pathlib import Path
+from typing import Any
+
+import posix_ipc
+
+from labkit.channels.base import (
+    DEFAULT_TIMEOUT,
+    TAG_BYTES,
+    Capacity,
+    Closed,
+    Facts,
+    Lifeline,
+    Message,
+    Receiver,
+    Sender,
+    Waiter,
+    arrived,
+    arrived_lifeline,
+    as_bytes,
+    runtime_dir,
+    travelling,
+    unavailable,
+)
+
+FACTS = Facts(
+    boundaries=True,
+    ordered=True,
+    tells_close=False,
+    pollable=True,
+    duplex=False,
+    related_only=False,
+    many_senders=True,
+    many_receivers=True,
+    persistence="kernel",
+    max_message=2048,
+    namespaced_by="ipc",
+    copies=2,
+    manual="mq_overview(7)",
+)
+
+MAX_MESSAGES = 10  # the kernel's own limit for users without privileges: /proc/sys/fs/mqueue/msg_max
+MAX_MESSAGE = 2048  # small, because every queue is charged to RLIMIT_MSGQUEUE in full when it is made
+
+
+def open(*, max_messages: int = MAX_MESSAGES, max_message: int = MAX_MESSAGE) -> tuple[MqSender, MqReceiver]:
+    """A new queue without a name, for a process and its children.
+
+    Args:
+        max_messages: how many messages the queue holds before send waits.
+        max_message: bytes in the largest message.
+
+    Raises:
+        OSError: the machine's limits do not allow such a queue; the text says which limit.
+    """
+    queue = _create(f"/labkit-{os.getpid()}-{secrets.token_hex(8)}", max_messages, max_message)
+    posix_ipc.unlink_message_queue(queue.name)
+    try:
+        other = _handle(queue.mqd, max_message)
+    except BaseException:
+        queue.close()
+        raise
+    left, right = Lifeline.pair()
+    return MqSender(queue, max_messages, max_message, left), MqReceiver(other, max_messages, max_message, right)
+
+
+def open_named(
+    name: str, *, max_messages: int = MAX_MESSAGES, max_message: int = MAX_MESSAGE
+) -> tuple[MqSender, MqReceiver]:
+    """Create the queue `name` and open both ends. It stays until `unlink(name)`.
+
+    Raises:
+        FileExistsError: there is a queue of that name already.
+        OSError, ValueError: as `open`, or the name is not one word of at most 254 bytes.
+    """
+    queue = _create(_path(name), max_messages, max_message)
+    _note(name).touch(mode=0o600)
+    try:
+        other = _handle(queue.mqd, max_message)
+    except BaseException:
+        queue.close()
+        unlink(name)
+        raise
+    return MqSender(queue, max_messages, max_message, None), MqReceiver(other, max_messages, max_message, None)
+
+
+def open_sender(name: str) -> MqSender:
+    """The sending end of an existing queue. Raises FileNotFoundError when there is none."""
+    queue = _existing(name)
+    return MqSender(queue, queue.max_messages, _user_size(queue), None)
+
+
+def open_receiver(name: str) -> MqReceiver:
+    """The receiving end of an existing queue. Raises FileNotFoundError when there is none."""
+    queue = _existing(name)
+    return MqReceiver(queue, queue.max_messages, _user_size(queue), None)
+
+
+def unlink(name: str) -> None:
+    """Remove the name; the queue itself goes with its last user: mq_unlink(3). Raises FileNotFoundError."""
+    try:
+        posix_ipc.unlink_message_queue(_path(name))
+    except posix_ipc.ExistentialError:
+        raise FileNotFoundError(errno.ENOENT, "no POSIX message queue of this name", name) from None
+    finally:
+        _note(name).unlink(missing_ok=True)
+
+
+def _user_size(queue: posix_ipc.MessageQueue) -> int:
+    """Leave room for a trace's tag where the queue has it; a foreign queue may be smaller."""
+    return max(queue.max_message_size - TAG_BYTES, 1)
+
+
+def _path(name: str) -> str:
+    bare = name.removeprefix("/")
+    if not bare or "/" in bare or "\0" in bare or len(os.fsencode(bare)) > 254 or bare in (".", ".."):
+        raise ValueError(f"a POSIX queue's name is one word of 1 to 254 bytes without a slash, not {name!r}")
+    return "/" + bare
+
+
+def _note(name: str) -> Path:
+    """Where labkit remembers that it made the queue, for `labkit clean`: the kernel does not say who did."""
+    folder = runtime_dir() / "posix_mq"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder / name.removeprefix("/")
+
+
+def _create(path: str, max_messages: int, max_message: int) -> posix_ipc.MessageQueue:
+    if not max_messages > 0 or not max_message > 0:
+        raise ValueError(f"max_messages and max_message must be at least 1, not {max_messages} and {max_message}")
+    try:
+        queue = posix_ipc.MessageQueue(
+            path,
+            posix_ipc.O_CREX,
+            mode=0o600,
+            max_messages=max_messages,
+            max_message_size=max_message + TAG_BYTES,
+        )
+    except posix_ipc.ExistentialError:
+        raise FileExistsError(errno.EEXIST, "there is a POSIX message queue of this name already", path) from None
+    except ValueError:  # EINVAL, which posix_ipc reports without its errno
+        raise OSError(
+            errno.EINVAL,
+            f"mq_open: {max_messages} messages of {max_message + TAG_BYTES} bytes are beyond this machine's limits: "
+            f"msg_max is {_limit('msg_max')}, msgsize_max {_limit('msgsize_max')} (/proc/sys/fs/mqueue)",
+        ) from None
+    except OSError as reason:
+        # posix_ipc 1.3 reports EMFILE in words only, without its number.
+        number = reason.errno or (errno.EMFILE if "process" in str(reason) else errno.ENFILE)
+        advice = {
+            errno.EMFILE: "all queues of this user together are over RLIMIT_MSGQUEUE (ulimit -q, in bytes), which the "
+            "kernel reports as too many files: close queues or ask for fewer, smaller messages",
+            errno.ENOSPC: f"the machine is at its limit of {_limit('queues_max')} queues "
+            "(/proc/sys/fs/mqueue/queues_max): `labkit clean` removes those that labkit left",
+            errno.ENOSYS: "this kernel has no POSIX message queues (CONFIG_POSIX_MQUEUE): use unix_seqpacket instead",
+            errno.EACCES: "no permission; a sandbox may forbid it: use unix_seqpacket instead",
+            errno.EPERM: "no permission; a sandbox may forbid it: use unix_seqpacket instead",
+        }.get(number, "see mq_overview(7)")
+        raise unavailable("mq_open", number, advice) from reason
+    queue.block = False
+    return queue
+
+
+def _existing(name: str) -> posix_ipc.MessageQueue:
+    try:
+        queue = posix_ipc.MessageQueue(_path(name))
+    except posix_ipc.ExistentialError:
+        raise FileNotFoundError(
+            errno.ENOENT, 'no POSIX message queue of this name; channel("posix_mq", name=...) makes one', name
+        ) from None
+    except posix_ipc.PermissionsError:
+        raise PermissionError(errno.EACCES, "this POSIX message queue belongs to somebody else", name) from None
+    queue.block = False
+    return queue
+
+
+def _handle(mqd: int, max_message: int) -> posix_ipc.MessageQueue:
+    """A posix_ipc handle on a queue whose name is gone, by its descriptor.
+
+    posix_ipc opens by name only. So a queue of the smallest kind is made, and its descriptor replaced by dup2(2): on
+    Linux a queue descriptor is a file descriptor (mq_overview(7)), and the small queue goes with its last descriptor.
+    """
+    name = f"/labkit-{os.getpid()}-{secrets.token_hex(8)}"
+    handle = _create(name, 1, max_message)  # posix_ipc sizes its receive buffer by what it opened
+    posix_ipc.unlink_message_queue(name)
+    os.dup2(mqd, handle.mqd, inheritable=False)
+    return handle
+
+
+def _limit(name: str) -> str:
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/fs/mqueue", name).read_text().strip()
+    return "unknown"
+
+
+class _MqEnd:
+    """What both ends hold: the queue's handle, the size of its messages, and the lifeline of a pair."""
+
+    kind, facts = "posix_mq", FACTS
+    closed: bool
+
+    def __init__(self, queue: posix_ipc.MessageQueue, max_messages: int, max_message: int, lifeline: Lifeline | None):
+        self.queue = queue
+        self.max_messages = max_messages
+        self.max_message = self._limit = max_message
+        self.lifeline = lifeline
+
+    def fileno(self) -> int:
+        return -1 if self.closed else int(self.queue.mqd)
+
+    def clone(self) -> Any:
+        lifeline = self.lifeline and self.lifeline.clone()
+        return type(self)(_handle(self.queue.mqd, self.max_message), self.max_messages, self.max_message, lifeline)
+
+    def _let_go(self) -> None:
+        self.queue.close()
+        if self.lifeline:
+            self.lifeline.close()
+
+    def __reduce__(self) -> Any:
+        lifeline = self.lifeline and travelling(self.lifeline.fileno())
+        return _arrives, (type(self), travelling(self.queue.mqd), self.max_messages, self.max_message, lifeline)
+
+    def _wait(self, event: int, waiter: Waiter, doing: str) -> bool:
+        """Sleep until the queue is ready; True when the other side has gone instead."""
+        interest = {self.queue.mqd: event}
+        if self.lifeline:
+            interest[self.lifeline.fileno()] = select.POLLRDHUP
+        return self.queue.mqd not in waiter.wait(interest, doing)
+
+
+class MqSender(_MqEnd, Sender):
+    def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT, priority: int = 0) -> None:
+        """As Sender.send; of the waiting messages those of the highest priority (0 to 32767) are received first."""
+        if type(message) is not bytes or not 0 < len(message) <= self._limit:
+            message = as_bytes(message, self._limit)
+        waiter = None
+        while True:
+            try:
+                self.queue.send(message, None, priority)
+                return
+            except posix_ipc.BusyError:
+                if timeout == 0:
+                    raise TimeoutError("the message queue is full") from None
+                waiter = waiter or Waiter(timeout)
+                if self._wait(select.POLLOUT, waiter, "the message queue stayed full"):
+                    raise Closed("the queue is full and no receiver is left") from None
+            except (OSError, posix_ipc.Error):
+                self._must_be_open()
+                raise
+
+    @property
+    def capacity(self) -> Capacity:
+        return Capacity(self.max_messages, "messages")
+
+
+class MqReceiver(_MqEnd, Receiver):
+    def receive(self, timeout: float | None = DEFAULT_TIMEOUT) -> bytes:
+        waiter, last_look = None, False
+        while True:
+            try:
+                message: bytes = self.queue.receive()[0]
+                return message
+            except posix_ipc.BusyError:
+                if last_look:
+                    raise Closed("every sender has closed its end of this queue") from None
+                if timeout == 0:
+                    if self.lifeline and self.lifeline.cut():
+                        last_look = True
+                        continue
+                    raise TimeoutError("the message queue is empty") from None
+                waiter = waiter or Waiter(timeout)
+                last_look = self._wait(select.POLLIN, waiter, "nothing came through the message queue")
+            except (OSError, posix_ipc.Error):
+                self._must_be_open()
+                raise
+
+
+def _arrives(end: type[_MqEnd], ticket: Any, max_messages: int, max_message: int, lifeline: Any) -> _MqEnd:
+    passed = arrived(ticket)
+    try:
+        return end(_handle(passed, max_message), max_messages, max_message, lifeline and arrived_lifeline(lifeline))
+    finally:
+        os.close(passed)

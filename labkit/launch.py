@@ -1,0 +1,398 @@
+"""Processes that the notebook starts: launch(f, tx) runs f in a child that owns tx.
+
+Children come from the forkserver of the package multiprocess, with labkit already loaded: a Jupyter kernel has threads,
+and a process with threads must not be forked (fork(2); locks held by other threads stay locked for ever).
+
+    parent                          forkserver                 child
+    f as dill bytes, ends as
+    descriptors (SCM_RIGHTS)  --->  fork(2)             --->   arms its lifeline, says "running", calls f
+    report: ("running", …)    <------------------------------  ("result", …) or ("error", …), then exits
+
+A child never outlives the process that launched it: the kernel sends it SIGKILL when the parent's end of a pipe closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import sys
+import threading
+import traceback
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+import dill
+import multiprocess
+from multiprocess import forkserver, popen_forkserver, spawn
+
+from labkit.channels.base import Endpoint
+
+START_TIMEOUT = 60.0
+"""Seconds until a child must be running. The first launch loads labkit into the forkserver."""
+
+WAIT_TIMEOUT = 60.0
+"""Seconds that wait() waits unless told otherwise."""
+
+
+class RemoteError(RuntimeError):
+    """What went wrong in a child: the exception it raised, with its traceback, or the signal that killed it.
+
+    Attributes:
+        traceback: the child's own traceback as text, None when it was killed.
+        exitcode: its exit status, negative for a signal's number.
+    """
+
+    def __init__(self, text: str, traceback: str | None = None, exitcode: int | None = None):
+        super().__init__(text)
+        self.traceback = traceback
+        self.exitcode = exitcode
+
+
+class Job:
+    """A running child. It is awaitable: `await job` lets a notebook's widgets work meanwhile."""
+
+    def __init__(self, process: Any, report: Any, name: str):
+        self.name = name
+        self.pid: int = process.pid
+        self._process = process
+        self._report = report
+        self._outcome: tuple[str, Any] = ("nothing", None)
+        self._ended = threading.Event()
+        self._observers: list[Callable[[Job], None]] = []
+        _jobs.add(self)
+        threading.Thread(target=self._watch, name=f"labkit watches {name}", daemon=True).start()
+
+    def _watch(self) -> None:
+        """Read what the child reports until it ends, whatever way it ends."""
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                kind, value = self._report.recv()
+                self._outcome = (kind, value)
+        self._process.join()
+        self._report.close()
+        _jobs.discard(self)
+        self._ended.set()
+        for observer in self._observers:
+            observer(self)
+        self._observers.clear()
+
+    def when_ended(self, observer: Callable[[Job], None]) -> None:
+        """Call `observer(job)` once, from another thread, when the child has ended."""
+        self._observers.append(observer)
+        if self._ended.is_set() and observer in self._observers:
+            self._observers.remove(observer)
+            observer(self)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the child still runs."""
+        return not self._ended.is_set()
+
+    @property
+    def exitcode(self) -> int | None:
+        """The exit status, negative for a signal's number, None while it runs: waitpid(2)."""
+        return None if self.alive else self._process.exitcode
+
+    @property
+    def status(self) -> str:
+        """What has become of it, in words."""
+        code = self.exitcode
+        if code is None:
+            return "running"
+        return f"exited {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+
+    def wait(self, timeout: float | None = WAIT_TIMEOUT) -> Any:
+        """Wait until the child has ended; returns what its function returned.
+
+        Ctrl-C (interrupting the kernel) meanwhile stops every job.
+
+        Raises:
+            TimeoutError: it still runs after `timeout` seconds.
+            RemoteError: its function raised, or it was killed.
+        """
+        try:
+            if not self._ended.wait(timeout):
+                raise TimeoutError(
+                    f"{self.name} (pid {self.pid}) still runs after {timeout:g} s: wait longer with wait(timeout=...), "
+                    "or end it with kill()"
+                )
+        except KeyboardInterrupt:
+            stop_all()
+            raise
+        return self._result()
+
+    def _result(self) -> Any:
+        kind, value = self._outcome
+        if kind == "result":
+            return dill.loads(value)
+        if kind == "error":
+            raise RemoteError(f"{self.name} (pid {self.pid}) raised\n\n{value}", value, self.exitcode)
+        how = self.status if "killed" in self.status else f"ended without a result: {self.status}"
+        raise RemoteError(f"{self.name} (pid {self.pid}) {how}", None, self.exitcode)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+
+        def tell(_: Job) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is gone
+                loop.call_soon_threadsafe(lambda: ended.done() or ended.set_result(None))
+
+        self.when_ended(tell)
+        yield from ended
+        return self._result()
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal, SIGKILL unless told otherwise: kill(2). Nothing happens when it has ended."""
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def __repr__(self) -> str:
+        return f"<job {self.name}, pid {self.pid}, {self.status}>"
+
+
+_jobs: weakref.WeakSet[Job] = weakref.WeakSet()
+_start = threading.Lock()
+
+
+def launch(f: Callable[..., Any], *args: Any, name: str | None = None) -> Job:
+    """Run f(*args) in a process of its own; returns when that process runs.
+
+    Endpoints among the arguments (also inside a list, tuple or dict) are given away: the child has them, our copies are
+    closed, and so end of file arrives by itself. To keep one, hand over `tx.clone()`. f may be defined in the notebook
+    and may use what the notebook has imported and defined; it gets a copy.
+
+    Args:
+        f: any function.
+        args: its arguments.
+        name: what views and errors call the process, f's own name unless given.
+
+    Raises:
+        TypeError: f or an argument cannot be sent to another process; the text says which and why.
+        RemoteError: the child did not come up.
+    """
+    name = name or getattr(f, "__name__", type(f).__name__)
+    payload = _dumped(f, name)
+    ends = list(_ends(args))
+    for end in ends:
+        end._must_be_open()
+    _follow_ipython()
+    ours, theirs = _context.Pipe(duplex=False)
+    process = _Process(target=_run, args=(payload, theirs, args), name=name)
+    try:
+        with _start:
+            _preload()
+            process.start()
+    except (TypeError, AttributeError, dill.PicklingError) as reason:
+        ours.close()
+        raise TypeError(f"an argument of {name} cannot be sent to another process: {reason}") from None
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    for end in ends:
+        end.given_away()
+    try:
+        if not ours.poll(START_TIMEOUT):
+            process.kill()
+        ours.recv()
+    except (EOFError, OSError):
+        process.join()
+        ours.close()
+        raise RemoteError(
+            f"{name} (pid {process.pid}) did not come up (exit status {process.exitcode}): "
+            "its own words, if any, are on standard error",
+            exitcode=process.exitcode,
+        ) from None
+    job = Job(process, ours, name)
+    for end in ends:
+        if trace := getattr(end, "trace", None):
+            trace.add_process(job.pid, name)
+            job.when_ended(lambda job, trace=trace: trace.process_ended(job.pid, job.status))
+    return job
+
+
+def jobs() -> list[Job]:
+    """The children that still run."""
+    return sorted(_jobs, key=lambda job: job.pid)
+
+
+def stop_all(grace: float = 1.0) -> None:
+    """End every job: SIGINT first, SIGKILL for those that still run after `grace` seconds."""
+    running = jobs()
+    for job in running:
+        job.kill(signal.SIGINT)
+    for job in running:
+        if not job._ended.wait(grace):
+            job.kill()
+    for job in running:
+        job._ended.wait(5)
+
+
+atexit.register(stop_all)  # before multiprocess's own exit handler, which would wait for the children instead
+
+
+def _run(payload: bytes, report: Any, args: tuple[Any, ...]) -> None:
+    """The child's main function."""
+    _die_with_parent()
+    report.send(("running", None))
+    code: Any = 0
+    try:
+        outcome = ("result", _result_of(payload, args))
+    except BaseException as error:
+        tb = error.__traceback__
+        while tb and tb.tb_next and tb.tb_frame.f_code.co_filename == __file__:
+            tb = tb.tb_next  # the reader's own code comes first
+        text = "".join(traceback.format_exception(type(error), error, tb)).rstrip()
+        outcome, code = ("error", text), error.code if isinstance(error, SystemExit) else 1
+    for end in _ends(args):
+        end.close()
+    report.send(outcome)
+    if code:
+        sys.exit(code)
+
+
+def _result_of(payload: bytes, args: tuple[Any, ...]) -> bytes:
+    result = dill.loads(payload)(*args)
+    try:
+        sent: bytes = dill.dumps(result, recurse=True)
+        return sent
+    except Exception as reason:
+        raise TypeError(f"the result, a {type(result).__name__}, cannot be sent back: {reason}") from reason
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when its parent has gone, even while compiled code holds the GIL.
+
+    The pipe that multiprocess keeps between them reports every change by a signal of our choice: O_ASYNC and F_SETSIG,
+    fcntl(2). Its only change is the parent's end closing.
+    """
+    sentinel = multiprocess.parent_process().sentinel
+    fcntl.fcntl(sentinel, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(sentinel, F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+    poll = select.poll()
+    poll.register(sentinel, select.POLLIN)
+    if poll.poll(0):  # it went before the signal was armed
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+F_SETSIG = 10  # fcntl(2); the module fcntl has no name for it
+
+
+def _ends(value: Any) -> Iterator[Endpoint]:
+    """The endpoints in an argument list."""
+    if isinstance(value, Endpoint):
+        yield value
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from _ends(item)
+    elif isinstance(value, dict):
+        yield from _ends(list(value.values()))
+
+
+def _dumped(f: Any, name: str) -> bytes:
+    """The function with everything it refers to, as bytes.
+
+    Raises:
+        TypeError: it cannot be sent; the text names the variable that is to blame.
+    """
+    if not callable(f):
+        raise TypeError(f"launch takes a function and its arguments, not {type(f).__name__}: launch(f, x), not launch(f(x))")
+    try:
+        payload: bytes = dill.dumps(f, recurse=True)
+        return payload
+    except Exception as reason:
+        culprit = _culprit(f)
+        raise TypeError(
+            f"{name} cannot be sent to another process: {culprit or reason}. "
+            "Hand it over as an argument, or make it inside the function"
+        ) from None
+
+
+def _culprit(f: Any) -> str | None:
+    code = getattr(f, "__code__", None)
+    if code is None:
+        return None
+    cells = zip(code.co_freevars, f.__closure__ or (), strict=True)
+    used = {n: f.__globals__[n] for n in code.co_names if n in f.__globals__} | {
+        n: cell.cell_contents for n, cell in cells
+    }
+    for variable, value in used.items():
+        try:
+            dill.dumps(value, recurse=True)
+        except Exception as reason:
+            return f"its variable {variable!r}, a {type(value).__name__}, stays in this process ({reason})"
+    return None
+
+
+# --- multiprocess, made to fit -----------------------------------------------------------------
+
+_context = multiprocess.get_context("forkserver")
+_starting = threading.local()
+_prepare = spawn.get_preparation_data
+
+
+def _prepare_without_main(name: str) -> dict[str, Any]:
+    """What a child must know of us, except for our main module, when it is ours.
+
+    The function travels by value. To import the main script again would demand the `if __name__ == "__main__"` guard
+    of every script.
+    """
+    data: dict[str, Any] = _prepare(name)
+    if getattr(_starting, "ours", False):
+        data.pop("init_main_from_name", None)
+        data.pop("init_main_from_path", None)
+    return data
+
+
+spawn.get_preparation_data = _prepare_without_main
+
+
+class _Popen(popen_forkserver.Popen):  # type: ignore[misc]
+    def _launch(self, process_obj: Any) -> None:
+        _starting.ours = True
+        try:
+            super()._launch(process_obj)
+        finally:
+            _starting.ours = False
+
+
+class _Process(_context.Process):  # type: ignore[misc, name-defined]
+    @staticmethod
+    def _Popen(process_obj: Any) -> _Popen:
+        return _Popen(process_obj)
+
+
+def _preload() -> None:
+    """Tell the forkserver what to load before its first child; Numba's compiled code only when we use it ourselves.
+
+    Children that find it missing load it themselves, which takes them half a second.
+    """
+    wanted = "labkit.preload" if "labkit.lockfree.spsc" in sys.modules else "labkit.launch"
+    if wanted not in forkserver._forkserver._preload_modules:
+        if not multiprocess.active_children():
+            forkserver._forkserver._stop()  # does nothing when it does not run; the next child starts it anew
+        _context.set_forkserver_preload([wanted])
+
+
+def _follow_ipython() -> None:
+    """In a notebook: when a cell is interrupted, stop the jobs too. Front ends differ in whom they signal."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is None or getattr(shell, "_labkit_follows", False):
+        return
+
+    def after_cell(result: Any) -> None:
+        if isinstance(result.error_in_exec, KeyboardInterrupt | asyncio.CancelledError):
+            stop_all()
+
+    shell.events.register("post_run_cell", after_cell)
+    shell._labkit_follows = True

@@ -1,0 +1,1 @@
+"""Lock-free data structures in shared memory, compiled by Numba."""

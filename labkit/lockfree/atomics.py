@@ -1,0 +1,141 @@
+"""Atomic loads, stores and read-modify-writes on raw addresses, for Numba-compiled code.
+
+Each function is one LLVM instruction with its memory order (LangRef, "Atomic Memory Ordering Constraints").
+They take an address (an integer) of an aligned 64-bit word and work on memory shared between processes.
+
+Numba caches compiled callers by the caller's own source, so that editing this file would leave stale code behind:
+whoever caches code that uses these calls goes through `labkit.lockfree.entry`, which keys the cache by `SOURCE_HASH`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+SOURCE_HASH = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+
+WORD = ir.IntType(64)
+
+
+def _pointer(builder, address):
+    return builder.inttoptr(address, WORD.as_pointer())
+
+
+@intrinsic
+def load_acquire(typingctx, address):
+    """Read a word; nothing after it in program order is done before it."""
+
+    def code(context, builder, signature, arguments):
+        return builder.load_atomic(_pointer(builder, arguments[0]), "acquire", 8, typ=WORD)
+
+    return types.int64(types.int64), code
+
+
+@intrinsic
+def load_relaxed(typingctx, address):
+    """Read a word, whole, with no order: for a word that only the caller writes, or a hint."""
+
+    def code(context, builder, signature, arguments):
+        return builder.load_atomic(_pointer(builder, arguments[0]), "monotonic", 8, typ=WORD)
+
+    return types.int64(types.int64), code
+
+
+@intrinsic
+def store_release(typingctx, address, value):
+    """Write a word; everything before it in program order is visible to whoever acquires it."""
+
+    def code(context, builder, signature, arguments):
+        builder.store_atomic(arguments[1], _pointer(builder, arguments[0]), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), code
+
+
+@intrinsic
+def store_relaxed(typingctx, address, value):
+    """Write a word, whole, with no order."""
+
+    def code(context, builder, signature, arguments):
+        builder.store_atomic(arguments[1], _pointer(builder, arguments[0]), "monotonic", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), code
+
+
+@intrinsic
+def fetch_add(typingctx, address, value):
+    """Add to a word in one indivisible step; returns what was there before. Sequentially consistent."""
+
+    def code(context, builder, signature, arguments):
+        return builder.atomic_rmw("add", _pointer(builder, arguments[0]), arguments[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), code
+
+
+@intrinsic
+def fence(typingctx):
+    """Everything before is done before everything after, for all processes. Sequentially consistent."""
+
+    def code(context, builder, signature, arguments):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), code
+
+
+@intrinsic
+def load_byte(typingctx, address):
+    """Read one byte that the caller owns at this moment."""
+
+    def code(context, builder, signature, arguments):
+        pointer = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+        return builder.zext(builder.load(pointer, typ=ir.IntType(8)), WORD)
+
+    return types.int64(types.int64), code
+
+
+@intrinsic
+def copy(typingctx, to, source, size):
+    """memcpy(3): `size` bytes from `source` to `to`, plain loads and stores of memory that the caller owns."""
+
+    def code(context, builder, signature, arguments):
+        byte_pointer = ir.IntType(8).as_pointer()
+        to, source, size = arguments
+        memcpy = builder.module.declare_intrinsic("llvm.memcpy", [byte_pointer, byte_pointer, WORD])
+        builder.call(
+            memcpy,
+            [
+                builder.inttoptr(to, byte_pointer),
+                builder.inttoptr(source, byte_pointer),
+                size,
+                ir.Constant(ir.IntType(1), 0),
+            ],
+        )
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), code
+
+
+@intrinsic
+def pause(typingctx):
+    """Tell the processor that this is a spin loop (x86 pause, AArch64 yield)."""
+
+    def code(context, builder, signature, arguments):
+        triple = builder.module.triple
+        name = "llvm.x86.sse2.pause" if "86" in triple.split("-")[0] else "llvm.aarch64.hint"
+        if name == "llvm.aarch64.hint":
+            hint = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [ir.IntType(32)]), name)
+            builder.call(hint, [ir.Constant(ir.IntType(32), 1)])
+        else:
+            function = builder.module.globals.get(name) or ir.Function(
+                builder.module, ir.FunctionType(ir.VoidType(), []), name
+            )
+            builder.call(function, [])
+        return context.get_dummy_value()
+
+    return types.void(), code

@@ -1,0 +1,100 @@
+"""Compiled functions that Python calls like its own builtins.
+
+Calling a Numba dispatcher costs 100 ns or more, a ctypes function four times that: more than the work itself. A Numba
+`cfunc` has a plain C address, and a PyMethodDef filled with ctypes turns an address into a real builtin
+(PyCFunction_NewEx). Inside, the compiled code calls CPython's documented C API; LLVM finds those symbols by name, so
+that nothing compiled has an address baked in and all of it can be cached on disk.
+
+A builtin's `self` is an integer: the address of its private state, a small array of 64-bit words. Whatever the
+builtin uses (the state, the shared mapping) hangs on its module slot and lives as long as it can be called.
+
+Rules inside: check every result, own every reference that is returned, let no exception leave the compiled code
+except one that the C API itself has set (then return 0).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+
+from labkit.lockfree.atomics import load_relaxed
+
+SOURCES = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+"""Numba keys its cache by a function's own source only, so that an edit of what it calls would leave stale code
+behind. A cell of a closure is part of the key: cached functions are made by a factory that takes this hash of the
+whole folder, and mention it."""
+
+WORD = types.int64
+BUILTIN = WORD(WORD, WORD)  # PyObject *f(PyObject *self, PyObject *argument)
+
+PyLong_AsVoidPtr = types.ExternalFunction("PyLong_AsVoidPtr", WORD(WORD))
+PyLong_AsLong = types.ExternalFunction("PyLong_AsLong", WORD(WORD))
+PyLong_FromLongLong = types.ExternalFunction("PyLong_FromLongLong", WORD(WORD))
+PyBytes_FromStringAndSize = types.ExternalFunction("PyBytes_FromStringAndSize", WORD(WORD, WORD))
+PyBytes_AsString = types.ExternalFunction("PyBytes_AsString", WORD(WORD))
+PyBytes_Size = types.ExternalFunction("PyBytes_Size", WORD(WORD))
+PyObject_GetBuffer = types.ExternalFunction("PyObject_GetBuffer", types.int32(WORD, WORD, types.int32))
+PyBuffer_Release = types.ExternalFunction("PyBuffer_Release", types.void(WORD))
+PyEval_SaveThread = types.ExternalFunction("PyEval_SaveThread", WORD())
+PyEval_RestoreThread = types.ExternalFunction("PyEval_RestoreThread", types.void(WORD))
+Py_IncRef = types.ExternalFunction("Py_IncRef", types.void(WORD))
+
+# A builtin's private state: 64-bit words, by byte offset. From OWN on, each builtin has its own.
+RING, RING_BYTES = 0, 8  # address of the ring, capacity of its data
+NONE = 16  # address of None, to return it
+MOST = 24  # bytes in the largest message, 0 for no limit
+BUFFER, BUFFER_SIZE = 32, 48  # a Py_buffer of 80 bytes: buf at 0, len at 16 (stable ABI since Python 3.11)
+OWN = 112
+STATE_WORDS = 32
+
+METH_NOARGS, METH_O = 0x0004, 0x0008
+
+_python = ctypes.PyDLL(None)
+_python.PyCFunction_NewEx.restype = ctypes.py_object
+_python.PyCFunction_NewEx.argtypes = [ctypes.c_void_p, ctypes.py_object, ctypes.py_object]
+
+
+class _MethodDef(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("function", ctypes.c_void_p),
+        ("flags", ctypes.c_int),
+        ("doc", ctypes.c_char_p),
+    ]
+
+
+class Entry:
+    """A compiled function, of which a builtin is made for each state."""
+
+    def __init__(self, function: Any, flags: int):
+        self._compiled = function  # owns the machine code
+        name, doc = function.__name__.encode(), (function.__doc__ or "").encode()
+        self._definition = _MethodDef(name, function.address, flags, doc)
+
+    def builtin(self, state: np.ndarray, keep: Any) -> Callable[..., Any]:
+        """A callable on this state. `keep` lives as long as the callable does."""
+        made: Callable[..., Any] = _python.PyCFunction_NewEx(
+            ctypes.addressof(self._definition), int(state.ctypes.data), (state, keep, self)
+        )
+        return made
+
+
+def new_state(ring: int, capacity: int, most: int) -> np.ndarray:
+    """The private state of a builtin that works on the ring at an address."""
+    state = np.zeros(STATE_WORDS, np.int64)
+    state[[RING // 8, RING_BYTES // 8, NONE // 8, MOST // 8]] = ring, capacity, id(None), most
+    return state
+
+
+@njit
+def none(state):
+    """A new reference to None, which is mortal before Python 3.12."""
+    address = load_relaxed(state + NONE)
+    Py_IncRef(address)
+    return address

@@ -1,0 +1,13 @@
+"""Imported once by the forkserver, so that every child starts with Numba's compiled code already in its memory."""
+
+import importlib
+
+import labkit.launch
+from labkit.channels import KINDS
+from labkit.lockfree.spsc_entry import ring_entries, ring_functions
+from labkit.trace_entry import trace_entries
+
+for module in KINDS.values():
+    importlib.import_module(module)
+for compiled in (ring_entries, ring_functions, trace_entries):
+    compiled()

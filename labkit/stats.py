@@ -1,0 +1,162 @@
+"""From matched messages to numbers and plots: latency and throughput. It knows arrays, no processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+def duration(ns: float) -> str:
+    """A length of time as people say it: 12.3 µs."""
+    for limit, divisor, unit in ((1e3, 1, "ns"), (1e6, 1e3, "µs"), (1e9, 1e6, "ms")):
+        if abs(ns) < limit:
+            return f"{ns / divisor:.3g} {unit}"
+    return f"{ns / 1e9:.3g} s"
+
+
+def amount(number: float) -> str:
+    """A large number as people say it: 1.2 M."""
+    for limit, divisor, unit in ((1e3, 1, ""), (1e6, 1e3, " k"), (1e9, 1e6, " M")):
+        if abs(number) < limit:
+            return f"{number / divisor:.3g}{unit}"
+    return f"{number / 1e9:.3g} G"
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long messages took, in nanoseconds: from the call of send to the return of receive.
+
+    That is what a program feels: waiting in a full channel and waking the receiver are in it.
+    """
+
+    n: int
+    """Messages that were received."""
+    p50: float
+    p90: float
+    p99: float
+    longest: float
+    lost: int
+    """Messages that entered the channel and were never received."""
+    samples: np.ndarray = field(repr=False, compare=False)
+    """Every single latency, sorted."""
+    label: str = ""
+
+    @classmethod
+    def of(cls, messages: np.ndarray, label: str = "") -> Latency:
+        """From rows of dtype labkit.events.MESSAGE. Without any received message all figures are nan."""
+        received = messages["receive_ends"] > 0
+        done = messages[received]
+        samples = np.sort(done["receive_ends"] - done["send_begins"])
+        p50, p90, p99 = np.percentile(samples, (50, 90, 99)) if len(samples) else (np.nan,) * 3
+        lost = int(np.count_nonzero(~received & ~messages["dropped"]))
+        longest = float(samples[-1]) if len(samples) else np.nan
+        return cls(len(samples), float(p50), float(p90), float(p99), longest, lost, samples, label)
+
+    def __repr__(self) -> str:
+        times = ", ".join(f"{name}={duration(getattr(self, name))}" for name in ("p50", "p90", "p99", "longest"))
+        label = f"{self.label!r}, " if self.label else ""
+        return f"Latency({label}n={self.n:,}, {times}, lost={self.lost:,})"
+
+    def plot(self, ax: Any = None) -> Any:
+        """The share of messages that took at most so long (ECDF, logarithmic time). Returns the matplotlib axes."""
+        return plot_latencies([self], ax)
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """How much went through, from the first send to the last receive."""
+
+    messages: int
+    bytes: int
+    seconds: float
+    label: str = ""
+
+    @classmethod
+    def of(cls, messages: np.ndarray, label: str = "") -> Throughput:
+        """From rows of dtype labkit.events.MESSAGE; only received messages count."""
+        done = messages[messages["receive_ends"] > 0]
+        if not len(done):
+            return cls(0, 0, 0.0, label)
+        span = int(done["receive_ends"].max()) - int(done["send_begins"].min())
+        return cls(len(done), int(done["size"].sum()), span / 1e9, label)
+
+    @property
+    def messages_per_second(self) -> float:
+        return self.messages / self.seconds if self.seconds else 0.0
+
+    @property
+    def bytes_per_second(self) -> float:
+        return self.bytes / self.seconds if self.seconds else 0.0
+
+    def __repr__(self) -> str:
+        label = f"{self.label!r}, " if self.label else ""
+        return (
+            f"Throughput({label}{amount(self.messages_per_second)} messages/s, "
+            f"{amount(self.bytes_per_second)}B/s, {self.messages:,} messages in {duration(self.seconds * 1e9)})"
+        )
+
+    def plot(self, ax: Any = None) -> Any:
+        """Messages per second as a bar. Returns the matplotlib axes."""
+        return plot_throughputs([self], ax)
+
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5B5B5B", "#8C6D1F")
+"""Okabe and Ito's palette, which colour-blind readers can tell apart (jfly.uni-koeln.de/color, 2008)."""
+LINES = ("-", "--", "-.", ":")
+
+
+def _axes(ax: Any, width: float, height: float) -> Any:
+    if ax is None:
+        from matplotlib.figure import Figure
+
+        ax = Figure(figsize=(width, height), layout="constrained").subplots()
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def plot_latencies(latencies: list[Latency], ax: Any = None) -> Any:
+    """Several latencies in one picture: the further left, the faster; the steeper, the steadier."""
+    ax = _axes(ax, 7, 3.2)
+    for number, latency in enumerate(latencies):
+        if latency.n:
+            share = np.arange(1, latency.n + 1) / latency.n
+            label = f"{latency.label or 'latency'}: half within {duration(latency.p50)}"
+            style = LINES[number % len(LINES)]
+            ax.step(latency.samples / 1e3, share, style, where="post", color=COLOURS[number % len(COLOURS)], label=label)
+    ax.set(xscale="log", xlabel="latency of a message (µs)", ylabel="share of messages", ylim=(0, 1.02))
+    ax.grid(alpha=0.25, which="both")
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, loc="best", fontsize="small")
+    return Picture(ax)
+
+
+def plot_throughputs(throughputs: list[Throughput], ax: Any = None) -> Any:
+    """Several throughputs as bars, in messages per second."""
+    ax = _axes(ax, 7, 0.6 + 0.45 * max(len(throughputs), 1))
+    names = [t.label or "throughput" for t in throughputs]
+    bars = ax.barh(names, [t.messages_per_second for t in throughputs], color=COLOURS[: len(names)], height=0.6)
+    ax.bar_label(bars, [f" {amount(t.messages_per_second)}/s" for t in throughputs])
+    ax.set(xlabel="messages per second")
+    ax.invert_yaxis()
+    ax.margins(x=0.15)
+    return Picture(ax)
+
+
+class Picture:
+    """Axes that a notebook shows. Made without pyplot, whose global state is not safe outside the main thread."""
+
+    def __init__(self, axes: Any):
+        self.axes = axes
+
+    def _repr_svg_(self) -> str:
+        from io import StringIO
+
+        out = StringIO()
+        self.axes.figure.savefig(out, format="svg", facecolor="white")
+        text = out.getvalue()
+        return text[text.index("<svg") :]
+
+    def __repr__(self) -> str:
+        return f"<picture: {self.axes.get_xlabel()}>"

@@ -1,0 +1,387 @@
+"""A trace: what every endpoint did and when, recorded in shared memory while it happens.
+
+    trace memory (memfd)   | counter | ring of endpoint 0 | ring of endpoint 1 | …
+    written by             |  all    | its own process    | its own process    |
+    read by                             the collector, a thread of the process that made the trace
+
+Each endpoint writes fixed-size events into a ring of its own, so that nobody waits for anybody: a full ring counts what
+it loses. The id of a message travels as eight bytes in front of its payload. Mechanisms know nothing of all this:
+`channel(kind, trace=trace)` returns ends wrapped in `TracedSender` and `TracedReceiver`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from labkit.channels.base import (
+    DEFAULT_TIMEOUT,
+    Capacity,
+    Message,
+    Receiver,
+    Sender,
+    arrived,
+    as_bytes,
+    travelling,
+    unavailable,
+)
+from labkit.events import EVENT, messages
+from labkit.lockfree import spsc
+from labkit.lockfree.entry import MOST, new_state
+from labkit.lockfree.spsc_entry import ring_functions
+from labkit.stats import Latency, Throughput
+from labkit.trace_entry import EVENT_BYTES, ORIGIN, PID, TAG, trace_entries
+
+ENDPOINTS = 512
+"""Endpoints that one trace has room for."""
+RING_EVENTS = 1 << 16
+"""Events that an endpoint records while the collector is busy elsewhere."""
+COLLECT_SECONDS = 0.02
+NOTIFY_SECONDS = 0.05
+
+_RING_BYTES = RING_EVENTS * EVENT_BYTES
+_STRIDE = spsc.DATA + _RING_BYTES
+
+
+@dataclass(frozen=True)
+class ChannelInfo:
+    """A traced channel."""
+
+    number: int
+    kind: str
+    label: str
+    capacity: int
+    unit: str
+
+
+@dataclass
+class ProcessInfo:
+    """A process that holds or held a traced end."""
+
+    pid: int
+    name: str
+    ended: str | None = None
+    """How it ended, for example "exited 0" or "killed by SIGKILL"; None while it runs."""
+
+
+class Trace:
+    """Records the messages of the channels that are opened with it: channel(kind, trace=trace).
+
+    A trace stays in the process that made it; the ends of its channels may travel.
+
+    Args:
+        keep: events kept in memory (32 bytes each); beyond that the oldest are forgotten, and counted.
+
+    Raises:
+        OSError: the machine cannot reserve the memory.
+    """
+
+    def __init__(self, keep: int = 8_000_000):
+        self.channels: list[ChannelInfo] = []
+        self.processes: dict[int, ProcessInfo] = {}
+        self.keep = keep
+        self.forgotten = 0
+        """Events that were recorded, and forgotten because there were more than `keep`."""
+        self._memory = os.memfd_create("labkit-trace", os.MFD_CLOEXEC)
+        self._endpoints = 0
+        self._rings: list[np.ndarray] = []
+        self._chunks: list[np.ndarray] = []
+        self._kept = 0
+        self._news: list[np.ndarray] = []
+        self._changed = False
+        self._subscribers: list[Callable[[np.ndarray], None]] = []
+        self._room = np.empty(RING_EVENTS, EVENT)
+        self._lock = threading.RLock()
+        self._stop = threading.Event()
+        self.add_process(os.getpid(), "notebook")
+        threading.Thread(target=_collect, args=(weakref.ref(self), self._stop), name="labkit trace", daemon=True).start()
+        self._finalizer = weakref.finalize(self, _close, self._memory, self._stop)
+
+    def traced(self, tx: Sender, rx: Receiver, label: str) -> tuple[TracedSender, TracedReceiver]:
+        """The two ends of a new channel, recording here from now on."""
+        capacity = tx.capacity
+        with self._lock:
+            self._must_be_open()
+            taken = {c.label for c in self.channels}
+            unique = label if label not in taken else next(
+                f"{label} {n}" for n in range(2, 1 << 16) if f"{label} {n}" not in taken
+            )
+            number = len(self.channels)
+            ends = self._attach(TracedSender, tx, number), self._attach(TracedReceiver, rx, number)
+            self.channels.append(ChannelInfo(number, tx.kind, unique, capacity.amount, capacity.unit))
+            self._changed = True
+        return ends
+
+    def _attach(self, wrapper: Any, inner: Any, channel: int) -> Any:
+        """Reserve a ring for a new endpoint."""
+        with self._lock:
+            self._must_be_open()
+            number = self._endpoints
+            if number >= ENDPOINTS:
+                raise OSError(errno.ENOSPC, f"a trace has room for {ENDPOINTS} endpoints; begin a new Trace()")
+            try:
+                os.posix_fallocate(self._memory, number * _STRIDE, _STRIDE)
+            except OSError as reason:
+                advice = f"no memory for the trace of one more endpoint ({_STRIDE:,} bytes)"
+                raise unavailable("posix_fallocate", reason.errno or errno.ENOMEM, advice) from reason
+            ring = _map(self._memory, number)
+            ring_functions()["create"](ring.ctypes.data, _RING_BYTES)
+            self._rings.append(ring)
+            self._endpoints += 1
+        end = wrapper(inner, os.dup(self._memory), channel, number, (number + 1) << 40)
+        end.trace = self
+        return end
+
+    def add_process(self, pid: int, name: str) -> None:
+        """Tell the trace what a process is called."""
+        with self._lock:
+            self.processes[pid] = ProcessInfo(pid, name)
+            self._changed = True
+
+    def process_ended(self, pid: int, how: str) -> None:
+        """Tell the trace that a process has ended, and how."""
+        with self._lock:
+            if pid in self.processes:
+                self.processes[pid].ended = how
+                self._changed = True
+
+    def subscribe(self, callback: Callable[[np.ndarray], None]) -> Callable[[], None]:
+        """Have `callback(new events)` called at most 20 times a second, from the collector's thread.
+
+        It is also called, with no events, when channels or processes have changed. Returns a function that ends it.
+        """
+        with self._lock:
+            self._subscribers.append(callback)
+
+        def unsubscribe() -> None:
+            with self._lock, contextlib.suppress(ValueError):
+                self._subscribers.remove(callback)
+
+        return unsubscribe
+
+    def collect(self) -> None:
+        """Take everything that has been recorded out of the rings. The collector does this 50 times a second."""
+        with self._lock:
+            for ring in self._rings:
+                while True:
+                    size = _take(ring.ctypes.data, self._room)
+                    if size <= 0:
+                        break
+                    chunk = self._room[: size // EVENT_BYTES].copy()
+                    self._chunks.append(chunk)
+                    self._kept += len(chunk)
+                    if self._subscribers:
+                        self._news.append(chunk)
+            while self._kept > self.keep and len(self._chunks) > 1:
+                gone = len(self._chunks.pop(0))
+                self._kept -= gone
+                self.forgotten += gone
+
+    def _notify(self) -> None:
+        with self._lock:
+            news, self._news = self._news, []
+            changed, self._changed = self._changed, False
+            subscribers = list(self._subscribers)
+        if subscribers and (news or changed):
+            events = np.concatenate(news) if news else np.empty(0, EVENT)
+            for callback in subscribers:
+                try:
+                    callback(events)
+                except Exception as reason:  # a view that fails must not end the trace
+                    with self._lock, contextlib.suppress(ValueError):
+                        self._subscribers.remove(callback)
+                    print(f"a view of this trace stopped: {type(reason).__name__}: {reason}")
+
+    def events(self) -> np.ndarray:
+        """Everything recorded so far, an array of dtype labkit.events.EVENT sorted by time."""
+        self.collect()
+        with self._lock:
+            self._chunks = [np.concatenate(self._chunks)] if self._chunks else []
+            every = self._chunks[0] if self._chunks else np.empty(0, EVENT)
+        return np.sort(every, order=["time_ns"], kind="stable")
+
+    def messages(self) -> np.ndarray:
+        """The messages these events add up to, an array of dtype labkit.events.MESSAGE sorted by send_begins."""
+        return messages(self.events())
+
+    @property
+    def lost(self) -> int:
+        """Events that were not recorded because the collector could not keep up."""
+        with self._lock:
+            return int(sum(ring[spsc.LOST // 8] for ring in self._rings))
+
+    def latency(self, channel: str | int | None = None) -> Latency:
+        """How long messages took, of one channel (label or number) or of all."""
+        return Latency.of(*self._of(channel))
+
+    def throughput(self, channel: str | int | None = None) -> Throughput:
+        """How much went through, one channel (label or number) or all together."""
+        return Throughput.of(*self._of(channel))
+
+    def _of(self, channel: str | int | None) -> tuple[np.ndarray, str]:
+        every = self.messages()
+        if channel is None:
+            return every, self.channels[0].label if len(self.channels) == 1 else ""
+        for info in self.channels:
+            if channel in (info.label, info.number):
+                return every[every["channel"] == info.number], info.label
+        raise ValueError(f"no channel {channel!r} in this trace; there are: {', '.join(c.label for c in self.channels)}")
+
+    def close(self) -> None:
+        """Stop collecting and give the shared memory back; what has been recorded stays."""
+        if self._finalizer.alive:
+            self.collect()
+            self._notify()
+            with self._lock:
+                self._finalizer()
+
+    def _must_be_open(self) -> None:
+        if not self._finalizer.alive:
+            raise ValueError("this trace is closed: begin a new Trace()")
+
+    def __enter__(self) -> Trace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a trace stays in the process that made it; hand the ends of its channels to the child instead")
+
+    def __repr__(self) -> str:
+        self.collect()
+        lost = f", {self.lost:,} lost" if self.lost else ""
+        return f"<trace of {len(self.channels)} channels, {self._kept:,} events{lost}>"
+
+
+def _map(memory: int, number: int) -> np.ndarray:
+    mapping = mmap.mmap(memory, _STRIDE, offset=number * _STRIDE)
+    return np.frombuffer(mapping, np.int64)  # keeps the mapping alive
+
+
+def _take(ring: int, room: np.ndarray) -> int:
+    return int(ring_functions()["take_bytes"](ring, _RING_BYTES, room.ctypes.data, room.nbytes))
+
+
+def _collect(trace: weakref.ref[Trace], stop: threading.Event) -> None:
+    """The collector's thread. It holds the trace only while it works, so that a forgotten trace ends."""
+    notified = 0.0
+    while not stop.wait(COLLECT_SECONDS):
+        alive = trace()
+        if alive is None:
+            return
+        alive.collect()
+        if time.monotonic() - notified >= NOTIFY_SECONDS:
+            notified = time.monotonic()
+            alive._notify()
+        del alive
+
+
+def _close(memory: int, stop: threading.Event) -> None:
+    stop.set()
+    os.close(memory)
+
+
+class _Traced:
+    """What a traced sender and receiver have in common: the wrapped end and the ring they record in."""
+
+    trace: Trace | None = None  # only in the process that made it
+    closed: bool
+
+    def __init__(self, inner: Any, memory: int, channel: int, number: int, tag: int):
+        self._inner = inner
+        self._memory = memory
+        self._channel, self._number = channel, number
+        self.kind, self.facts = inner.kind, inner.facts
+        ring = _map(memory, number)
+        self._state = state = new_state(ring.ctypes.data, _RING_BYTES, getattr(inner, "max_message", 0))
+        state[[TAG // 8, PID // 8, ORIGIN // 8]] = tag, os.getpid(), channel | number << 16
+        self._record = {name: entry.builtin(state, ring) for name, entry in trace_entries().items()}
+
+    def fileno(self) -> int:
+        return int(self._inner.fileno())
+
+    def clone(self) -> Any:
+        """A second end on the same channel. Raises ValueError in another process than the trace's own."""
+        if self.trace is None:
+            raise ValueError("clone a traced end in the process that made the trace, before it is handed on")
+        inner = self._inner.clone()
+        self._state[MOST // 8] = getattr(self._inner, "max_message", 0)
+        return self.trace._attach(type(self), inner, self._channel)
+
+    def _farewell(self) -> None:
+        self._record["closed"]()
+        self._inner._farewell()
+
+    def _let_go(self) -> None:
+        self._inner.given_away()
+        os.close(self._memory)
+
+    def __reduce__(self) -> Any:
+        tag = int(self._state[TAG // 8])
+        return _arrives, (type(self), self._inner, travelling(self._memory), self._channel, self._number, tag)
+
+
+class TracedSender(_Traced, Sender):
+    """A sender that records. Every message carries its id in front, which the TracedReceiver takes off."""
+
+    def __init__(self, inner: Sender, memory: int, channel: int, number: int, tag: int):
+        super().__init__(inner, memory, channel, number, tag)
+        inner._allow_tag()
+        self._begins, self._ends = self._record["send_begins"], self._record["send_ends"]
+        self._send = inner.send
+
+    def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT, **options: Any) -> None:
+        tagged = self._begins(message)
+        if tagged is None:
+            self._must_be_open()
+            as_bytes(message, self.max_message)  # raises what is wrong with it
+        try:
+            self._send(tagged, timeout, **options)
+        except BaseException:
+            self._record["dropped"](tagged)
+            raise
+        self._ends(tagged)
+
+    @property
+    def max_message(self) -> int:  # type: ignore[override]
+        return self._inner.max_message
+
+    @property
+    def capacity(self) -> Capacity:
+        return self._inner.capacity
+
+
+class TracedReceiver(_Traced, Receiver):
+    """A receiver that records."""
+
+    def __init__(self, inner: Receiver, memory: int, channel: int, number: int, tag: int):
+        super().__init__(inner, memory, channel, number, tag)
+        self._begins, self._ends = self._record["receive_begins"], self._record["receive_ends"]
+        self._receive = inner.receive
+
+    def receive(self, timeout: float | None = DEFAULT_TIMEOUT) -> bytes:
+        self._begins()
+        try:
+            tagged = self._receive(timeout)
+        except BaseException:
+            self._record["gave_up"]()
+            raise
+        message: bytes | None = self._ends(tagged)
+        if message is None:
+            raise OSError(errno.EBADMSG, f"a message of {len(tagged)} bytes came from a sender that is not traced")
+        return message
+
+
+def _arrives(wrapper: Any, inner: Any, ticket: Any, channel: int, number: int, tag: int) -> Any:
+    return wrapper(inner, arrived(ticket), channel, number, tag)

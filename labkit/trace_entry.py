@@ -1,0 +1,157 @@
+"""The trace's builtins: one event is written in some 30 ns, clock included, with no lock and no system call."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from numba import cfunc, njit, types
+
+from labkit.lockfree import spsc
+from labkit.lockfree.atomics import copy, load_relaxed, store_relaxed
+from labkit.lockfree.entry import (
+    BUFFER,
+    BUFFER_SIZE,
+    BUILTIN,
+    METH_NOARGS,
+    METH_O,
+    MOST,
+    OWN,
+    RING,
+    RING_BYTES,
+    SOURCES,
+    WORD,
+    Entry,
+    PyBuffer_Release,
+    PyBytes_AsString,
+    PyBytes_FromStringAndSize,
+    PyBytes_Size,
+    PyLong_AsVoidPtr,
+    PyObject_GetBuffer,
+    none,
+)
+
+TAG = OWN  # id of the next message
+PID = OWN + 8
+ORIGIN = OWN + 16  # channel | endpoint << 16
+CLOCK = OWN + 24  # a struct timespec, 16 bytes
+
+SEND_BEGINS, SEND_ENDS, RECEIVE_BEGINS, RECEIVE_ENDS, DROPPED, GAVE_UP, CLOSED = range(1, 8)
+"""labkit.events.Action as constants for compiled code; a test holds the two together."""
+EVENT_BYTES = 32
+TAG_BYTES = 8
+
+clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, WORD))
+CLOCK_MONOTONIC = 1
+
+
+@njit
+def record(state, message, size, action):
+    """Write one event, laid out as labkit.events.EVENT. When the ring is full, count it as lost and carry on."""
+    ring, capacity = load_relaxed(state + RING), load_relaxed(state + RING_BYTES)
+    position = spsc.reserve(ring, capacity, EVENT_BYTES)
+    if position < 0:
+        store_relaxed(ring + spsc.LOST, load_relaxed(ring + spsc.LOST) + 1)  # only the sender writes it
+        return
+    clock_gettime(CLOCK_MONOTONIC, state + CLOCK)
+    slot = ring + spsc.DATA + (position & (capacity - 1))  # ours until published; never wraps: 32 divides it
+    store_relaxed(slot, load_relaxed(state + CLOCK) * 1_000_000_000 + load_relaxed(state + CLOCK + 8))
+    store_relaxed(slot + 8, message)
+    store_relaxed(slot + 16, size | (load_relaxed(state + PID) << 32))
+    store_relaxed(slot + 24, load_relaxed(state + ORIGIN) | (action << 32))
+    spsc.publish(ring, position + EVENT_BYTES)
+
+
+@njit
+def record_tagged(state, tagged, action):
+    """The event of a message that carries its id; a new reference to None, or 0 with TypeError set."""
+    start = PyBytes_AsString(tagged)
+    if start == 0:
+        return start
+    record(state, load_relaxed(start), PyBytes_Size(tagged) - TAG_BYTES, action)
+    return none(state)
+
+
+@njit
+def record_bare(state, action):
+    record(state, 0, 0, action)
+    return none(state)
+
+
+def _compile(key: str) -> dict[str, Entry]:
+    @cfunc(BUILTIN, cache=True)
+    def send_begins(self, message):
+        """The message with its id in front, or None when it is empty or too large."""
+        key  # see SOURCES
+        state = PyLong_AsVoidPtr(self)
+        if PyObject_GetBuffer(message, state + BUFFER, 0) != 0:
+            return 0  # TypeError or BufferError is set
+        source, size = load_relaxed(state + BUFFER), load_relaxed(state + BUFFER_SIZE)
+        if size == 0 or size > load_relaxed(state + MOST):
+            PyBuffer_Release(state + BUFFER)
+            return none(state)
+        tagged = PyBytes_FromStringAndSize(0, size + TAG_BYTES)
+        if tagged != 0:  # else MemoryError is set
+            tag = load_relaxed(state + TAG)
+            store_relaxed(state + TAG, tag + 1)
+            start = PyBytes_AsString(tagged)
+            store_relaxed(start, tag)
+            copy(start + TAG_BYTES, source, size)
+            record(state, tag, size, SEND_BEGINS)
+        PyBuffer_Release(state + BUFFER)
+        return tagged
+
+    @cfunc(BUILTIN, cache=True)
+    def send_ends(self, tagged):
+        """The message has entered the channel."""
+        key  # see SOURCES
+        return record_tagged(PyLong_AsVoidPtr(self), tagged, SEND_ENDS)
+
+    @cfunc(BUILTIN, cache=True)
+    def dropped(self, tagged):
+        """The message did not enter the channel."""
+        key  # see SOURCES
+        return record_tagged(PyLong_AsVoidPtr(self), tagged, DROPPED)
+
+    @cfunc(BUILTIN, cache=True)
+    def receive_ends(self, tagged):
+        """The message without its id, or None when it is too short to have one."""
+        key  # see SOURCES
+        state = PyLong_AsVoidPtr(self)
+        start = PyBytes_AsString(tagged)
+        if start == 0:
+            return start
+        size = PyBytes_Size(tagged) - TAG_BYTES
+        if size <= 0:
+            return none(state)
+        message = PyBytes_FromStringAndSize(start + TAG_BYTES, size)
+        if message != 0:  # else MemoryError is set
+            record(state, load_relaxed(start), size, RECEIVE_ENDS)
+        return message
+
+    @cfunc(BUILTIN, cache=True)
+    def receive_begins(self, ignored):
+        """The receiver asks for a message."""
+        key  # see SOURCES
+        return record_bare(PyLong_AsVoidPtr(self), RECEIVE_BEGINS)
+
+    @cfunc(BUILTIN, cache=True)
+    def gave_up(self, ignored):
+        """The receiver came back without a message."""
+        key  # see SOURCES
+        return record_bare(PyLong_AsVoidPtr(self), GAVE_UP)
+
+    @cfunc(BUILTIN, cache=True)
+    def closed(self, ignored):
+        """This end was closed."""
+        key  # see SOURCES
+        return record_bare(PyLong_AsVoidPtr(self), CLOSED)
+
+    entries = {f: METH_O for f in (send_begins, send_ends, dropped, receive_ends)}
+    entries |= {f: METH_NOARGS for f in (receive_begins, gave_up, closed)}
+    return {f.__name__: Entry(f, flags) for f, flags in entries.items()}
+
+
+@cache
+def trace_entries() -> dict[str, Entry]:
+    """The compiled functions, made on first use."""
+    return _compile(SOURCES)
