@@ -40,7 +40,7 @@ from labkit.lockfree import spsc
 from labkit.lockfree.entry import MOST, new_state
 from labkit.lockfree.spsc_entry import ring_functions
 from labkit.stats import Latency, Throughput
-from labkit.trace_entry import EVENT_BYTES, ORIGIN, PID, TAG, trace_entries
+from labkit.trace_entry import EVENT_BYTES, HEADER, ORIGIN, PID, TAG, trace_entries
 
 ENDPOINTS = 512
 """Endpoints that one trace has room for."""
@@ -339,19 +339,23 @@ class TracedSender(_Traced, Sender):
         super().__init__(inner, memory, channel, number, tag)
         inner._allow_tag()
         self._begins, self._ends = self._record["send_begins"], self._record["send_ends"]
-        self._send = inner.send
+        self._state[HEADER // 8] = inner.header_bytes
+        self._send = inner._write if inner.header_bytes else inner.send  # type: ignore[attr-defined]
 
-    def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT, **options: Any) -> None:
-        tagged = self._begins(message)
-        if tagged is None:
+    def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT, priority: int | None = None) -> None:
+        framed = self._begins(message)
+        if framed is None:
             self._must_be_open()
             as_bytes(message, self.max_message)  # raises what is wrong with it
         try:
-            self._send(tagged, timeout, **options)
+            if priority is None:
+                self._send(framed, timeout)
+            else:
+                self._send(framed, timeout, priority)
         except BaseException:
-            self._record["dropped"](tagged)
+            self._record["dropped"](framed)
             raise
-        self._ends(tagged)
+        self._ends(framed)
 
     @property
     def max_message(self) -> int:  # type: ignore[override]

@@ -34,6 +34,8 @@ TAG = OWN  # id of the next message
 PID = OWN + 8
 ORIGIN = OWN + 16  # channel | endpoint << 16
 CLOCK = OWN + 24  # a struct timespec, 16 bytes
+HEADER = OWN + 40  # bytes of length that the mechanism wants in front: 0, or 4 on a byte stream
+SCRATCH = OWN + 48  # a word that is copied to or from where a message is not aligned
 
 SEND_BEGINS, SEND_ENDS, RECEIVE_BEGINS, RECEIVE_ENDS, DROPPED, GAVE_UP, CLOSED = range(1, 8)
 """labkit.events.Action as constants for compiled code; a test holds the two together."""
@@ -62,12 +64,13 @@ def record(state, message, size, action):
 
 
 @njit
-def record_tagged(state, tagged, action):
-    """The event of a message that carries its id; a new reference to None, or 0 with TypeError set."""
-    start = PyBytes_AsString(tagged)
+def record_sent(state, framed, action):
+    """The event of a message as `send_begins` made it; a new reference to None, or 0 with TypeError set."""
+    start, header = PyBytes_AsString(framed), load_relaxed(state + HEADER)
     if start == 0:
         return start
-    record(state, load_relaxed(start), PyBytes_Size(tagged) - TAG_BYTES, action)
+    copy(state + SCRATCH, start + header, TAG_BYTES)
+    record(state, load_relaxed(state + SCRATCH), PyBytes_Size(framed) - header - TAG_BYTES, action)
     return none(state)
 
 
@@ -80,7 +83,7 @@ def record_bare(state, action):
 def _compile(key: str) -> dict[str, Entry]:
     @cfunc(BUILTIN, cache=True)
     def send_begins(self, message):
-        """The message with its id in front, or None when it is empty or too large."""
+        """The message with its id in front (and its length in front of that), or None when empty or too large."""
         key  # see SOURCES
         state = PyLong_AsVoidPtr(self)
         if PyObject_GetBuffer(message, state + BUFFER, 0) != 0:
@@ -89,28 +92,31 @@ def _compile(key: str) -> dict[str, Entry]:
         if size == 0 or size > load_relaxed(state + MOST):
             PyBuffer_Release(state + BUFFER)
             return none(state)
-        tagged = PyBytes_FromStringAndSize(0, size + TAG_BYTES)
-        if tagged != 0:  # else MemoryError is set
+        header = load_relaxed(state + HEADER)
+        framed = PyBytes_FromStringAndSize(0, header + TAG_BYTES + size)
+        if framed != 0:  # else MemoryError is set
+            start = PyBytes_AsString(framed)
+            store_relaxed(state + SCRATCH, TAG_BYTES + size)
+            copy(start, state + SCRATCH, header)  # little-endian, as all machines that Numba runs on
+            copy(start + header, state + TAG, TAG_BYTES)
+            copy(start + header + TAG_BYTES, source, size)
             tag = load_relaxed(state + TAG)
             store_relaxed(state + TAG, tag + 1)
-            start = PyBytes_AsString(tagged)
-            store_relaxed(start, tag)
-            copy(start + TAG_BYTES, source, size)
             record(state, tag, size, SEND_BEGINS)
         PyBuffer_Release(state + BUFFER)
-        return tagged
+        return framed
 
     @cfunc(BUILTIN, cache=True)
-    def send_ends(self, tagged):
+    def send_ends(self, framed):
         """The message has entered the channel."""
         key  # see SOURCES
-        return record_tagged(PyLong_AsVoidPtr(self), tagged, SEND_ENDS)
+        return record_sent(PyLong_AsVoidPtr(self), framed, SEND_ENDS)
 
     @cfunc(BUILTIN, cache=True)
-    def dropped(self, tagged):
+    def dropped(self, framed):
         """The message did not enter the channel."""
         key  # see SOURCES
-        return record_tagged(PyLong_AsVoidPtr(self), tagged, DROPPED)
+        return record_sent(PyLong_AsVoidPtr(self), framed, DROPPED)
 
     @cfunc(BUILTIN, cache=True)
     def receive_ends(self, tagged):

@@ -138,6 +138,9 @@ class Sender(Endpoint):
     """Bytes in the largest message."""
     _limit: int  # what send itself allows: max_message, or a tag more on a traced channel
 
+    header_bytes: ClassVar[int] = 0
+    """Bytes of length that go before each message: 4 for a byte stream, whose `_write` takes messages with them."""
+
     def _allow_tag(self) -> None:
         """Take messages that a trace has made longer by its tag."""
         self._limit = self.max_message + TAG_BYTES

@@ -73,6 +73,7 @@ def open(*, capacity: int | None = None) -> tuple[PipeSender, PipeReceiver]:
 
 class PipeSender(Sender):
     kind, facts = "pipe", FACTS
+    header_bytes = LENGTH.size
 
     def __init__(self, fd: int, shared: bool = False, owed: bytes = b""):
         self.fd = fd
@@ -84,26 +85,45 @@ class PipeSender(Sender):
     def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT) -> None:
         if type(message) is not bytes or not 0 < len(message) <= ATOMIC:
             message = as_bytes(message, self._limit)
+        if len(message) < JOIN_BELOW:
+            self._write(LENGTH.pack(len(message)) + message, timeout)
+        else:
+            self._write_large(message, timeout)
+
+    def _write(self, framed: Message, timeout: float | None) -> None:
+        """Write a message that has its length in front."""
         if self._owed:
             self._push(self._owed, Waiter(timeout))
-        size = len(message)
         try:
-            if size < JOIN_BELOW:
-                whole: Message = LENGTH.pack(size) + message
-                written = os.write(self.fd, whole)
-            else:
-                whole = b""
-                written = os.writev(self.fd, (LENGTH.pack(size), message))
-            if written == size + LENGTH.size:
-                return
+            written = os.write(self.fd, framed)
         except BlockingIOError:
             written = 0
         except OSError as reason:
             raise self._translated(reason) from reason
-        if written == 0 and timeout == 0:
+        if written < len(framed):
+            self._push_rest(memoryview(framed), written, timeout)
+
+    def _write_large(self, message: Message, timeout: float | None) -> None:
+        """Write length and message without joining them, which would copy the message once more."""
+        if self._owed:
+            self._push(self._owed, Waiter(timeout))
+        size = LENGTH.pack(len(message))
+        try:
+            written = os.writev(self.fd, (size, message))
+        except BlockingIOError:
+            written = 0
+        except OSError as reason:
+            raise self._translated(reason) from reason
+        if written < len(size) + len(message):
+            if written < len(size):
+                self._push_rest(memoryview(size + message), written, timeout)
+            else:
+                self._push_rest(memoryview(message), written - len(size), timeout, begun=True)
+
+    def _push_rest(self, whole: memoryview, written: int, timeout: float | None, begun: bool = False) -> None:
+        if timeout == 0 and not written and not begun:
             raise TimeoutError("the pipe is full")
-        waiter = Waiter(timeout)
-        self._push(memoryview(whole or LENGTH.pack(size) + message)[written:], waiter, begun=written > 0)
+        self._push(whole[written:], Waiter(timeout), begun or written > 0)
 
     def _push(self, rest: Message, waiter: Waiter, begun: bool = True) -> None:
         """Write what is left of a message, waiting for room."""
