@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from html import escape
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -142,6 +143,72 @@ def plot_throughputs(throughputs: list[Throughput], ax: Any = None) -> Any:
     ax.invert_yaxis()
     ax.margins(x=0.15)
     return Picture(ax)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several channels side by side. A notebook shows it as two plots over a table."""
+
+    latencies: list[Latency]
+    throughputs: list[Throughput]
+
+    @classmethod
+    def of(cls, channels: list[tuple[str, np.ndarray]]) -> Comparison:
+        """From (label, rows of dtype labkit.events.MESSAGE) of each channel."""
+        return cls([Latency.of(m, label) for label, m in channels], [Throughput.of(m, label) for label, m in channels])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dictionary a channel; times in nanoseconds."""
+        return [
+            {
+                "channel": latency.label,
+                "messages": latency.n,
+                "p50": latency.p50,
+                "p99": latency.p99,
+                "longest": latency.longest,
+                "lost": latency.lost,
+                "messages_per_second": throughput.messages_per_second,
+                "bytes_per_second": throughput.bytes_per_second,
+            }
+            for latency, throughput in zip(self.latencies, self.throughputs, strict=True)
+        ]
+
+    def plot(self) -> Picture:
+        """Latency on the left, throughput on the right."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(10, 3.4), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+        plot_latencies(self.latencies, left)
+        return plot_throughputs(self.throughputs, right)
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        return [
+            (
+                row["channel"],
+                f"{row['messages']:,}",
+                duration(row["p50"]),
+                duration(row["p99"]),
+                duration(row["longest"]),
+                f"{row['lost']:,}",
+                f"{amount(row['messages_per_second'])}/s",
+                f"{amount(row['bytes_per_second'])}B/s",
+            )
+            for row in self.rows()
+        ]
+
+    def __repr__(self) -> str:
+        lines = [self.HEAD, *self._cells()]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.HEAD))]
+        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{escape(title)}</th>" for title in self.HEAD)
+        body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in cells) + "</tr>" for cells in self._cells())
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return f"<div>{self.plot()._repr_svg_()}</div>{table}"
+
+    HEAD: ClassVar = ("channel", "messages", "half within", "99 % within", "longest", "lost", "messages", "data")
 
 
 class Picture:
