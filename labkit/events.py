@@ -62,7 +62,7 @@ def messages(events: np.ndarray) -> np.ndarray:
 
     Matching is by message id, never by position: POSIX queues reorder and UDP loses.
     """
-    events = np.sort(events, order=["time_ns"], kind="stable")
+    events = events[np.argsort(events["time_ns"], kind="stable")]
     action = events["action"]
     begun = events[action == Action.SEND_BEGINS]
     ids, first = np.unique(begun["message"], return_index=True)
@@ -92,7 +92,8 @@ def messages(events: np.ndarray) -> np.ndarray:
     if len(ids):
         known = ids[np.minimum(np.searchsorted(ids, received["message"]), len(ids) - 1)] == received["message"]
         rows["receive_begins"][where] = began[known]
-    return np.sort(rows, order=["send_begins"], kind="stable")
+    rows["dropped"] &= rows["receive_ends"] == 0  # a pipe sends the rest of a message that was given up half-way
+    return rows[np.argsort(rows["send_begins"], kind="stable")]
 
 
 def _receives(events: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,8 @@ and a process with threads must not be forked (fork(2); locks held by other thre
     descriptors (SCM_RIGHTS)  --->  fork(2)             --->   arms its lifeline, says "running", calls f
     report: ("running", …)    <------------------------------  ("result", …) or ("error", …), then exits
 
-A child never outlives the process that launched it: the kernel sends it SIGKILL when the parent's end of a pipe closes.
+A child never outlives the process that launched it: the kernel sends it SIGKILL when the parent's end of a pipe, the
+leash, closes.
 """
 
 from __future__ import annotations
@@ -17,19 +18,20 @@ import asyncio
 import atexit
 import contextlib
 import fcntl
+import io
 import os
 import select
 import signal
 import sys
 import threading
+import time
 import traceback
-import weakref
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import dill
 import multiprocess
-from multiprocess import forkserver, popen_forkserver, spawn
+from multiprocess import connection, forkserver, popen_forkserver, reduction, spawn
 
 from labkit.channels.base import Endpoint
 
@@ -57,47 +59,53 @@ class RemoteError(RuntimeError):
 class Job:
     """A running child. It is awaitable: `await job` lets a notebook's widgets work meanwhile."""
 
-    def __init__(self, process: Any, report: Any, name: str):
+    def __init__(self, process: Any, report: Any, leash: Any, name: str):
         self.name = name
         self.pid: int = process.pid
+        self.exitcode: int | None = None
+        """The exit status, negative for a signal's number, None while it runs: waitpid(2)."""
         self._process = process
         self._report = report
+        self._leash = leash
         self._outcome: tuple[str, Any] = ("nothing", None)
-        self._ended = threading.Event()
+        self._lock = threading.Lock()
         self._observers: list[Callable[[Job], None]] = []
+        self._ended = threading.Event()
         _jobs.add(self)
         threading.Thread(target=self._watch, name=f"labkit watches {name}", daemon=True).start()
 
     def _watch(self) -> None:
         """Read what the child reports until it ends, whatever way it ends."""
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                kind, value = self._report.recv()
-                self._outcome = (kind, value)
-        self._process.join()
-        self._report.close()
-        _jobs.discard(self)
-        self._ended.set()
-        for observer in self._observers:
-            observer(self)
-        self._observers.clear()
+        try:
+            with contextlib.suppress(EOFError, OSError):
+                # End of file alone would not do: a process that the child has forked may hold the pipe open.
+                while self._report in connection.wait([self._report, self._process.sentinel]):
+                    self._outcome = self._report.recv()
+            self._process.join()
+            self._report.close()
+            self._leash.close()
+        finally:
+            _jobs.discard(self)
+            with self._lock:
+                self.exitcode = self._process.exitcode
+                observers, self._observers = self._observers, []
+            for observer in observers:
+                with contextlib.suppress(Exception):
+                    observer(self)
+            self._ended.set()  # last: whoever has waited finds everything in order
 
     def when_ended(self, observer: Callable[[Job], None]) -> None:
-        """Call `observer(job)` once, from another thread, when the child has ended."""
-        self._observers.append(observer)
-        if self._ended.is_set() and observer in self._observers:
-            self._observers.remove(observer)
-            observer(self)
+        """Call `observer(job)` once when the child has ended, from another thread, or now when it has already."""
+        with self._lock:
+            if self.exitcode is None:
+                self._observers.append(observer)
+                return
+        observer(self)
 
     @property
     def alive(self) -> bool:
         """Whether the child still runs."""
-        return not self._ended.is_set()
-
-    @property
-    def exitcode(self) -> int | None:
-        """The exit status, negative for a signal's number, None while it runs: waitpid(2)."""
-        return None if self.alive else self._process.exitcode
+        return self.exitcode is None
 
     @property
     def status(self) -> str:
@@ -158,7 +166,7 @@ class Job:
         return f"<job {self.name}, pid {self.pid}, {self.status}>"
 
 
-_jobs: weakref.WeakSet[Job] = weakref.WeakSet()
+_jobs: set[Job] = set()  # a job that runs is here, and kept alive by its thread
 _start = threading.Lock()
 
 
@@ -176,6 +184,7 @@ def launch(f: Callable[..., Any], *args: Any, name: str | None = None) -> Job:
 
     Raises:
         TypeError: f or an argument cannot be sent to another process; the text says which and why.
+        ValueError: an end among the arguments is closed, or there are more than some 250 of them.
         RemoteError: the child did not come up.
     """
     name = name or getattr(f, "__name__", type(f).__name__)
@@ -184,40 +193,47 @@ def launch(f: Callable[..., Any], *args: Any, name: str | None = None) -> Job:
     for end in ends:
         end._must_be_open()
     _follow_ipython()
-    ours, theirs = _context.Pipe(duplex=False)
-    process = _Process(target=_run, args=(payload, theirs, args), name=name)
-    try:
+    with contextlib.ExitStack() as undo:  # whatever happens before there is a job, Ctrl-C included, leaves nothing
+        report, report_there = _pipe(undo)
+        leash_there, leash = _pipe(undo)
+        process = _Process(target=_run, args=(payload, report_there, leash_there, _Parcel(name, args)), name=name)
         with _start:
             _preload()
             process.start()
-    except (TypeError, AttributeError, dill.PicklingError) as reason:
-        ours.close()
-        raise TypeError(f"an argument of {name} cannot be sent to another process: {reason}") from None
-    except BaseException:
-        ours.close()
-        raise
-    finally:
-        theirs.close()
-    for end in ends:
-        end.given_away()
-    try:
-        if not ours.poll(START_TIMEOUT):
-            process.kill()
-        ours.recv()
-    except (EOFError, OSError):
-        process.join()
-        ours.close()
-        raise RemoteError(
-            f"{name} (pid {process.pid}) did not come up (exit status {process.exitcode}): "
-            "its own words, if any, are on standard error",
-            exitcode=process.exitcode,
-        ) from None
-    job = Job(process, ours, name)
-    for end in ends:
-        if trace := getattr(end, "trace", None):
-            trace.add_process(job.pid, name)
-            job.when_ended(lambda job, trace=trace: trace.process_ended(job.pid, job.status))
+        undo.callback(_kill, process)
+        report_there.close()
+        leash_there.close()
+        for end in ends:
+            end.given_away()
+        try:
+            if report.poll(START_TIMEOUT):
+                report.recv()
+        except (EOFError, OSError):
+            process.join()
+            raise RemoteError(
+                f"{name} (pid {process.pid}) did not come up (exit status {process.exitcode}): "
+                "its own words, if any, are on standard error",
+                exitcode=process.exitcode,
+            ) from None
+        job = Job(process, report, leash, name)
+        undo.pop_all()
+    for trace in {end.trace for end in ends if getattr(end, "trace", None)}:  # type: ignore[attr-defined]
+        trace.add_process(job.pid, name)
+        job.when_ended(lambda job, trace=trace: trace.process_ended(job.pid, job.status))
     return job
+
+
+def _pipe(undo: contextlib.ExitStack) -> tuple[Any, Any]:
+    """A pipe, reading end first, that is closed when `undo` says so."""
+    reading, writing = _context.Pipe(duplex=False)
+    undo.callback(reading.close)
+    undo.callback(writing.close)
+    return reading, writing
+
+
+def _kill(process: Any) -> None:
+    process.kill()
+    process.join()
 
 
 def jobs() -> list[Job]:
@@ -228,10 +244,11 @@ def jobs() -> list[Job]:
 def stop_all(grace: float = 1.0) -> None:
     """End every job: SIGINT first, SIGKILL for those that still run after `grace` seconds."""
     running = jobs()
+    deadline = time.monotonic() + grace
     for job in running:
         job.kill(signal.SIGINT)
     for job in running:
-        if not job._ended.wait(grace):
+        if not job._ended.wait(max(0.0, deadline - time.monotonic())):
             job.kill()
     for job in running:
         job._ended.wait(5)
@@ -240,28 +257,33 @@ def stop_all(grace: float = 1.0) -> None:
 atexit.register(stop_all)  # before multiprocess's own exit handler, which would wait for the children instead
 
 
-def _run(payload: bytes, report: Any, args: tuple[Any, ...]) -> None:
+def _run(payload: bytes, report: Any, leash: Any, parcel: bytes) -> None:
     """The child's main function."""
-    _die_with_parent()
+    _die_with_parent(leash.fileno())
     report.send(("running", None))
     code: Any = 0
+    args: tuple[Any, ...] = ()
     try:
-        outcome = ("result", _result_of(payload, args))
+        args = dill.loads(parcel)
+        outcome = ("result", _result_of(dill.loads(payload), args))
     except BaseException as error:
         tb = error.__traceback__
         while tb and tb.tb_next and tb.tb_frame.f_code.co_filename == __file__:
             tb = tb.tb_next  # the reader's own code comes first
         text = "".join(traceback.format_exception(type(error), error, tb)).rstrip()
         outcome, code = ("error", text), error.code if isinstance(error, SystemExit) else 1
+        if not code:  # sys.exit(0) is a way to end well
+            outcome = ("result", dill.dumps(None))
     for end in _ends(args):
         end.close()
+    stop_all()  # jobs of our own; multiprocess would wait for them
     report.send(outcome)
     if code:
         sys.exit(code)
 
 
-def _result_of(payload: bytes, args: tuple[Any, ...]) -> bytes:
-    result = dill.loads(payload)(*args)
+def _result_of(f: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
+    result = f(*args)
     try:
         sent: bytes = dill.dumps(result, recurse=True)
         return sent
@@ -269,18 +291,17 @@ def _result_of(payload: bytes, args: tuple[Any, ...]) -> bytes:
         raise TypeError(f"the result, a {type(result).__name__}, cannot be sent back: {reason}") from reason
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(leash: int) -> None:
     """Have the kernel kill this process when its parent has gone, even while compiled code holds the GIL.
 
-    The pipe that multiprocess keeps between them reports every change by a signal of our choice: O_ASYNC and F_SETSIG,
-    fcntl(2). Its only change is the parent's end closing.
+    The leash is a pipe through which nothing is ever sent. It reports every change by a signal of our choice: O_ASYNC
+    and F_SETSIG, fcntl(2). Its only change is the parent's end closing.
     """
-    sentinel = multiprocess.parent_process().sentinel
-    fcntl.fcntl(sentinel, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(sentinel, F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+    fcntl.fcntl(leash, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(leash, F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(leash, fcntl.F_SETFL, fcntl.fcntl(leash, fcntl.F_GETFL) | os.O_ASYNC)
     poll = select.poll()
-    poll.register(sentinel, select.POLLIN)
+    poll.register(leash, select.POLLIN)
     if poll.poll(0):  # it went before the signal was armed
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -322,16 +343,46 @@ def _culprit(f: Any) -> str | None:
     code = getattr(f, "__code__", None)
     if code is None:
         return None
-    cells = zip(code.co_freevars, f.__closure__ or (), strict=True)
-    used = {n: f.__globals__[n] for n in code.co_names if n in f.__globals__} | {
-        n: cell.cell_contents for n, cell in cells
-    }
+    used = {n: f.__globals__[n] for n in code.co_names if n in f.__globals__}
+    for variable, cell in zip(code.co_freevars, f.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # not assigned yet
+            used[variable] = cell.cell_contents
     for variable, value in used.items():
         try:
             dill.dumps(value, recurse=True)
         except Exception as reason:
             return f"its variable {variable!r}, a {type(value).__name__}, stays in this process ({reason})"
     return None
+
+
+class _Parcel:
+    """The arguments on their way: what is a parcel here arrives as bytes, to be opened where errors are reported.
+
+    Functions among them bring what they refer to, as f does; descriptors travel as multiprocess sends them.
+    """
+
+    def __init__(self, name: str, args: tuple[Any, ...]):
+        self.name = name
+        self.args = args
+
+    def __reduce__(self) -> Any:
+        try:
+            return bytes, (self._packed(self.args),)
+        except Exception:
+            for number, argument in enumerate(self.args, 1):
+                try:
+                    self._packed(argument)
+                except Exception as reason:
+                    raise TypeError(
+                        f"argument {number} of {self.name}, a {type(argument).__name__}, "
+                        f"cannot be sent to another process: {reason}"
+                    ) from None
+            raise
+
+    def _packed(self, value: Any) -> bytes:
+        buffer = io.BytesIO()
+        reduction.ForkingPickler(buffer, recurse=True).dump(value)
+        return buffer.getvalue()
 
 
 # --- multiprocess, made to fit -----------------------------------------------------------------
@@ -358,6 +409,18 @@ spawn.get_preparation_data = _prepare_without_main
 
 
 class _Popen(popen_forkserver.Popen):  # type: ignore[misc]
+    def __init__(self, process_obj: Any):
+        self._reading = threading.Lock()
+        super().__init__(process_obj)
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        """As waitpid(2). The exit status can be read only once, and any thread that starts a process asks for it."""
+        if flag != os.WNOHANG and self.returncode is None:
+            connection.wait([self.sentinel])
+        with self._reading:
+            status: int | None = super().poll(os.WNOHANG)
+            return status
+
     def _launch(self, process_obj: Any) -> None:
         _starting.ours = True
         try:

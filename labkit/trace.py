@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import threading
@@ -40,10 +41,8 @@ from labkit.lockfree import spsc
 from labkit.lockfree.entry import MOST, new_state
 from labkit.lockfree.spsc_entry import ring_functions
 from labkit.stats import Comparison, Latency, Throughput
-from labkit.trace_entry import EVENT_BYTES, HEADER, ORIGIN, PID, TAG, trace_entries
+from labkit.trace_entry import ENDPOINTS, EVENT_BYTES, HEADER, ORIGIN, PID, TAG, trace_entries
 
-ENDPOINTS = 512
-"""Endpoints that one trace has room for."""
 RING_EVENTS = 1 << 17
 """Events that an endpoint records while the collector is busy elsewhere."""
 COLLECT_SECONDS = 0.01
@@ -92,9 +91,11 @@ class Trace:
         self.keep = keep
         self.forgotten = 0
         """Events that were recorded, and forgotten because there were more than `keep`."""
-        self._memory = os.memfd_create("labkit-trace", os.MFD_CLOEXEC)
+        self._memory = os.memfd_create("labkit-trace", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fcntl.fcntl(self._memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)  # else a peer could make us die of SIGBUS
         self._endpoints = 0
         self._rings: list[np.ndarray] = []
+        self._lost = 0  # as counted when the trace was closed
         self._chunks: list[np.ndarray] = []
         self._kept = 0
         self._news: list[np.ndarray] = []
@@ -104,8 +105,11 @@ class Trace:
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self.add_process(os.getpid(), "notebook")
-        threading.Thread(target=_collect, args=(weakref.ref(self), self._stop), name="labkit trace", daemon=True).start()
         self._finalizer = weakref.finalize(self, _close, self._memory, self._stop)
+        self._collector = threading.Thread(
+            target=_collect, args=(weakref.ref(self), self._stop), name="labkit trace", daemon=True
+        )
+        self._collector.start()
 
     def traced(self, tx: Sender, rx: Receiver, label: str) -> tuple[TracedSender, TracedReceiver]:
         """The two ends of a new channel, recording here from now on."""
@@ -184,8 +188,11 @@ class Trace:
                         self._news.append(chunk)
                     if chunk["action"][-1] == Action.CLOSED:  # it will not be used again: give its memory back
                         ring.base.obj.madvise(mmap.MADV_REMOVE, spsc.DATA, _RING_BYTES)
-            while self._kept > self.keep and len(self._chunks) > 1:
-                gone = len(self._chunks.pop(0))
+            while self._kept > self.keep:
+                gone = min(self._kept - self.keep, len(self._chunks[0]))
+                self._chunks[0] = self._chunks[0][gone:]
+                if not len(self._chunks[0]):
+                    self._chunks.pop(0)
                 self._kept -= gone
                 self.forgotten += gone
 
@@ -210,7 +217,7 @@ class Trace:
         with self._lock:
             self._chunks = [np.concatenate(self._chunks)] if self._chunks else []
             every = self._chunks[0] if self._chunks else np.empty(0, EVENT)
-        return np.sort(every, order=["time_ns"], kind="stable")
+        return every[np.argsort(every["time_ns"], kind="stable")]
 
     def messages(self) -> np.ndarray:
         """The messages these events add up to, an array of dtype labkit.events.MESSAGE sorted by send_begins."""
@@ -220,7 +227,7 @@ class Trace:
     def lost(self) -> int:
         """Events that were not recorded because the collector could not keep up."""
         with self._lock:
-            return int(sum(ring[spsc.LOST // 8] for ring in self._rings))
+            return self._lost + int(sum(ring[spsc.LOST // 8] for ring in self._rings))
 
     def latency(self, channel: str | int | None = None) -> Latency:
         """How long messages took, of one channel (label or number) or of all."""
@@ -245,12 +252,18 @@ class Trace:
         return Comparison.of([(c.label, every[every["channel"] == c.number]) for c in self.channels])
 
     def close(self) -> None:
-        """Stop collecting and give the shared memory back; what has been recorded stays."""
-        if self._finalizer.alive:
-            self.collect()
-            self._notify()
-            with self._lock:
-                self._finalizer()
+        """Stop collecting and give the shared memory back. What has been recorded stays; nothing more is recorded."""
+        if not self._finalizer.alive:
+            return
+        self._stop.set()
+        if self._collector is not threading.current_thread():  # a subscriber may close the trace
+            self._collector.join(5)
+        self.collect()
+        self._notify()
+        with self._lock:
+            self._lost = self.lost
+            self._rings.clear()
+            self._finalizer()
 
     def _must_be_open(self) -> None:
         if not self._finalizer.alive:
@@ -320,6 +333,7 @@ class _Traced:
 
     def clone(self) -> Any:
         """A second end on the same channel. Raises ValueError in another process than the trace's own."""
+        self._must_be_open()
         if self.trace is None:
             raise ValueError("clone a traced end in the process that made the trace, before it is handed on")
         inner = self._inner.clone()
@@ -331,8 +345,18 @@ class _Traced:
         self._inner._farewell()
 
     def _let_go(self) -> None:
+        def refuse(*_: object) -> None:  # another process may write to our ring now, and only one can
+            raise ValueError("this end is closed: it was closed here, or given away by launch")
+
+        self._begins = self._ends = refuse
+        self._record = dict.fromkeys(self._record, refuse)
         self._inner.given_away()
         os.close(self._memory)
+
+    _must_be_open: Callable[[], None]
+    _begins: Callable[..., Any]
+    _ends: Callable[..., Any]
+    _record: dict[str, Callable[..., Any]] = {}  # noqa: RUF012
 
     def __reduce__(self) -> Any:
         tag = int(self._state[TAG // 8])
@@ -350,7 +374,10 @@ class TracedSender(_Traced, Sender):
         self._send = inner._write if inner.header_bytes else inner.send  # type: ignore[attr-defined]
 
     def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT, priority: int | None = None) -> None:
-        framed = self._begins(message)
+        try:
+            framed = self._begins(message)
+        except (TypeError, ValueError, BufferError):
+            framed = None
         if framed is None:
             self._must_be_open()
             as_bytes(message, self.max_message)  # raises what is wrong with it

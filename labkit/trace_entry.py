@@ -7,10 +7,10 @@ from functools import cache
 from numba import cfunc, njit, types
 
 from labkit.lockfree import spsc
-from labkit.lockfree.atomics import copy, load_relaxed, store_relaxed
+from labkit.lockfree.atomics import copy, load_relaxed, on_stack, store_relaxed
 from labkit.lockfree.entry import (
-    BUFFER,
     BUFFER_SIZE,
+    BUFFER_START,
     BUILTIN,
     METH_NOARGS,
     METH_O,
@@ -40,6 +40,8 @@ SCRATCH = OWN + 48  # a word that is copied to or from where a message is not al
 SEND_BEGINS, SEND_ENDS, RECEIVE_BEGINS, RECEIVE_ENDS, DROPPED, GAVE_UP, CLOSED = range(1, 8)
 """labkit.events.Action as constants for compiled code; a test holds the two together."""
 EVENT_BYTES = 32
+ENDPOINTS = 512
+"""Endpoints that one trace has room for."""
 TAG_BYTES = 8
 
 clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, WORD))
@@ -86,11 +88,12 @@ def _compile(key: str) -> dict[str, Entry]:
         """The message with its id in front (and its length in front of that), or None when empty or too large."""
         key  # see SOURCES
         state = PyLong_AsVoidPtr(self)
-        if PyObject_GetBuffer(message, state + BUFFER, 0) != 0:
+        buffer = on_stack()
+        if PyObject_GetBuffer(message, buffer, 0) != 0:
             return 0  # TypeError or BufferError is set
-        source, size = load_relaxed(state + BUFFER), load_relaxed(state + BUFFER_SIZE)
+        source, size = load_relaxed(buffer + BUFFER_START), load_relaxed(buffer + BUFFER_SIZE)
         if size == 0 or size > load_relaxed(state + MOST):
-            PyBuffer_Release(state + BUFFER)
+            PyBuffer_Release(buffer)
             return none(state)
         header = load_relaxed(state + HEADER)
         framed = PyBytes_FromStringAndSize(0, header + TAG_BYTES + size)
@@ -103,7 +106,7 @@ def _compile(key: str) -> dict[str, Entry]:
             tag = load_relaxed(state + TAG)
             store_relaxed(state + TAG, tag + 1)
             record(state, tag, size, SEND_BEGINS)
-        PyBuffer_Release(state + BUFFER)
+        PyBuffer_Release(buffer)
         return framed
 
     @cfunc(BUILTIN, cache=True)
@@ -120,7 +123,7 @@ def _compile(key: str) -> dict[str, Entry]:
 
     @cfunc(BUILTIN, cache=True)
     def receive_ends(self, tagged):
-        """The message without its id, or None when it is too short to have one."""
+        """The message without its id, or None when it has none: a sender that is not traced."""
         key  # see SOURCES
         state = PyLong_AsVoidPtr(self)
         start = PyBytes_AsString(tagged)
@@ -129,9 +132,13 @@ def _compile(key: str) -> dict[str, Entry]:
         size = PyBytes_Size(tagged) - TAG_BYTES
         if size <= 0:
             return none(state)
+        copy(state + SCRATCH, start, TAG_BYTES)
+        tag = load_relaxed(state + SCRATCH)
+        if not 1 <= tag >> 40 <= ENDPOINTS:
+            return none(state)
         message = PyBytes_FromStringAndSize(start + TAG_BYTES, size)
         if message != 0:  # else MemoryError is set
-            record(state, load_relaxed(start), size, RECEIVE_ENDS)
+            record(state, tag, size, RECEIVE_ENDS)
         return message
 
     @cfunc(BUILTIN, cache=True)

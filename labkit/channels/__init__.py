@@ -43,7 +43,16 @@ def channel(
         tx, rx = module.open(**options)
     else:
         tx, rx = _named(module, kind, "open_named")(name, **options)
-    return trace.traced(tx, rx, label or name or kind) if trace is not None else (tx, rx)
+    if trace is None:
+        return tx, rx
+    try:
+        return trace.traced(tx, rx, label or name or kind)
+    except BaseException:
+        tx.close()
+        rx.close()
+        if name is not None:
+            module.unlink(name)
+        raise
 
 
 def sender(kind: str, name: str) -> Sender:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import PickleBuffer
 from typing import Any, ClassVar, Literal, Self
 
 DEFAULT_TIMEOUT = 30.0
@@ -153,7 +154,8 @@ class Sender(Endpoint):
             timeout: seconds to wait while the channel is full; 0 never waits, None waits for ever.
 
         Raises:
-            ValueError: the message is empty, the timeout is negative, or this end is closed.
+            TypeError: the message is not bytes-like.
+            ValueError: the message is empty, it would have to wait a negative time, or this end is closed.
             OSError: EMSGSIZE, the message is larger than `max_message`. Nothing was sent, the channel stays usable.
             TimeoutError: the channel stayed full.
             Closed: nobody is left who could receive.
@@ -176,7 +178,7 @@ class Receiver(Endpoint):
             timeout: seconds to wait while the channel is empty; 0 never waits, None waits for ever.
 
         Raises:
-            ValueError: the timeout is negative, or this end is closed.
+            ValueError: it would have to wait a negative time, or this end is closed.
             TimeoutError: nothing came.
             Closed: the last sender has closed or died, and everything it sent has been received.
         """
@@ -193,8 +195,11 @@ def as_bytes(message: Any, max_message: int) -> Message:
     """The message as something whose len() is its bytes, or the error that says what is wrong with it."""
     if not isinstance(message, bytes | bytearray):
         try:
-            message = memoryview(message).cast("B")
-        except TypeError as reason:
+            view = memoryview(message)
+            if not view.c_contiguous:
+                raise TypeError("its bytes do not lie one after the other: copy it first")
+            message = PickleBuffer(view).raw()  # one byte an item, whatever the items were
+        except (TypeError, ValueError) as reason:
             hint = "; encode text first: text.encode()" if isinstance(message, str) else ""
             raise TypeError(f"a message is bytes, not {type(message).__name__}{hint} ({reason})") from None
     size = len(message)
@@ -207,6 +212,11 @@ def as_bytes(message: Any, max_message: int) -> Message:
     return message
 
 
+LOOK_AGAIN = 0.02
+"""Seconds after which a sender looks for room by itself. Some mechanisms wake a sender only when a good part of the
+buffer is free (the kernel's sockets at three quarters, unix_writable() in net/unix/af_unix.c; our ring at one half)."""
+
+
 class Waiter:
     """Waits for descriptors until a deadline: poll(2) on the monotonic clock. EINTR is retried (PEP 475)."""
 
@@ -216,8 +226,10 @@ class Waiter:
         self.timeout = timeout
         self.deadline = None if timeout is None else time.monotonic() + timeout
 
-    def wait(self, interest: dict[int, int], doing: str) -> dict[int, int]:
+    def wait(self, interest: dict[int, int], doing: str, at_most: float = 3600.0) -> dict[int, int]:
         """Sleep until one of the descriptors (with the poll events of interest) is ready; returns fd -> events.
+
+        After `at_most` seconds it returns an empty dictionary, for the caller to look again.
 
         Raises:
             TimeoutError: the deadline has passed; `doing` says what was being waited for.
@@ -225,9 +237,10 @@ class Waiter:
         poll = select.poll()
         for fd, events in interest.items():
             poll.register(fd, events)
-        left = None if self.deadline is None else max(0.0, self.deadline - time.monotonic()) * 1000
-        ready = poll.poll(left)
-        if not ready:
+        if self.deadline is not None:
+            at_most = min(at_most, max(0.0, self.deadline - time.monotonic()))
+        ready = poll.poll(at_most * 1000)
+        if not ready and self.deadline is not None and time.monotonic() >= self.deadline:
             raise TimeoutError(f"{doing} for {self.timeout:g} s")
         return dict(ready)
 

@@ -58,8 +58,11 @@ def open(*, capacity: int | None = None) -> tuple[PipeSender, PipeReceiver]:
         capacity: bytes the kernel should hold (F_SETPIPE_SZ; rounded up to a power of two of pages).
 
     Raises:
-        OSError: EPERM or EBUSY, the capacity is above /proc/sys/fs/pipe-max-size.
+        ValueError: the capacity is not positive, or 2 GiB or more.
+        OSError: EPERM, the capacity is above /proc/sys/fs/pipe-max-size.
     """
+    if capacity is not None and not 0 < capacity < 1 << 31:
+        raise ValueError(f"capacity must be at least 1 byte and less than 2 GiB, not {capacity:,}")
     read_fd, write_fd = os.pipe()
     try:
         if capacity is not None:
@@ -92,8 +95,10 @@ class PipeSender(Sender):
 
     def _write(self, framed: Message, timeout: float | None) -> None:
         """Write a message that has its length in front."""
-        if self._owed:
-            self._push(self._owed, Waiter(timeout))
+        if self._owed or len(framed) > select.PIPE_BUF:
+            waiter = Waiter(timeout)  # raises while nothing has been written: a large message may go in parts
+            if self._owed:
+                self._push(self._owed, waiter)
         try:
             written = os.write(self.fd, framed)
         except BlockingIOError:
@@ -105,8 +110,9 @@ class PipeSender(Sender):
 
     def _write_large(self, message: Message, timeout: float | None) -> None:
         """Write length and message without joining them, which would copy the message once more."""
+        waiter = Waiter(timeout)
         if self._owed:
-            self._push(self._owed, Waiter(timeout))
+            self._push(self._owed, waiter)
         size = LENGTH.pack(len(message))
         try:
             written = os.writev(self.fd, (size, message))
@@ -162,6 +168,7 @@ class PipeSender(Sender):
 
     def clone(self) -> PipeSender:
         """A second sender: dup(2). From then on both take only messages that are atomic: up to PIPE_BUF - 4 bytes."""
+        self._must_be_open()
         if self._owed:
             raise BlockingIOError(errno.EAGAIN, "a message is still half-sent; send it to the end before cloning")
         self._limit += ATOMIC - self.max_message

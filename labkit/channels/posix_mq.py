@@ -14,6 +14,7 @@ import errno
 import os
 import secrets
 import select
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,12 @@ def open(*, max_messages: int = MAX_MESSAGES, max_message: int = MAX_MESSAGE) ->
     """
     queue = _create(f"/labkit-{os.getpid()}-{secrets.token_hex(8)}", max_messages, max_message)
     posix_ipc.unlink_message_queue(queue.name)
-    try:
+    with contextlib.ExitStack() as undo:
+        undo.callback(queue.close)
         other = _handle(queue.mqd, max_message)
-    except BaseException:
-        queue.close()
-        raise
-    left, right = Lifeline.pair()
+        undo.callback(other.close)
+        left, right = Lifeline.pair()
+        undo.pop_all()
     return MqSender(queue, max_messages, max_message, left), MqReceiver(other, max_messages, max_message, right)
 
 
@@ -88,14 +89,14 @@ def open_named(
         FileExistsError: there is a queue of that name already.
         OSError, ValueError: as `open`, or the name is not one word of at most 254 bytes.
     """
-    queue = _create(_path(name), max_messages, max_message)
-    _note(name).touch(mode=0o600)
-    try:
+    path, note = _path(name), _note(name)
+    queue = _create(path, max_messages, max_message)
+    with contextlib.ExitStack() as undo:
+        undo.callback(unlink, name)
+        undo.callback(queue.close)
+        note.touch(mode=0o600)
         other = _handle(queue.mqd, max_message)
-    except BaseException:
-        queue.close()
-        unlink(name)
-        raise
+        undo.pop_all()
     return MqSender(queue, max_messages, max_message, None), MqReceiver(other, max_messages, max_message, None)
 
 
@@ -113,8 +114,11 @@ def open_receiver(name: str) -> MqReceiver:
 
 def unlink(name: str) -> None:
     """Remove the name; the queue itself goes with its last user: mq_unlink(3). Raises FileNotFoundError."""
+    path = _path(name)
     try:
-        posix_ipc.unlink_message_queue(_path(name))
+        posix_ipc.unlink_message_queue(path)
+    except posix_ipc.PermissionsError:
+        raise PermissionError(errno.EACCES, "this POSIX message queue belongs to somebody else", name) from None
     except posix_ipc.ExistentialError:
         raise FileNotFoundError(errno.ENOENT, "no POSIX message queue of this name", name) from None
     finally:
@@ -153,7 +157,7 @@ def _create(path: str, max_messages: int, max_message: int) -> posix_ipc.Message
         )
     except posix_ipc.ExistentialError:
         raise FileExistsError(errno.EEXIST, "there is a POSIX message queue of this name already", path) from None
-    except ValueError:  # EINVAL, which posix_ipc reports without its errno
+    except (ValueError, OverflowError):  # EINVAL, which posix_ipc reports without its errno
         raise OSError(
             errno.EINVAL,
             f"mq_open: {max_messages} messages of {max_message + TAG_BYTES} bytes are beyond this machine's limits: "
@@ -224,8 +228,11 @@ class _MqEnd:
         return -1 if self.closed else int(self.queue.mqd)
 
     def clone(self) -> Any:
+        self._must_be_open()
         lifeline = self.lifeline and self.lifeline.clone()
         return type(self)(_handle(self.queue.mqd, self.max_message), self.max_messages, self.max_message, lifeline)
+
+    _must_be_open: Callable[[], None]
 
     def _let_go(self) -> None:
         self.queue.close()
@@ -241,7 +248,8 @@ class _MqEnd:
         interest = {self.queue.mqd: event}
         if self.lifeline:
             interest[self.lifeline.fileno()] = select.POLLRDHUP
-        return self.queue.mqd not in waiter.wait(interest, doing)
+        ready = waiter.wait(interest, doing)
+        return bool(ready) and self.queue.mqd not in ready
 
 
 class MqSender(_MqEnd, Sender):

@@ -21,6 +21,7 @@ import numpy as np
 
 from labkit.channels.base import (
     DEFAULT_TIMEOUT,
+    LOOK_AGAIN,
     TAG_BYTES,
     Capacity,
     Closed,
@@ -83,12 +84,10 @@ def open(*, capacity: int = CAPACITY) -> tuple[RingSender, RingReceiver]:
         fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         mapping = mmap.mmap(memory, spsc.DATA + capacity)
         ring_functions()["create"](np.frombuffer(mapping, np.int64).ctypes.data, capacity)
-        other = os.dup(memory)
-    except BaseException:
+        left, right = Lifeline.pair()
+        return RingSender(os.dup(memory), capacity, left), RingReceiver(os.dup(memory), capacity, right)
+    finally:
         os.close(memory)
-        raise
-    left, right = Lifeline.pair()
-    return RingSender(memory, capacity, left), RingReceiver(other, capacity, right)
 
 
 class _RingEnd:
@@ -97,6 +96,7 @@ class _RingEnd:
     kind, facts = "shm_ring", FACTS
     flag: int  # where in the ring this side says that it sleeps
     closed: bool
+    _words: np.ndarray | None = None
 
     def __init__(self, memory: int, capacity: int, lifeline: Lifeline):
         self.memory = memory
@@ -116,11 +116,13 @@ class _RingEnd:
         self._send, self._receive = made["send"], made["receive"]
         self._spin, self._sleeps = made["spin"], made["sleeps"]
 
-    def _sleep(self, waiter: Waiter, doing: str) -> bool:
+    def _sleep(self, waiter: Waiter, doing: str, at_most: float = 3600.0) -> bool:
         """Sleep until the other side rings; True when it has gone."""
-        ready = waiter.wait({self.lifeline.fileno(): select.POLLIN | select.POLLRDHUP}, doing)
+        self._must_be_open()
+        bell = self.lifeline.fileno()
+        ready = waiter.wait({bell: select.POLLIN | select.POLLRDHUP}, doing, at_most)
         self.lifeline.hear()
-        return bool(next(iter(ready.values())) & (select.POLLRDHUP | select.POLLHUP))
+        return bool(ready.get(bell, 0) & (select.POLLRDHUP | select.POLLHUP))
 
     def clone(self) -> Any:
         raise io.UnsupportedOperation("this ring has one sender and one receiver; use unix_seqpacket or posix_mq")
@@ -130,7 +132,7 @@ class _RingEnd:
             raise ValueError("this end is closed: it was closed here, or given away by launch")
 
         self._send = self._receive = self._spin = self._sleeps = refuse
-        del self._words  # unmapped when the last builtin that uses it is gone
+        self._words = None  # unmapped when the last builtin that uses it is gone
         os.close(self.memory)
         self.lifeline.close()
 
@@ -144,7 +146,8 @@ class RingSender(_RingEnd, Sender):
     def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT) -> None:
         try:
             result = self._send(message)
-        except (TypeError, BufferError):
+        except (TypeError, ValueError, BufferError):
+            self._must_be_open()
             message = as_bytes(message, self._limit)  # raises what is wrong with it
             result = self._send(message)
         if result != SENT:
@@ -170,7 +173,7 @@ class RingSender(_RingEnd, Sender):
             result = self._send(message)
             try:
                 if result == FULL:
-                    gone = self._sleep(waiter, "the ring stayed full")
+                    gone = self._sleep(waiter, "the ring stayed full", LOOK_AGAIN)
                     result = self._send(message)
             except TimeoutError:
                 result = self._send(message)  # the receiver wakes us only when half of the ring is free
@@ -215,13 +218,14 @@ class RingReceiver(_RingEnd, Receiver):
             message = self._receive()  # also after the sender has gone: what it published is whole
             if message is None and gone:
                 raise Closed("the sender of this ring has gone")
-        if message == CORRUPT:
+        if message.__class__ is int:
             raise _not_a_ring("its positions contradict each other")
         whole: bytes = message
         return whole
 
     def _farewell(self) -> None:
-        self._words[spsc.RECEIVER_GONE // 8] = 1  # a hint that spares the sender filling the ring; the lifeline is proof
+        if self._words is not None:
+            self._words[spsc.RECEIVER_GONE // 8] = 1  # a hint that spares the sender filling the ring; the lifeline is proof
 
 
 def _not_a_ring(what: str) -> OSError:

@@ -12,6 +12,7 @@ from typing import Any
 
 from labkit.channels.base import (
     DEFAULT_TIMEOUT,
+    LOOK_AGAIN,
     TAG_BYTES,
     Capacity,
     Closed,
@@ -53,8 +54,8 @@ def open(*, max_message: int = 1 << 17) -> tuple[SeqpacketSender, SeqpacketRecei
     Raises:
         ValueError: max_message is not positive, or more than net.core.wmem_max lets this user ask for.
     """
-    if not max_message > 0:
-        raise ValueError(f"max_message must be at least 1 byte, not {max_message}")
+    if not 0 < max_message < 1 << 30:
+        raise ValueError(f"max_message must be at least 1 byte and less than 1 GiB, not {max_message:,}")
     left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     needed = max_message + TAG_BYTES + SOCKET_OVERHEAD
     granted = left.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
@@ -91,7 +92,7 @@ class SeqpacketSender(Sender):
                 if timeout == 0:
                     raise TimeoutError("the socket's buffer is full") from None
                 waiter = waiter or Waiter(timeout)
-                waiter.wait({self.fileno(): select.POLLOUT}, "the socket's buffer stayed full")
+                waiter.wait({self.fileno(): select.POLLOUT}, "the socket's buffer stayed full", LOOK_AGAIN)
             except OSError as reason:
                 if reason.errno in (errno.EPIPE, errno.ECONNRESET):
                     raise Closed(f"the receiver has closed its socket ({errno.errorcode[reason.errno]})") from reason
@@ -106,6 +107,7 @@ class SeqpacketSender(Sender):
         return self.socket.fileno()
 
     def clone(self) -> SeqpacketSender:
+        self._must_be_open()
         return SeqpacketSender(self.socket.dup(), self.max_message)
 
     def _let_go(self) -> None:
@@ -146,6 +148,7 @@ class SeqpacketReceiver(Receiver):
         return self.socket.fileno()
 
     def clone(self) -> SeqpacketReceiver:
+        self._must_be_open()
         return SeqpacketReceiver(self.socket.dup(), self.max_message)
 
     def _let_go(self) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 SOURCE_HASH = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
@@ -119,6 +120,16 @@ def copy(typingctx, to, source, size):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), code
+
+
+@intrinsic
+def on_stack(typingctx):
+    """Address of 80 zeroed bytes on the caller's stack, aligned to 8: room for one Py_buffer."""
+
+    def code(context, builder, signature, arguments):
+        return builder.ptrtoint(cgutils.alloca_once_value(builder, ir.Constant(ir.ArrayType(WORD, 10), None)), WORD)
+
+    return types.int64(), code
 
 
 @intrinsic

@@ -49,9 +49,12 @@ Py_IncRef = types.ExternalFunction("Py_IncRef", types.void(WORD))
 RING, RING_BYTES = 0, 8  # address of the ring, capacity of its data
 NONE = 16  # address of None, to return it
 MOST = 24  # bytes in the largest message, 0 for no limit
-BUFFER, BUFFER_SIZE = 32, 48  # a Py_buffer of 80 bytes: buf at 0, len at 16 (stable ABI since Python 3.11)
-OWN = 112
+OWN = 32
 STATE_WORDS = 32
+
+# A Py_buffer (80 bytes) lives on the stack, never in the state: PyObject_GetBuffer may run Python code (PEP 688), which
+# may call the same builtin again, from this thread or another.
+BUFFER_START, BUFFER_SIZE = 0, 16  # its fields buf and len, stable ABI since Python 3.11
 
 METH_NOARGS, METH_O = 0x0004, 0x0008
 

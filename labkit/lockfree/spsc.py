@@ -27,7 +27,8 @@ Edges (each a release store and the acquire load that sees it)
        sees the other and no wake-up is lost.
 
 Nothing read from shared memory is trusted: positions are checked against each other and the capacity, which each
-process keeps for itself, before they become an address; a length is checked against what has been published.
+process keeps for itself, before they become an address (always masked, and a multiple of 8 so that a word never
+crosses the end); a length is checked against what has been published.
 
 After L. Lamport, "Specifying concurrent program modules" (1983), the cached opposite index of rigtorp/SPSCQueue.
 """
@@ -63,6 +64,8 @@ FULL, EMPTY, CORRUPT = -1, -1, -2
 def reserve(ring, capacity, size):
     """Position at which the sender may fill `size` bytes, FULL, or CORRUPT."""
     write = load_relaxed(ring + WRITE)  # only the sender writes it
+    if write < 0 or write & 7:
+        return CORRUPT
     if write - load_relaxed(ring + READ_SEEN) > capacity - size:
         read = load_acquire(ring + READ)  # edge B: released, so the receiver has finished with the bytes
         if read > write or write - read > capacity:
@@ -87,7 +90,7 @@ def readable(ring, capacity):
     if there <= 0:
         there = load_acquire(ring + WRITE) - read  # edge A: seen, therefore whole
         store_relaxed(ring + WRITE_SEEN, there + read)
-    if there < 0 or there > capacity:
+    if there < 0 or there > capacity or read & 7:
         return CORRUPT
     return there
 
@@ -143,7 +146,7 @@ def next_message(ring, capacity):
     if there <= 0:
         return EMPTY if there == 0 else CORRUPT
     size = load_relaxed(ring + DATA + (load_relaxed(ring + READ) & (capacity - 1)))  # the receiver's since edge A
-    if size <= 0 or size > capacity - FRAME or frame_bytes(size) > there:
+    if size <= 0 or size > there - FRAME or frame_bytes(size) > there:
         return CORRUPT
     return size
 

@@ -8,10 +8,10 @@ from typing import Any
 from numba import cfunc, njit, types
 
 from labkit.lockfree import spsc
-from labkit.lockfree.atomics import load_relaxed, pause
+from labkit.lockfree.atomics import load_relaxed, on_stack, pause
 from labkit.lockfree.entry import (
-    BUFFER,
     BUFFER_SIZE,
+    BUFFER_START,
     BUILTIN,
     METH_NOARGS,
     METH_O,
@@ -57,9 +57,10 @@ def _compile(key: str) -> dict[str, Entry]:
         """Send one bytes-like object, or say why not."""
         key  # see SOURCES
         state = PyLong_AsVoidPtr(self)
-        if PyObject_GetBuffer(message, state + BUFFER, 0) != 0:
+        buffer = on_stack()
+        if PyObject_GetBuffer(message, buffer, 0) != 0:
             return 0  # TypeError or BufferError is set
-        source, size = load_relaxed(state + BUFFER), load_relaxed(state + BUFFER_SIZE)
+        source, size = load_relaxed(buffer + BUFFER_START), load_relaxed(buffer + BUFFER_SIZE)
         ring, capacity = load_relaxed(state + RING), load_relaxed(state + RING_BYTES)
         result = REFUSED
         if 0 < size <= load_relaxed(state + MOST):
@@ -75,7 +76,7 @@ def _compile(key: str) -> dict[str, Entry]:
                     result = SENT
                     if spsc.must_wake(ring, spsc.RECEIVER_SLEEPS):
                         ring_bell(state)
-        PyBuffer_Release(state + BUFFER)
+        PyBuffer_Release(buffer)
         return PyLong_FromLongLong(result)
 
     @cfunc(BUILTIN, cache=True)
@@ -119,6 +120,8 @@ def _compile(key: str) -> dict[str, Entry]:
         key  # see SOURCES
         state = PyLong_AsVoidPtr(self)
         number = PyLong_AsLong(value)
+        if number == -1:
+            return 0  # TypeError or OverflowError is set
         spsc.set_sleeps(load_relaxed(state + RING), load_relaxed(state + FLAG), number)
         return none(state)
 
