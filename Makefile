@@ -1,0 +1,134 @@
+# ipclab. Two commands are enough: `make lab` and `make test`. All that they install goes into .venv/ and .venvs/.
+
+PORT    ?= 8888
+BROWSER ?=
+PYTHON  ?=
+PYTEST  ?=
+# uv makes the environments when it is there; `make UV= ...` does without it.
+UV      ?= $(shell command -v uv 2>/dev/null)
+
+BIN := .venv/bin
+# What the browser tests need from Debian: a browser, and a font for it to write with.
+DEBIAN := chromium fonts-liberation
+# The tests that run on every Python of the machine, and all that they need (versions: constraints.txt).
+CORE_TESTS := $(wildcard $(addprefix tests/test_,channels.py spsc.py launch.py trace.py))
+PYENV      := $(or $(PYENV_ROOT),$(HOME)/.pyenv)
+CORE_NEEDS := dill multiprocess numba numpy posix_ipc pytest pytest-timeout hypothesis
+
+.PHONY: help lab test report clean distclean lint test-pythons browser
+.DEFAULT_GOAL := help
+
+help:  ## list these commands
+	@echo 'ipclab: labs on inter-process communication'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null || \
+		sed -n 's/^\([a-z-]*\):.*## /  make \1   /p' Makefile
+	@echo 'The first use makes .venv/ (Python >= 3.11, chosen with PYTHON=/path/to/python3).'
+
+lab: .venv/.lab  ## open JupyterLab on the start page (PORT=8888, BROWSER=none prints the address only)
+	@exec $(BIN)/labkit lab --port '$(PORT)' --browser '$(BROWSER)'
+
+test: .venv/.test browser  ## everything that CI runs (PYTEST='-k pipe' passes options on to the last step)
+	@status=0; \
+	$(MAKE) --no-print-directory lint || status=1; \
+	$(MAKE) --no-print-directory test-pythons || status=1; \
+	echo '== all tests'; $(BIN)/python -m pytest $(PYTEST) || status=1; \
+	exit $$status
+
+report: .venv/.lab  ## run every notebook without a window and write reports/ipclab.html
+	@exec $(BIN)/labkit report
+
+clean:  ## remove caches and built reports
+	rm -rf reports dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . \( -name .git -o -name '.venv*' \) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -print0 \
+		| xargs -0 rm -rf
+
+distclean: clean  ## the same, and the environments
+	rm -rf .venv .venvs
+
+lint: .venv/.test  ## formatting, lint and types only
+	@echo '== ruff, mypy'
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy labkit
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Environments. A stamp says what is installed; it is remade when the list of dependencies has changed.
+
+# $(call install,ENVIRONMENT,WHAT): install into an environment, with the versions that passed.
+ifeq ($(UV),)
+install = $(1)/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt $(2)
+create  = "$$python" -m venv --clear $(1)
+else
+install = $(UV) pip install --quiet --python $(1)/bin/python --constraint constraints.txt $(2)
+create  = $(UV) venv --quiet --clear --python "$$python" $(1)
+endif
+
+# Sets $python to PYTHON, or to the first Python that is new enough and can make environments; says what is missing.
+define find_python
+	python=; found=; \
+	for name in $(if $(PYTHON),'$(PYTHON)',python3 python3.13 python3.12 python3.11 python3.14); do \
+		"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+		found=$$name; \
+		test -z '$(UV)' && ! "$$name" -c 'import venv, ensurepip' 2>/dev/null && continue; \
+		python=$$name; break; \
+	done; \
+	if test -z "$$python$(PYTHON)" && test -n '$(UV)'; then python='>=3.11'; fi; \
+	if test -z "$$found$$python"; then \
+		echo 'make: no Python 3.11 or newer$(if $(PYTHON), at $(PYTHON)).'; \
+		echo '      Debian 12, Ubuntu 24.04 or newer: sudo apt-get install python3 python3-venv'; \
+		echo '      elsewhere: install uv or Python, then make PYTHON=/path/to/python3 $(MAKECMDGOALS)'; exit 1; \
+	elif test -z "$$python"; then \
+		echo "make: $$found has no module venv. Debian, Ubuntu: sudo apt-get install python3-venv"; \
+		echo '      or name another Python: make PYTHON=/path/to/python3 $(MAKECMDGOALS)'; exit 1; \
+	fi >&2
+endef
+
+.venv/.made:
+	@if ! $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+		$(find_python); echo "== making .venv with $$python"; $(call create,.venv); \
+	fi
+	@touch $@
+
+.venv/.lab: .venv/.made pyproject.toml constraints.txt
+	@echo '== installing the labs into .venv (a minute or two, the first time only)'
+	@$(call install,.venv,--editable .)
+	@touch $@
+
+.venv/.test: .venv/.made pyproject.toml constraints.txt
+	@echo '== installing the labs and what their tests need into .venv (a minute or two, the first time only)'
+	@$(call install,.venv,--editable '.[test]')
+	@touch .venv/.lab $@
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The browser of the browser tests: installed by root where it is missing; anybody else is told how.
+
+browser: .venv/.test
+	@if $(BIN)/python -c 'import sys; from labkit.doctor import find_browser; sys.exit(find_browser() is None)'; then \
+		exit 0; \
+	elif test "$$(id -u)" = 0 && test -z "$$LABKIT_BROWSER" && command -v apt-get >/dev/null; then \
+		echo '== installing $(DEBIAN)'; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y -qq --no-install-recommends $(DEBIAN) >/dev/null && exit 0; \
+	fi; \
+	echo '!! NO BROWSER: the tests that drive one are SKIPPED. To run them install a Chromium'; \
+	echo '!! (Debian: sudo apt-get install $(DEBIAN)) or set LABKIT_BROWSER to its path.'
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Queues, channels and processes on every other Python of this machine, each in an environment of its own.
+
+test-pythons: .venv/.test
+	@status=0; own=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	for version in 3.11 3.12 3.13; do \
+		environment=.venvs/$$version; \
+		test $$version = $$own || test -z '$(CORE_TESTS)' && continue; \
+		for python in python$$version "$(PYENV)"/versions/$$version.*/bin/python none; do \
+			"$$python" -c 'import venv, ensurepip' 2>/dev/null && break; \
+		done; \
+		test "$$python" = none && continue; \
+		echo "== channels, queues and processes on Python $$version"; \
+		if ! test $$environment/.made -nt pyproject.toml || ! test $$environment/.made -nt constraints.txt; then \
+			$(call create,$$environment) && \
+			$(call install,$$environment,$(CORE_NEEDS)) && \
+			$(call install,$$environment,--no-deps --editable .) && \
+			touch $$environment/.made || { status=1; continue; }; \
+		fi; \
+		$$environment/bin/python -m pytest -q --durations=0 --durations-min=5 $(CORE_TESTS) || status=1; \
+	done; exit $$status

@@ -1,0 +1,170 @@
+"""Find what labkit left in the kernel, and remove what nobody uses any more.
+
+labkit names what it makes for itself `labkit-<pid>-<hex>`, in /dev/shm and among the POSIX queues. A queue that was
+given a name by its user is noted as an empty file in `runtime_dir()/posix_mq`. Anything else was made by somebody else
+and is never touched, whatever it looks like.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from labkit.channels.base import runtime_dir
+
+OURS = re.compile(r"labkit-([1-9][0-9]*)-[0-9a-f]+")
+SHM, MQUEUE = Path("/dev/shm"), Path("/dev/mqueue")
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """One thing that labkit made and that is still there."""
+
+    kind: Literal["shared memory", "POSIX queue", "note"]
+    """A note is the record of a named POSIX queue that somebody else has unlinked since."""
+    name: str
+    """The path in /dev/shm, or the name that mq_open(3) takes."""
+    size: int | None
+    """Bytes of a segment; unknown (None) for a queue."""
+    maker: int | None
+    """Pid of the process that made it, None for a queue that a user named."""
+    users: tuple[int, ...]
+    """Pids of the processes that have it open or mapped, of those that we may look into."""
+    made_by_living: bool = False
+    """Its maker still runs: it may be about to open it."""
+
+    @property
+    def removable(self) -> bool:
+        """Nobody uses it, and nobody who would is alive."""
+        return not self.users and not self.made_by_living
+
+    @property
+    def state(self) -> str:
+        """Why it is kept, or what it is, in a few words."""
+        if self.users:
+            return "in use by " + ", ".join(map(str, self.users))
+        if self.made_by_living:
+            return f"its maker {self.maker} is alive"
+        return "its queue is gone" if self.kind == "note" else "nobody uses it"
+
+
+def leftovers() -> list[Leftover]:
+    """Everything that labkit made and that is still there, used or not.
+
+    Named objects that belong to another user are left out. Queues that labkit named itself can be listed only where the
+    queue file system is mounted (/dev/mqueue, mq_overview(7)); they have a name for a moment only.
+    """
+    users = _users()
+    found = []
+    for folder in (SHM, MQUEUE):
+        for path in sorted(folder.glob("labkit-*")) if folder.is_dir() else ():
+            made = OURS.fullmatch(path.name)
+            if made and (size := _size_if_ours(path)) is not None:
+                maker = int(made[1])
+                alive = Path("/proc", made[1]).exists()
+                if folder == SHM:
+                    found.append(Leftover("shared memory", str(path), size, maker, users[str(path)], alive))
+                else:
+                    name = f"/{path.name}"
+                    found.append(Leftover("POSIX queue", name, None, maker, users[name] or users[str(path)], alive))
+    for note in _notes():
+        name = f"/{note.name}"
+        owner = _queue_owner(name)
+        if owner is None:
+            found.append(Leftover("note", name, None, None, ()))
+        elif owner == os.geteuid():
+            found.append(Leftover("POSIX queue", name, None, None, users[name] or users[str(MQUEUE / note.name)]))
+    return found
+
+
+def remove(leftover: Leftover) -> bool:
+    """Remove one leftover, if still nobody uses it. Returns whether it is gone; that somebody else was faster is fine.
+
+    Raises:
+        PermissionError: it belongs to somebody else.
+    """
+    if not any(now.name == leftover.name and now.kind == leftover.kind and now.removable for now in leftovers()):
+        return False
+    if leftover.kind == "shared memory":
+        Path(leftover.name).unlink(missing_ok=True)
+        return True
+    if leftover.kind == "POSIX queue":
+        import posix_ipc
+
+        try:
+            posix_ipc.unlink_message_queue(leftover.name)
+        except posix_ipc.ExistentialError:
+            pass
+        except posix_ipc.PermissionsError as refused:
+            raise PermissionError(f"queue {leftover.name} belongs to somebody else: {refused}") from None
+    (runtime_dir() / "posix_mq" / leftover.name[1:]).unlink(missing_ok=True)
+    return True
+
+
+def hidden_processes() -> int:
+    """How many processes we may not look into: 0 for root, those of other users for anybody else."""
+    return sum(not os.access(folder / "fd", os.R_OK) for folder in _processes())
+
+
+def _users() -> defaultdict[str, tuple[int, ...]]:
+    """Who has what open or mapped: a path, or the name of a POSIX queue, to pids."""
+    users: defaultdict[str, tuple[int, ...]] = defaultdict(tuple)
+    for process in _processes():
+        names = set()
+        try:
+            with os.scandir(process / "fd") as descriptors:
+                names = {_link(descriptor.path) for descriptor in descriptors}
+            # A line of maps is: address permissions offset device inode path, see proc_pid_maps(5).
+            lines = (process / "maps").read_text(errors="surrogateescape").splitlines()
+            names |= {line.split(maxsplit=5)[5] for line in lines if line.count(" ") > 4 and "/" in line}
+        except OSError:  # it has just ended, or is not ours
+            pass
+        for name in names:
+            users[name] += (int(process.name),)
+    return users
+
+
+def _processes() -> list[Path]:
+    return [path for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+def _size_if_ours(path: Path) -> int | None:
+    """Bytes of a regular file that belongs to us, else None. Links are not followed."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() else None
+
+
+def _notes() -> list[Path]:
+    folder = runtime_dir() / "posix_mq"
+    return sorted(path for path in folder.iterdir() if not path.is_symlink()) if folder.is_dir() else []
+
+
+def _queue_owner(name: str) -> int | None:
+    """Uid of the owner of a POSIX queue, None when there is no such queue, -1 when we may not even open it."""
+    import posix_ipc
+
+    try:
+        queue = posix_ipc.MessageQueue(name, write=False)
+    except posix_ipc.ExistentialError:
+        return None
+    except (posix_ipc.PermissionsError, ValueError):
+        return -1
+    try:
+        return os.fstat(queue.mqd).st_uid  # on Linux a queue descriptor is a file descriptor
+    finally:
+        queue.close()

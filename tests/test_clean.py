@@ -1,0 +1,257 @@
+"""`labkit clean` removes what labkit made and nobody uses, and nothing else. All on real kernel objects."""
+
+import contextlib
+import mmap
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import posix_ipc
+import pytest
+
+from labkit.channels.base import runtime_dir
+from labkit.clean import hidden_processes, leftovers, remove
+
+SHM = Path("/dev/shm")
+
+# A process that makes a segment as labkit names it, keeps it open in one of two ways, and waits.
+HOLD = """
+import mmap, os, pathlib, secrets, sys
+path = pathlib.Path(f"/dev/shm/labkit-{os.getpid()}-{secrets.token_hex(8)}")
+file = open(path, "x+b")
+file.truncate(4096)
+if sys.argv[1] == "mapped":
+    memory = mmap.mmap(file.fileno(), 4096)
+    file.close()
+print(path, flush=True)
+sys.stdin.read()
+"""
+# A process that makes a POSIX queue and notes it as labkit's posix_mq channel does.
+QUEUE = """
+import sys
+from labkit.channels import channel
+tx, rx = channel("posix_mq", name=sys.argv[1])
+tx.send(b"unread")
+print(sys.argv[1], flush=True)
+sys.stdin.read()
+"""
+
+Start = Callable[..., tuple[subprocess.Popen[str], str]]
+
+
+@pytest.fixture(autouse=True)
+def private_runtime_dir(tmp_path, monkeypatch):
+    """Notes of our own, so that a queue of somebody who works on this machine is never touched."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts a program and returns it with the name it printed; at the end nothing of it is left."""
+    children, paths = [], []
+
+    def start(program: str, argument: str) -> tuple[subprocess.Popen[str], str]:
+        command = [sys.executable, "-c", program, argument]
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        children.append(child)
+        name = child.stdout.readline().strip()
+        assert name, "the child made nothing"
+        paths.append(name)
+        return child, name
+
+    yield start
+    for child in children:
+        child.kill()
+        child.communicate()
+    for path in paths:
+        if path.startswith("/dev/shm/"):
+            Path(path).unlink(missing_ok=True)
+
+
+@pytest.fixture
+def queue_name() -> Iterator[str]:
+    name = f"test-clean-{secrets.token_hex(6)}"
+    yield name
+    with contextlib.suppress(posix_ipc.ExistentialError):
+        posix_ipc.unlink_message_queue(f"/{name}")
+
+
+def kill(child: subprocess.Popen[str]) -> None:
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+
+
+def found(name: str):
+    return next((one for one in leftovers() if one.name == name), None)
+
+
+@pytest.mark.parametrize("how", ["open", "mapped"])
+def test_a_segment_that_a_living_process_uses_is_kept(start, how):
+    child, path = start(HOLD, how)
+    segment = found(path)
+    assert segment.users == (child.pid,)
+    assert segment.size == 4096
+    assert not segment.removable
+    assert not remove(segment)
+    assert os.path.exists(path)
+
+
+@pytest.mark.parametrize("how", ["open", "mapped"])
+def test_a_segment_of_a_killed_process_is_removed(start, how):
+    child, path = start(HOLD, how)
+    kill(child)
+    segment = found(path)
+    assert (segment.maker, segment.users, segment.removable) == (child.pid, (), True)
+    assert remove(segment)
+    assert not os.path.exists(path)
+    assert not remove(segment), "a second time there is nothing to remove"
+
+
+def test_a_segment_is_kept_while_anybody_else_has_it_mapped_after_its_maker_died(start):
+    child, path = start(HOLD, "open")
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 4096):
+        file.close()
+        kill(child)
+        assert found(path).users == (os.getpid(),)
+        assert not remove(found(path))
+    assert remove(found(path))
+
+
+def test_a_segment_whose_maker_lives_is_kept_although_nobody_has_it_open():
+    path = SHM / f"labkit-{os.getpid()}-{secrets.token_hex(8)}"
+    path.touch()
+    try:
+        assert found(str(path)).made_by_living
+        assert not remove(found(str(path)))
+    finally:
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    "name", ["labkit-notes", "labkit-1a-ff", "labkit-0-ff", "labkit-99999999-xyz", "psm_labkit-1-f"]
+)
+def test_a_foreign_segment_is_never_touched(name):
+    path = SHM / name
+    path.touch(exist_ok=False)
+    try:
+        assert found(str(path)) is None
+    finally:
+        path.unlink()
+
+
+def test_a_link_that_looks_like_ours_is_not_followed(tmp_path):
+    treasure = tmp_path / "treasure"
+    treasure.write_text("mine")
+    link = SHM / f"labkit-4194304-{secrets.token_hex(8)}"  # a pid that cannot be: pid_max is 4194304
+    link.symlink_to(treasure)
+    try:
+        assert found(str(link)) is None
+    finally:
+        link.unlink()
+    assert treasure.read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_segment_of_another_user_is_never_touched():
+    path = SHM / f"labkit-4194304-{secrets.token_hex(8)}"
+    path.touch()
+    os.chown(path, 65534, 65534)
+    try:
+        assert found(str(path)) is None
+    finally:
+        path.unlink()
+
+
+def test_a_named_queue_is_kept_while_used_and_removed_once_its_process_was_killed(start, queue_name):
+    child, _ = start(QUEUE, queue_name)
+    assert found(f"/{queue_name}").users == (child.pid,)
+    assert not remove(found(f"/{queue_name}"))
+
+    kill(child)
+    assert found(f"/{queue_name}").removable
+    assert remove(found(f"/{queue_name}"))
+    with pytest.raises(posix_ipc.ExistentialError):
+        posix_ipc.MessageQueue(f"/{queue_name}", write=False)
+    assert found(f"/{queue_name}") is None, "its note is gone as well"
+
+
+def test_a_queue_that_labkit_did_not_make_is_never_touched(queue_name):
+    posix_ipc.MessageQueue(f"/{queue_name}", posix_ipc.O_CREX, max_messages=1, max_message_size=16).close()
+    assert found(f"/{queue_name}") is None
+
+
+def test_a_note_whose_queue_is_gone_is_removed(start, queue_name):
+    child, _ = start(QUEUE, queue_name)
+    kill(child)
+    posix_ipc.unlink_message_queue(f"/{queue_name}")
+    note = found(f"/{queue_name}")
+    assert note.kind == "note"
+    assert remove(note)
+    assert leftovers() == [one for one in leftovers() if one.name != f"/{queue_name}"]
+    assert not (runtime_dir() / "posix_mq" / queue_name).exists()
+
+
+def test_looking_changes_nothing_and_opens_nothing_for_long(start):
+    start(HOLD, "open")
+    before = sorted(os.listdir("/dev/shm")), len(os.listdir("/proc/self/fd"))
+    leftovers()
+    assert (sorted(os.listdir("/dev/shm")), len(os.listdir("/proc/self/fd"))) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root can look into every process")
+def test_root_can_look_into_every_process_and_others_are_told_how_many_they_cannot():
+    assert hidden_processes() == 0
+    program = "import os; from labkit.clean import hidden_processes; os.setuid(65534); print(hidden_processes())"
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(child.stdout) > 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def labkit_clean(*arguments: str, answer: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "labkit", "clean", *arguments]
+    environment = os.environ | {"COLUMNS": "200"}
+    return subprocess.run(command, input=answer, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_the_command_lists_and_asks_before_it_removes(start):
+    child, path = start(HOLD, "open")
+    kill(child)
+    listed = labkit_clean("--dry-run")
+    assert path in listed.stdout
+    assert os.path.exists(path)
+
+    refused = labkit_clean(answer="n\n")
+    assert path in refused.stdout
+    assert "Remove" in refused.stdout
+    assert os.path.exists(path)
+
+
+def test_the_command_removes_after_yes_and_keeps_what_is_used(start, queue_name):
+    gone, gone_path = start(HOLD, "mapped")
+    _, kept_path = start(HOLD, "mapped")
+    queue_child, _ = start(QUEUE, queue_name)
+    kill(gone)
+    kill(queue_child)
+    done = labkit_clean(answer="y\n")
+    assert done.returncode == 0, done.stderr
+    assert not os.path.exists(gone_path)
+    assert os.path.exists(kept_path)
+    assert "in use by" in done.stdout
+    with pytest.raises(posix_ipc.ExistentialError):
+        posix_ipc.MessageQueue(f"/{queue_name}", write=False)
+
+
+def test_a_runtime_directory_that_is_not_ours_alone_is_one_sentence(tmp_path):
+    (tmp_path / "labkit").mkdir(mode=0o777)
+    os.chmod(tmp_path / "labkit", 0o777)
+    failed = labkit_clean("--yes")
+    assert failed.returncode == 2
+    assert failed.stderr.count("\n") == 1
+    assert "XDG_RUNTIME_DIR" in failed.stderr

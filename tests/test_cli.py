@@ -1,0 +1,139 @@
+"""The `labkit` command: every subcommand starts, and a mistake gets one sentence instead of a traceback."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ("lab", "doctor", "clean", "report", "bench", "version")
+
+
+def labkit(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "labkit", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"COLUMNS": "160"} | environment,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+        check=False,
+    )
+
+
+def one_sentence(failed: subprocess.CompletedProcess[str]) -> str:
+    """The message of a user's mistake: exit status 2, one line on stderr, no traceback."""
+    assert failed.returncode == 2, failed
+    assert failed.stderr.count("\n") == 1, failed.stderr
+    assert "Traceback" not in failed.stderr
+    return failed.stderr
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_help_lists_every_command():
+    shown = labkit("--help")
+    assert shown.returncode == 0
+    for command in COMMANDS:
+        assert re.search(rf"\b{command}\b", shown.stdout)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command):
+    shown = labkit(command, "--help")
+    assert shown.returncode == 0
+    assert "Usage" in shown.stdout
+
+
+def test_the_installed_script_is_the_same_command():
+    script = shutil.which("labkit", path=os.path.dirname(sys.executable))
+    assert script is not None, "the package is not installed in this environment"
+    shown = subprocess.run([script, "version"], capture_output=True, text=True, check=True)
+    assert shown.stdout == labkit("version").stdout
+    assert re.fullmatch(r"ipclab \d+\.\d+\.\d+\S*\n", shown.stdout)
+
+
+def test_doctor_prints_a_table_and_the_same_as_json():
+    findings = json.loads(labkit("doctor", "--json").stdout)
+    table = labkit("doctor").stdout
+    assert set(findings[0]) == {"what", "found", "verdict", "without"}
+    for finding in findings:
+        assert finding["what"] in table
+
+
+def test_doctor_says_what_is_lost_without_a_browser():
+    shown = labkit("doctor", LABKIT_BROWSER="none").stdout
+    assert "missing" in shown
+    assert "No PDF reports" in shown
+
+
+def test_lab_says_that_a_port_is_taken():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        message = one_sentence(labkit("lab", "--port", str(taken.getsockname()[1]), "--browser", "none"))
+    assert "taken" in message
+    assert "--port" in message
+
+
+def test_lab_outside_a_clone_says_where_the_notebooks_are(tmp_path):
+    message = one_sentence(labkit("lab", "--folder", str(tmp_path)))
+    assert "no notebooks/ folder" in message
+    assert "clone" in message
+
+
+def test_lab_serves_the_start_page_without_opening_a_browser(tmp_path):
+    port = free_port()
+    command = [sys.executable, "-m", "labkit", "lab", "--port", str(port), "--browser", "none"]
+    private = {name: str(tmp_path / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
+    with open(tmp_path / "log", "w+") as log:
+        server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | private)
+        try:
+            deadline = time.monotonic() + 60
+            while not (address := re.search(rf"http://localhost:{port}/\S+", (tmp_path / "log").read_text())):
+                assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+                time.sleep(0.1)
+            assert "/lab/tree/notebooks" in address[0]
+            with urllib.request.urlopen(address[0], timeout=20) as answer:
+                assert answer.status == 200
+                assert b"JupyterLab" in answer.read()
+        finally:
+            server.terminate()
+            assert server.wait(timeout=30) is not None
+
+
+def test_report_wants_html_or_pdf():
+    assert "--to html" in one_sentence(labkit("report", "--to", "docx"))
+
+
+def test_report_of_a_notebook_that_is_not_there_says_so(tmp_path):
+    message = one_sentence(labkit("report", str(tmp_path / "nothing.ipynb"), "-o", str(tmp_path / "out.html")))
+    assert "No such notebook" in message
+    assert not (tmp_path / "out.html").exists()
+
+
+def test_report_into_a_folder_that_cannot_be_made_says_so(tmp_path):
+    (tmp_path / "file").touch()
+    notebook = tmp_path / "empty.ipynb"
+    notebook.write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
+    message = one_sentence(labkit("report", str(notebook), "-o", str(tmp_path / "file/deeper/out.html")))
+    assert "-o" in message
+
+
+def test_an_unknown_benchmark_is_named_with_those_there_are():
+    message = one_sentence(labkit("bench", "nothing"))
+    assert "nothing" in message
+    assert "launch" in message

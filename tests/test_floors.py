@@ -1,0 +1,130 @@
+"""Imports go down the floors only (CONTRIBUTING.md): what is low knows nothing of what is high."""
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# The longest name that fits decides. A module imports what is on a lower floor; a package may also use its own parts.
+FLOORS = {
+    "labkit": 6,
+    "labkit.__main__": 6,
+    "labkit.report": 5,
+    "labkit.clean": 5,
+    "labkit.bench": 5.5,  # measures everything below, the report too
+    "labkit.exercises": 5,
+    "labkit.views": 4,
+    "labkit.doctor": 4,  # knows nothing of labkit; the report asks it for the browser
+    "labkit.preload": 4,  # what the fork server loads: floor 3 and all below it
+    "labkit.trace": 3,
+    "labkit.launch": 3,
+    "labkit.trace_entry": 2,
+    "labkit.channels": 2,
+    "labkit.lockfree": 1,
+    "labkit.stats": 1,
+    "labkit.channels.base": 0,
+    "labkit.channels.framing": 0,
+    "labkit.lockfree.atomics": 0,
+    "labkit.events": 0,
+}
+PACKAGES = ("labkit.bench", "labkit.exercises", "labkit.views", "labkit.lockfree")
+
+MODULES = sorted((ROOT / "labkit").rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def floor_of(module: str) -> float | None:
+    """The floor of a module; a file directly in labkit/ needs a row of its own."""
+    while module not in FLOORS:
+        module = module.rpartition(".")[0]
+        if module in ("labkit", ""):
+            return None
+    return FLOORS[module]
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Every labkit module that a file imports, also inside functions, with its line; not those under TYPE_CHECKING."""
+    tree = ast.parse(path.read_text())
+    for_types = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        for statement in block.body
+        for node in ast.walk(statement)
+    }
+    package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names if alias.name.split(".")[0] == "labkit")
+        elif isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            if base.split(".")[0] == "labkit":
+                for alias in node.names:
+                    part = f"{base}.{alias.name}"
+                    yield (part if is_module(part) else base), node.lineno
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+def allowed(importer: str, imported: str) -> bool:
+    here, there = floor_of(importer), floor_of(imported)
+    if here is None or there is None:
+        return False
+    package = importer.rpartition(".")[0]
+    same_package = package in PACKAGES and f"{imported}.".startswith(f"{package}.")
+    parts_of_itself = importer != "labkit" and imported.startswith(f"{importer}.")
+    return there < here or same_package or parts_of_itself
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_every_module_has_a_floor_and_imports_only_from_below(path):
+    importer = name_of(path)
+    assert floor_of(importer) is not None, f"{importer} has no floor: give it one in {Path(__file__).name}"
+    wrong = [
+        f"{path.name}:{line}: floor {floor_of(importer)} imports {imported}, which is on floor {floor_of(imported)}"
+        for imported, line in imports(path)
+        if not allowed(importer, imported)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_mechanism_uses_base_and_the_ring_and_never_another_mechanism():
+    for path in (ROOT / "labkit/channels").glob("*.py"):
+        if path.stem in ("__init__", "base", "framing"):
+            continue
+        known = ("labkit.channels.base", "labkit.channels.framing", "labkit.lockfree")
+        strange = [imported for imported, _ in imports(path) if not imported.startswith(known)]
+        assert not strange, f"{path.name} imports {strange}"
+
+
+def test_base_imports_nothing_of_labkit():
+    assert list(imports(ROOT / "labkit/channels/base.py")) == []
+
+
+def test_importing_labkit_loads_nothing_heavy():
+    heavy = "numba numpy anywidget IPython typer rich matplotlib multiprocess ipywidgets".split()
+    program = f"import sys, labkit; print(*sorted(set({heavy}) & set(sys.modules)))"
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert child.stdout.split() == []
+
+
+def test_the_command_line_help_loads_nothing_heavy():
+    heavy = "numba numpy anywidget IPython matplotlib multiprocess ipywidgets nbformat".split()
+    program = f"import sys, labkit.__main__; print(*sorted(set({heavy}) & set(sys.modules)))"
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert child.stdout.split() == []
