@@ -1,0 +1,102 @@
+"""The flow view: processes as nodes, channels as edges, one moving dot a message. The drawing is flow.js."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+import uuid
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anywidget
+import numpy as np
+import traitlets
+
+from labkit.events import messages
+from labkit.views import recording
+
+if TYPE_CHECKING:
+    from labkit.trace import Trace
+
+LIVE_ROWS = 250  # messages in a batch; 20 batches a second are plenty for 300 dots and far below Jupyter's limits
+PENDING = 50_000  # events of messages that have not arrived yet
+FIRST = 0.3  # seconds until the front end has loaded; batches before that would fall on deaf ears
+IDLE = 0.7  # seconds without an event after which the whole recording is sent
+
+live: weakref.WeakSet[Flow] = weakref.WeakSet()
+
+
+class Flow(anywidget.AnyWidget):
+    """Shows a trace while it is recorded, and replays it afterwards."""
+
+    _esm = Path(__file__).with_name("flow.js")
+    key = traitlets.Unicode().tag(sync=True)
+    recording = traitlets.Bytes().tag(sync=True)
+
+    def __init__(self, trace: Trace, **options: Any):
+        self._trace, self._tally, self._pending = trace, recording.Tally(), recording.NOTHING
+        self._news: queue.SimpleQueue[np.ndarray | None] = queue.SimpleQueue()
+        with trace._lock:  # nothing may slip through between the past and the news
+            self._tally.add(trace.events())
+            self._unsubscribe = trace.subscribe(self._news.put)
+        super().__init__(key=uuid.uuid4().hex, recording=recording.record(trace, self._tally.epoch), **options)
+        self._every, self._median = np.ones(0, int), None
+        threading.Thread(target=self._work, name="labkit-flow", daemon=True).start()
+        live.add(self)
+
+    def settle(self) -> None:
+        """Send the recording now, from this thread, also when the browser should have it already."""
+        self.recording = recording.record(self._trace, self._tally.epoch)
+        self.send_state("recording")
+
+    def close(self) -> None:
+        """Stop listening to the trace and remove the view from the page."""
+        live.discard(self)
+        if hasattr(self, "_unsubscribe"):
+            self._unsubscribe()
+            self._news.put(None)
+        super().close()
+
+    def _work(self) -> None:
+        """Runs in a thread of its own, so that nothing a front end does can hold up the collector."""
+        time.sleep(FIRST)
+        timeout: float | None = None
+        while True:
+            try:
+                news = [self._news.get(timeout=timeout)]
+            except queue.Empty:  # idle
+                timeout = None
+                with contextlib.suppress(Exception):
+                    self.recording = recording.record(self._trace, self._tally.epoch)
+                continue
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    news.append(self._news.get_nowait())
+            if any(part is None for part in news) or self.comm is None:
+                return
+            timeout = IDLE
+            with contextlib.suppress(Exception):  # a front end that went away never breaks the run
+                self._push(np.concatenate([part for part in news if part is not None]))
+
+    def _push(self, events: np.ndarray) -> None:
+        """Send one batch: exact totals of everything, and a sample of the messages that something happened to."""
+        tally = self._tally
+        tally.add(events)
+        wanted = recording.sparsity(events, len(tally.channels), LIVE_ROWS)
+        held = np.pad(self._every, (0, len(wanted) - len(self._every)), constant_values=1)
+        self._every = np.where((wanted > held) | (wanted * 10 < held), wanted, held)
+        events = recording.sample(events, self._every)
+        both = np.concatenate([self._pending, events])
+        both = both[np.argsort(both["time_ns"], kind="stable")]
+        found = messages(both)
+        done = found["dropped"] | ((found["receive_ends"] != 0) & (found["send_ends"] != 0))
+        self._pending = recording.select(both, ~np.isin(both["message"], found["message"][done]))[-PENDING:]
+        moved = found[np.isin(found["message"], events["message"])]
+        median = recording.median_latency(moved)
+        self._median = median if median is not None else self._median
+        batch = recording.describe(self._trace, tally) | {"every": self._every.tolist(), "median": self._median}
+        matrix = recording.rows(moved, tally.epoch or 0)
+        self.send({"kind": "batch", **batch}, buffers=[matrix.tobytes(), tally.checkpoint().tobytes()])

@@ -1,0 +1,131 @@
+"""Help for tests that look at pages in a real Chromium, driven through Playwright, and at a real JupyterLab."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage"
+).split()
+
+
+def find_or_skip() -> str:
+    """The path of a Chromium; skips the test loudly, naming what to install, when there is none."""
+    from labkit.doctor import find_browser
+
+    pytest.importorskip("playwright.sync_api", reason="NOT TESTED: pip install playwright")
+    path = find_browser()
+    if not path:
+        pytest.skip("NOT TESTED: no browser; install the Debian package chromium (apt-get install chromium)")
+    return path
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Any]:
+    """A headless Chromium of Playwright, closed at the end together with all its processes."""
+    path = find_or_skip()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory(prefix="labkit-chromium-") as home:
+        own = {name: home for name in ("XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")}
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS, env=os.environ | own)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextlib.contextmanager
+def opened(browser: Any, url: str, offline: bool = True, **options: Any) -> Iterator[Any]:
+    """A page in a context of its own; `page.complaints` collects console errors and, offline, requests to a network."""
+    context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | options)
+    if offline:
+        context.set_offline(True)
+    page = context.new_page()
+    page.complaints = []
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on("console", lambda m: page.complaints.append(m.text) if m.type == "error" else None)
+    if offline:
+        page.on("request", lambda r: page.complaints.append(r.url) if not re.match("file:|data:|blob:", r.url) else None)
+    try:
+        page.goto(url)
+        yield page
+    finally:
+        context.close()
+
+
+def state(page: Any, number: int = 0) -> dict[str, Any]:
+    """What a flow view shows, read through its hook `element.labkitView.state()`."""
+    return dict(page.evaluate("""(n) => {
+        const found = [...document.querySelectorAll("*")].filter((e) => e.labkitView);
+        return found[n]?.labkitView.state() ?? {};
+    }""", number))
+
+
+def until(page: Any, condition: Any, what: str, seconds: float = 30, number: int = 0) -> dict[str, Any]:
+    """Wait until condition(state of the view) holds, and return that state."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        now = state(page, number)
+        if now and condition(now):
+            return now
+        page.wait_for_timeout(50)
+    raise AssertionError(f"the view never {what}; it shows {now}")
+
+
+def picture(page: Any, number: int = 0) -> str:
+    """The pixels of a flow view's canvas."""
+    return str(page.locator(".labkit-flow .stage canvas").nth(number).evaluate("canvas => canvas.toDataURL()"))
+
+
+@contextlib.contextmanager
+def jupyterlab(folder: Path) -> Iterator[Callable[[str], str]]:
+    """A JupyterLab that serves a folder, with its own settings; yields path -> address with the token in it."""
+    token = secrets.token_hex(16)
+    with tempfile.TemporaryDirectory(prefix="labkit-jupyter-") as home, tempfile.TemporaryFile() as log:
+        own = {f"JUPYTER_{name}": home for name in ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")}
+        own |= {"IPYTHONDIR": home, "JUPYTERLAB_SETTINGS_DIR": f"{home}/s", "JUPYTERLAB_WORKSPACES_DIR": f"{home}/w"}
+        command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"]
+        command += ["--ServerApp.port=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
+        command += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+        server = subprocess.Popen(
+            command, stdout=log, stderr=log, env=os.environ | own, cwd=folder, start_new_session=True
+        )
+        try:
+            address = _address(server, Path(home), log)
+            yield lambda path: f"{address}{path}?token={token}"
+        finally:
+            server.send_signal(signal.SIGTERM)
+            try:
+                server.wait(15)
+            except subprocess.TimeoutExpired:
+                os.killpg(server.pid, signal.SIGKILL)
+                server.wait()
+
+
+def _address(server: Any, home: Path, log: Any, seconds: float = 60) -> str:
+    """The server writes its address into a file of its runtime folder when it is up."""
+    import json
+
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and server.poll() is None:
+        for path in home.glob("jpserver-*.json"):
+            with contextlib.suppress(ValueError):
+                return str(json.loads(path.read_text())["url"])
+        time.sleep(0.1)
+    log.seek(0)
+    raise AssertionError(f"JupyterLab did not start:\n{log.read().decode()[-3000:]}")

@@ -1,0 +1,405 @@
+"""The flow view: what is sent to the browser is exact where it says so, and the browser shows what the trace holds."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import pytest
+
+from labkit import Trace, channel, launch
+from labkit.bench.view import MadeUp
+from labkit.events import Action, messages
+from labkit.report import report
+from labkit.views import recording, settle, watch
+from tests.browser import chromium, jupyterlab, opened, picture, state, until
+
+N = 400
+
+
+def producer(tx):
+    for number in range(N):
+        tx.send(b"x" * (1 + number % 90))
+
+
+def consumer(rx):
+    return sum(1 for _ in rx)
+
+
+def recorded(*kinds):
+    """A trace of real processes that have sent N messages over each of these mechanisms."""
+    trace = Trace()
+    ends = [channel(kind, trace=trace) for kind in kinds]
+    jobs = [launch(consumer, rx) for _, rx in ends] + [launch(producer, tx) for tx, _ in ends]
+    for job in jobs:
+        job.wait()
+    return trace
+
+
+def header_of(packed):
+    raw = gzip.decompress(packed)
+    length = struct.unpack_from("<q", raw)[0]
+    header = json.loads(raw[8 : 8 + length])
+    width = 1 + 5 * header["columns"] + 2 * sum(p["seen"] is not None for p in header["processes"])
+    moments = np.frombuffer(raw, "<f8", width * header["moments"], 8 + length).reshape(-1, width)
+    return header, moments
+
+
+# ------------------------------------------------------------------------------------------- without a browser
+
+
+@pytest.mark.parametrize("factor", [1, 1.5, 2, 3, 11, 21, 150, 12_345])
+def test_every_thinning_divides_the_next_so_that_a_thin_sample_is_part_of_a_dense_one(factor):
+    step = recording.round_up(factor)
+    assert step >= factor and recording.round_up(step + 1) % step == 0
+
+
+def test_the_receipt_of_a_sampled_message_is_sampled_too():
+    trace = MadeUp(4_000)
+    found = messages(recording.sample(trace.events(), np.full(4, 10)))
+    assert len(found) == 400
+    assert np.all(found["receive_ends"] > 0) and np.all(found["receive_begins"] > 0) and np.all(found["send_ends"] > 0)
+
+
+def test_totals_are_exact_however_thin_the_sample():
+    trace = MadeUp(40_000)
+    header, moments = header_of(recording.record(trace, limit=1_000))
+    totals = moments[-1][1:21].reshape(4, 5)
+    found = trace.messages()
+    assert max(header["every"]) > 1 and header["rows"] <= 1_000
+    assert totals[:, 0].tolist() == totals[:, 1].tolist() == [10_000] * 4
+    assert totals[:, 3].sum() == found["size"].sum()
+
+
+def test_time_in_calls_is_the_sum_of_the_calls():
+    trace = MadeUp(4_000)
+    _, moments = header_of(recording.record(trace))
+    found = trace.messages()
+    in_send, in_receive = moments[-1][21:].reshape(-1, 2).T
+    assert in_send.sum() == (found["send_ends"] - found["send_begins"]).sum()
+    assert in_receive.sum() == (found["receive_ends"] - found["receive_begins"]).sum()
+
+
+def test_a_tally_fed_in_pieces_knows_what_one_fed_at_once_knows():
+    events = MadeUp(4_000).events()
+    whole, pieces = recording.Tally(), recording.Tally()
+    whole.add(events)
+    for piece in np.array_split(events, 7):
+        pieces.add(piece)
+    order = [list(pieces.pids).index(pid) for pid in whole.pids]
+    assert np.array_equal(whole.channels, pieces.channels) and np.array_equal(whole.calls, pieces.calls[order])
+    assert whole.links == pieces.links and whole.seen == pieces.seen
+
+
+def test_a_recording_of_100_000_messages_is_at_most_3_5_megabytes():
+    assert len(recording.record(MadeUp(100_000))) <= 3_500_000
+
+
+@pytest.mark.parametrize("trace", [MadeUp(0), MadeUp(0, channels=1)])
+def test_an_empty_trace_makes_a_recording(trace):
+    header, _ = header_of(recording.record(trace))
+    assert header["rows"] == 0 and header["median"] is None
+
+
+def test_a_receive_that_gave_up_and_one_still_waiting_are_recorded():
+    events = MadeUp(4, channels=1).events()[:3].copy()
+    events["endpoint"], events["message"] = (1, 1, 1), 0
+    events["action"] = Action.RECEIVE_BEGINS, Action.GAVE_UP, Action.RECEIVE_BEGINS
+    start = int(events["time_ns"][0])
+    waits = recording._empty_receives(events, recording.Tally(epoch=start))
+    assert [wait[1:] for wait in waits] == [[0, int(events["time_ns"][1]) - start], [int(events["time_ns"][2]) - start, -1]]
+
+
+def test_watch_outside_of_a_notebook_says_what_to_do_instead(capsys):
+    with Trace() as trace:
+        watch(trace)
+    assert "notebook" in capsys.readouterr().out
+
+
+def test_a_front_end_that_fails_does_not_break_the_run(monkeypatch):
+    from labkit.views.flow import Flow
+
+    def gone(*_, **__):
+        raise ConnectionError("the browser has gone")
+
+    monkeypatch.setattr(Flow, "send", gone)
+    with Trace() as trace:
+        flow = Flow(trace)
+        tx, rx = channel("pipe", trace=trace)
+        for number in range(20):
+            tx.send(b"%d" % number)
+            assert rx.receive() == b"%d" % number
+        settle()
+        header, moments = header_of(flow.recording)
+        flow.close()
+    assert header["rows"] == 20 and moments[-1][1:3].tolist() == [20, 20]
+
+
+def test_a_closed_view_listens_no_longer():
+    from labkit.views.flow import Flow, live
+
+    with Trace() as trace:
+        flow = Flow(trace)
+        flow.close()
+        assert not trace._subscribers and flow not in live
+
+
+def test_batches_carry_each_message_once_complete_and_hold_nothing_back(monkeypatch):
+    from labkit.views.flow import Flow
+
+    sent = []
+    monkeypatch.setattr(Flow, "send", lambda self, content, buffers: sent.append((content, buffers)))
+    with Trace() as trace:
+        flow = Flow(trace)
+        events = MadeUp(800, channels=4).events()
+        for piece in np.array_split(events, 11):  # cut anywhere, also between the two ends of a message
+            flow._push(piece)
+        flow.close()
+    complete = [row[0] for _, (rows, _) in sent for row in np.frombuffer(rows).reshape(10, -1).T if np.isfinite(row[8])]
+    assert len(complete) == len(set(complete)) == 800 and len(flow._pending) == 0
+    assert all(np.isfinite(np.frombuffer(checkpoint)).all() for _, (_, checkpoint) in sent)
+
+
+def test_what_waits_for_its_receipt_is_bounded():
+    from labkit.views import flow as module
+
+    with Trace() as trace:
+        flow = module.Flow(trace)
+        events = MadeUp(60_000, channels=1).events()
+        lost = events[events["action"] <= Action.SEND_ENDS]
+        for piece in np.array_split(lost, 200):
+            flow._push(piece)
+        flow.close()
+    assert len(flow._pending) <= module.PENDING
+
+
+# ------------------------------------------------------------------------------------------- the exported view
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def exported(browser, tmp_path_factory):
+    """A report of real processes, and the messages that the trace itself holds."""
+    with recorded("pipe", "posix_mq") as trace:
+        path = report(trace, tmp_path_factory.mktemp("views") / "run.html")
+        epoch = int(trace.events()["time_ns"].min())
+        return SimpleNamespace(url=path.as_uri(), found=trace.messages(), epoch=epoch, trace=trace)
+
+
+def paused(page):
+    until(page, lambda s: s["mode"] == "replay", "loaded its recording")
+    if state(page)["playing"]:
+        page.get_by_role("button", name="Pause").click()
+    return until(page, lambda s: not s["playing"], "paused")
+
+
+@pytest.mark.browser
+def test_dots_move_while_it_plays_and_stand_still_when_paused(browser, exported):
+    with opened(browser, exported.url) as page:
+        until(page, lambda s: s["playing"] and s["dots"] > 0, "drew a dot")
+        first = picture(page)
+        page.wait_for_timeout(300)
+        assert picture(page) != first
+
+        paused(page)
+        first = picture(page)
+        page.wait_for_timeout(300)
+        assert picture(page) == first and not state(page)["animating"]
+        assert page.complaints == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("share", [0, 0.25, 0.5, 0.9, 1])
+def test_the_slider_shows_the_counts_of_that_moment(browser, exported, share):
+    with opened(browser, exported.url) as page:
+        paused(page)
+        page.get_by_role("slider").fill(str(round(10_000 * share)))
+        now = state(page)
+        for number, shown in enumerate(now["channels"]):
+            own = exported.found[exported.found["channel"] == number]
+            entered = np.minimum(own["send_ends"], own["receive_ends"]) - exported.epoch
+            arrived = own["receive_ends"] - exported.epoch
+            # the shown moment is a float: allow it the last nanosecond
+            for count, times in ((shown["sent"], entered), (shown["received"], arrived)):
+                assert np.sum(times <= now["time_ns"] - 1) <= count <= np.sum(times <= now["time_ns"] + 1)
+        assert page.complaints == []
+
+
+@pytest.mark.browser
+def test_stepping_goes_from_message_to_message_and_back(browser, exported):
+    begins = np.sort(exported.found["send_begins"] - exported.epoch)
+    with opened(browser, exported.url) as page:
+        paused(page)
+        page.get_by_role("slider").fill("0")
+        seen = []
+        for _ in range(4):
+            page.get_by_role("button", name="Next message").click()
+            seen.append(state(page)["selected"]["sent_ns"])
+        page.get_by_role("button", name="One message back").click()
+        seen.append(state(page)["selected"]["sent_ns"])
+        first = int(np.searchsorted(begins, seen[0] - 1))
+        assert first <= 1 and np.allclose(seen, begins[[first, first + 1, first + 2, first + 3, first + 2]], atol=1)
+        assert "bytes, sent at" in page.locator(".note").inner_text()
+
+
+@pytest.mark.browser
+def test_the_speed_is_said_in_words_and_messages_too_short_to_see_are_said_to_be_stretched(browser, exported):
+    with opened(browser, exported.url) as page:
+        paused(page)
+        page.get_by_role("combobox").select_option("2000")
+        assert state(page)["speed"] == 2000
+        assert "2,000× slower" in page.locator(".note").inner_text()
+        page.get_by_role("combobox").select_option("1")
+        assert "real time" in page.locator(".note").inner_text() and "shown" in page.locator(".note").inner_text()
+
+
+@pytest.mark.browser
+def test_the_keyboard_reaches_every_control(browser, exported):
+    with opened(browser, exported.url) as page:
+        paused(page)
+        page.get_by_role("button", name="Play").focus()
+        names = []
+        for _ in range(5):
+            names.append(page.evaluate("document.activeElement.ariaLabel"))
+            page.keyboard.press("Tab")
+        assert names == ["Play", "One message back", "Next message", "Time in the recording", "Speed of the replay"]
+
+
+@pytest.mark.browser
+def test_the_end_shows_the_totals_and_how_the_processes_ended(browser, exported):
+    with opened(browser, exported.url) as page:
+        paused(page)
+        page.get_by_role("slider").fill("10000")
+        now = state(page)
+        assert [(c["sent"], c["received"], c["inside"]) for c in now["channels"]] == [(N, N, 0)] * 2
+        assert {p["state"] for p in now["processes"]} == {"ended"} and len(now["processes"]) == 4
+        page.get_by_role("button", name="Next message").click()  # nothing beyond the last one
+        assert f"{N} messages sent, {N} received" in page.get_by_role("status").inner_text()
+
+
+@pytest.mark.browser
+def test_a_reader_who_wants_no_motion_gets_none(browser, exported):
+    with opened(browser, exported.url, reduced_motion="reduce") as page:
+        now = until(page, lambda s: s["mode"] == "replay", "loaded its recording")
+        assert not now["playing"]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [280, 700, 1280, 1600])
+def test_nothing_sticks_out_of_the_view(browser, exported, width):
+    with opened(browser, exported.url, viewport={"width": width + 48, "height": 900}) as page:
+        paused(page)
+        outside = page.evaluate("""() => {
+            const box = document.querySelector(".labkit-flow").getBoundingClientRect();
+            return [...document.querySelectorAll(".labkit-flow :is(button, select, input, .clock, .note, canvas)")]
+                .filter((e) => e.getClientRects().length).map((e) => [e.className || e.tagName, e.getBoundingClientRect()])
+                .filter(([, r]) => r.left < box.left - 1 || r.right > box.right + 1).map(([name]) => name);
+        }""")
+        assert outside == []
+
+
+@pytest.mark.browser
+def test_the_view_follows_the_page_from_light_to_dark(browser, exported):
+    with opened(browser, exported.url, color_scheme="light") as page:
+        paused(page)
+        light = picture(page)
+        page.emulate_media(color_scheme="dark")
+        page.wait_for_timeout(100)
+        assert picture(page) != light
+
+
+@pytest.fixture(scope="module")
+def crowded(browser, tmp_path_factory):
+    """The report of a trace with 100,000 messages and a label that would be markup if it were taken for HTML."""
+    trace = MadeUp(100_000)
+    trace.channels[0].label = "<img src=x onerror=alert(1)>"
+    trace.processes[1000].name = "<script>alert(2)</script>"
+    return report(trace, tmp_path_factory.mktemp("views") / "crowded.html")
+
+
+@pytest.mark.browser
+def test_many_messages_are_thinned_and_counted_exactly(browser, crowded):
+    with opened(browser, crowded.as_uri()) as page:
+        until(page, lambda s: s["playing"] and s["dots"] > 20, "drew dots")
+        most = max(state(page)["dots"] for _ in range(10) if not page.wait_for_timeout(100))
+        now = paused(page)
+        assert now["messages"] == 100_000 and 20 < most <= 330 and min(now["density"]) > 1
+        page.get_by_role("slider").fill("10000")
+        assert [c["received"] for c in state(page)["channels"]] == [25_000] * 4
+    assert crowded.stat().st_size <= 5_000_000
+
+
+@pytest.mark.browser
+def test_text_is_never_taken_for_markup(browser, crowded):
+    with opened(browser, crowded.as_uri()) as page:
+        paused(page)
+        assert page.locator(".labkit-flow img, .labkit-flow script, table img").count() == 0
+        assert page.complaints == []
+
+
+# ------------------------------------------------------------------------------------------- live, in JupyterLab
+
+FIRST_CELL = """
+import time
+from labkit import Trace, channel, launch, watch
+trace = Trace()
+tx, rx = channel("pipe", trace=trace)
+watch(trace)
+watch(trace)
+"""
+SECOND_CELL = """
+def consumer(rx):
+    return sum(1 for _ in rx)
+
+def producer(tx):
+    import time
+    for number in range(400):
+        tx.send(b"x" * 20)
+        time.sleep(0.01)
+
+jobs = launch(consumer, rx), launch(producer, tx)
+"""
+
+
+@pytest.mark.browser
+def test_dots_move_live_in_jupyterlab_and_the_replay_has_every_message(browser, tmp_path: Path):
+    new = nbformat.v4
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = new.new_notebook(
+        cells=[new.new_code_cell(FIRST_CELL.strip()), new.new_code_cell(SECOND_CELL.strip())],
+        metadata={"kernelspec": kernel},
+    )
+    nbformat.write(notebook, tmp_path / "live.ipynb")
+    with (
+        jupyterlab(tmp_path) as address,
+        opened(browser, address("lab/tree/live.ipynb"), offline=False, viewport={"width": 1280, "height": 1400}) as page,
+    ):
+        page.locator(".jp-Notebook .jp-CodeCell").nth(1).wait_for(timeout=60_000)
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_text("Run All Cells", exact=True).first.click()
+
+        until(page, lambda s: s["mode"] == "live" and s["dots"] > 0, "drew a dot live", seconds=90)
+        first = picture(page)
+        page.wait_for_timeout(400)
+        assert picture(page) != first
+
+        page.get_by_role("button", name="Pause").first.click()  # pausing one view leaves the other alone
+        page.wait_for_timeout(600)  # what was on its way at that moment is heard of a little later
+        first = picture(page)
+        page.wait_for_timeout(400)
+        assert picture(page) == first and state(page, 1)["playing"]
+
+        now = until(page, lambda s: s["mode"] == "replay" and s["messages"] == 400, "came to an end", number=1)
+        assert [(c["sent"], c["received"]) for c in now["channels"]] == [(400, 400)]
+        assert {p["state"] for p in now["processes"]} == {"ended"}
+        assert page.complaints == []
