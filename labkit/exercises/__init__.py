@@ -1,0 +1,54 @@
+"""Checks for the exercises of the labs: they run the learner's function in real processes and say why it is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from labkit.channels import channel
+from labkit.launch import Job, RemoteError, launch
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Right or not, and why."""
+
+    right: bool
+    why: str
+
+    def __repr__(self) -> str:
+        return f"{'✔ Right' if self.right else '✘ Not yet'}: {self.why}"
+
+    def _repr_html_(self) -> str:
+        colour, word = ("#009E73", "✔ Right.") if self.right else ("#D55E00", "✘ Not yet.")
+        why = escape(self.why).replace("\n", "<br>")
+        return f'<div style="border-left:4px solid {colour};padding:.4em .8em"><b>{word}</b> {why}</div>'
+
+
+def outcome(f: Callable[..., Any], messages: Iterable[bytes], kind: str = "pipe", patience: float = 10.0) -> Any:
+    """What f(rx) returns, in a process of its own, when another process sends these messages and closes.
+
+    Raises:
+        RemoteError: f raised or was killed.
+        TimeoutError: f had not returned `patience` seconds after everything was sent.
+    """
+    tx, rx = channel(kind)
+    listening: Job = launch(f, rx, name=getattr(f, "__name__", "your function"))
+    sending = launch(_send, tx, list(messages), name="sender")
+    try:
+        return listening.wait(patience)
+    finally:
+        for job in (listening, sending):
+            job.kill()
+
+
+def _send(tx: Any, messages: list[bytes]) -> None:
+    for message in messages:
+        tx.send(message)
+
+
+def last_line(error: RemoteError) -> str:
+    """The last line of a child's traceback: the exception itself."""
+    return (error.traceback or str(error)).strip().splitlines()[-1]

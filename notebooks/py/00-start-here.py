@@ -1,0 +1,315 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Start here: how processes talk
+#
+# Two programs run on the same machine. Each has its own memory, and the kernel guards the wall between them. So how does a
+# word get from one to the other? That is **inter-process communication**, IPC.
+#
+# In this notebook real processes on *your* machine talk through four real mechanisms. You watch every message travel,
+# measure it, break it, and take a report home. Run the cells from top to bottom: **Shift + Enter**.
+
+# %% [markdown]
+# ## The wall
+#
+# `launch` starts another process and runs a function there. The function may change whatever it likes:
+
+# %%
+from labkit import launch
+
+greeting = ["hello"]
+
+
+def change():
+    greeting.append("changed!")
+    return greeting
+
+
+there = launch(change).wait()
+print("over there:", there)
+print("here:      ", greeting)
+
+# %% [markdown]
+# The other process changed *its copy*. Ours is as it was. Memory is private (that is what makes a process a process),
+# and anything that is to be shared has to go through the Linux kernel.
+#
+# ## One mechanism by hand
+#
+# The oldest way is the **pipe**, pipe(2): a buffer inside the kernel with one end to write and one to read. Here both are
+# in our own process, so that nothing is hidden:
+
+# %%
+import os
+
+read_end, write_end = os.pipe()
+print("two file descriptors:", read_end, write_end)
+
+os.write(write_end, b"first message, ")
+os.write(write_end, b"second message")
+print("one read gives:", os.read(read_end, 100))
+
+# %% [markdown]
+# Two writes, one read: a pipe carries a *stream of bytes*, it does not keep messages apart. And how does the reader learn that
+# no more will come? When **every** write end is closed, read returns nothing: end of file.
+
+# %%
+os.close(write_end)
+print("after the last writer has closed:", os.read(read_end, 100))
+os.close(read_end)
+
+# %% [markdown]
+# Now with a second program at the other end. `tr` knows nothing of Python; it reads its standard input, which is our pipe:
+
+# %%
+import subprocess
+
+read_end, write_end = os.pipe()
+tr = subprocess.Popen(["tr", "a-z", "A-Z"], stdin=read_end, stdout=subprocess.PIPE)
+os.close(read_end)  # tr has its own copy of this end now
+
+os.write(write_end, b"it is a truth universally acknowledged")
+os.close(write_end)  # without this line, tr would wait for ever
+print(tr.communicate()[0].decode())
+
+# %% [markdown]
+# Textbooks use `os.fork()` here. We do not, and neither should you in a notebook: a Jupyter kernel has several threads,
+# fork(2) copies only one of them, and a lock that another one held stays locked in the copy for ever. `launch` asks a small
+# single-threaded server process to fork instead.
+#
+# ## The same through a channel
+#
+# `channel(kind)` gives the two ends of any mechanism: `tx` sends, `rx` receives, data flows left to right. It takes care of
+# the message boundaries. What we send is real: the hourly weather at New York's JFK airport in 2013, one record a message.
+
+# %%
+from pathlib import Path
+
+weather = Path("../data/weather-jfk-2013.csv").read_bytes().splitlines()
+header, rows = weather[0], weather[1:]
+print(f"{len(rows):,} records, for example:\n", header.decode(), "\n", rows[0].decode())
+
+# %%
+import time
+
+
+def producer(tx, rows, pause=None):
+    for row in rows:
+        tx.send(row)
+        if pause:
+            time.sleep(pause)
+
+
+def consumer(rx):
+    received = 0
+    for message in rx:  # ends when the last sender has closed
+        received += 1
+    return received
+
+
+# %% [markdown]
+# ## Watch
+#
+# A `Trace` records what both ends do. `watch` draws it while it happens: processes are boxes, the channel is the line between
+# them, each dot is one message. The producer pauses a little after each record, as a sensor would.
+
+# %%
+from labkit import Trace, channel, watch
+
+trace = Trace()
+tx, rx = channel("pipe", trace=trace)
+watch(trace)
+
+listening = launch(consumer, rx)  # gives rx away: it lives over there now
+sending = launch(producer, tx, rows[:300], 0.01)
+print("received:", await listening)
+
+# %% [markdown]
+# When the producer has ended you can go back: drag the slider, choose a slower speed, step from message to message. Real
+# messages take microseconds; the view says how much it slows them down.
+#
+# ## Four mechanisms
+#
+# The same function, the same records, as fast as they go. Only the name of the mechanism changes:
+#
+# | kind | what it is | manual |
+# |---|---|---|
+# | `pipe` | a stream of bytes through a kernel buffer; labkit puts a length before each message | pipe(7) |
+# | `unix_seqpacket` | a pair of sockets that keeps messages apart | unix(7) |
+# | `posix_mq` | a queue inside the kernel: messages have priorities and may outlive their sender | mq_overview(7) |
+# | `shm_ring` | a lock-free ring in shared memory: the kernel is not asked at all, except to sleep | memfd_create(2) |
+
+# %%
+kinds = ["pipe", "unix_seqpacket", "posix_mq", "shm_ring"]
+
+race = Trace()
+watch(race)
+for kind in kinds:
+    tx, rx = channel(kind, trace=race)
+    listening = launch(consumer, rx)
+    sending = launch(producer, tx, rows)
+    print(f"{kind:15} {await listening:,} messages")
+
+# %% [markdown]
+# Too fast to see? Press play, and slow it down until single messages become visible.
+#
+# ## Measure
+#
+# `compare` matches every send with its receive. On the left: which share of the messages took at most so long. On the
+# right: how many went through in a second.
+
+# %%
+race.compare()
+
+# %% [markdown]
+# These latencies are long, because the producer did its best to fill each channel: a message spends most of its time
+# *waiting in the queue*. How long does a message take when nothing is in its way? Send one every half millisecond:
+
+# %%
+calm = Trace()
+for kind in kinds:
+    tx, rx = channel(kind, trace=calm)
+    listening = launch(consumer, rx)
+    sending = launch(producer, tx, rows[:1000], 0.0005)
+    await listening
+
+calm.compare()
+
+# %% [markdown]
+# Now the receiver sleeps when a message comes, and most of the time is the kernel waking it up. Two different questions, two
+# different answers: **throughput** is about the cost of a message, **latency** about who has to be woken.
+#
+# ## Which one to choose
+#
+# Not by speed alone. What each mechanism promises, checked by labkit's test suite both ways:
+
+# %%
+from labkit import facts
+
+facts()
+
+
+# %% [markdown]
+# And the speed, in the numbers of this very run:
+
+# %%
+most = max(race.compare().throughputs, key=lambda t: t.messages_per_second)
+pipe = race.throughput("pipe")
+quickest = min(calm.compare().latencies, key=lambda latency: latency.p50)
+
+print(f"Most messages a second: {most.label}, {most.messages_per_second / pipe.messages_per_second:.1f} times the pipe's.")
+print(f"Shortest way when nothing is queued: {quickest.label}, half within {quickest.p50 / 1000:.1f} µs.")
+
+# %% [markdown]
+# A rule of thumb to start with:
+#
+# - **Between related processes, without a second thought:** a pipe, or a Unix socket pair when messages must stay apart or
+#   descriptors are to travel.
+# - **The receiver comes and goes, urgent messages overtake:** a POSIX message queue.
+# - **Speed is what matters, one sender and one receiver:** shared memory with a lock-free ring.
+#
+# ## Break it
+#
+# What does the other side notice when a process is killed, with no time to say goodbye?
+
+# %%
+from labkit import RemoteError
+
+tx, rx = channel("pipe")
+listening = launch(consumer, rx)
+sending = launch(producer, tx, rows, 0.01)
+time.sleep(0.3)
+sending.kill()  # kill -9
+
+try:
+    sending.wait()
+except RemoteError as error:
+    print("the producer: ", error)
+print("the consumer:  end of file after", listening.wait(), "messages")
+
+# %% [markdown]
+# The kernel closes what a dead process had open, whatever it died of, and so the consumer sees an ordinary end of file. And the
+# other way round?
+
+# %%
+from labkit import Closed
+
+tx, rx = channel("pipe")
+rx.close()
+try:
+    tx.send(b"is anybody there?")
+except Closed as error:
+    print("Closed:", error)
+
+# %% [markdown]
+# ## Exercise
+#
+# Write `strongest_gust(rx)`: it receives weather records until the sender has closed, and returns the largest `wind_gust` (column
+# 10, counted from 0) in miles per hour, as a float. The check runs your function in a process of its own, on the other end of a
+# real pipe.
+
+
+# %%
+def strongest_gust(rx):
+    ...  # your turn
+
+
+# %%
+from labkit.exercises.start_here import check_strongest_gust
+
+check_strongest_gust(strongest_gust, rows)
+
+# %% [markdown]
+# <details><summary><b>A solution</b></summary>
+#
+# ```python
+# def strongest_gust(rx):
+#     strongest = 0.0
+#     for message in rx:
+#         gust = message.decode().split(",")[10]
+#         if gust != "NA":
+#             strongest = max(strongest, float(gust))
+#     return strongest
+# ```
+#
+# A message is bytes, hence `decode`; most hours had no gust and say `NA`; numbers compared as text would be wrong.
+# </details>
+#
+# ## Take it home
+#
+# `report` writes one HTML file with the moving picture in it. It needs no network and no Jupyter: send it to a colleague.
+
+# %%
+from labkit import report
+
+report(race, "my-first-report.html")
+
+# %% [markdown]
+# The whole notebook, or all of them, from a terminal: `labkit report 00-start-here.ipynb -o report.html`, or `--to pdf`.
+#
+# ## What we learnt
+#
+# - A process's memory is its own; what is shared goes through the kernel, or through memory that the kernel maps for both.
+# - A pipe is a stream of bytes; messages need boundaries, from the mechanism or from you.
+# - End of file comes when the **last** sender has closed, also when it was killed.
+# - Throughput is what a message costs; latency is mostly waiting, in a queue or to be woken.
+#
+# ## Where to go from here
+#
+# | read | for |
+# |---|---|
+# | `help(channel)`, `labkit/channels/` | every mechanism is one short file |
+# | `labkit/lockfree/spsc.py` | the ring: its memory map, and why it is right |
+# | `labkit doctor` in a terminal | what this machine and container allow |
+#
+# **Manual pages:** pipe(2), pipe(7), fork(2), unix(7), socketpair(2), mq_overview(7), memfd_create(2), mmap(2), poll(2), signal(7).
+# **Book:** M. Kerrisk, *The Linux Programming Interface*, chapters 43, 44, 52, 54, 57.
