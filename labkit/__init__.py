@@ -8,6 +8,8 @@ Everything is loaded when it is first used, so that `import labkit` costs next t
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -47,6 +49,17 @@ if TYPE_CHECKING:
     from labkit.stats import Latency, Throughput, plot_latencies, plot_throughputs
     from labkit.trace import Trace
     from labkit.views import watch
+
+
+class _Package(ModuleType):
+    """Importing a submodule sets an attribute of its package. The function `launch` must not become the module."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -18,6 +18,7 @@ import asyncio
 import atexit
 import contextlib
 import fcntl
+import importlib
 import io
 import os
 import select
@@ -27,6 +28,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
+from types import ModuleType
 from typing import Any
 
 import dill
@@ -113,7 +115,10 @@ class Job:
         code = self.exitcode
         if code is None:
             return "running"
-        return f"exited {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+        if code >= 0:
+            return f"exited {code}"
+        named = -code in set(signal.Signals)  # real-time signals have numbers only
+        return f"killed by {signal.Signals(-code).name if named else f'signal {-code}'}"
 
     def wait(self, timeout: float | None = WAIT_TIMEOUT) -> Any:
         """Wait until the child has ended; returns what its function returned.
@@ -273,7 +278,7 @@ def _run(payload: bytes, report: Any, leash: Any, parcel: bytes) -> None:
         text = "".join(traceback.format_exception(type(error), error, tb)).rstrip()
         outcome, code = ("error", text), error.code if isinstance(error, SystemExit) else 1
         if not code:  # sys.exit(0) is a way to end well
-            outcome = ("result", dill.dumps(None))
+            outcome = ("result", _pickled(None))
     for end in _ends(args):
         end.close()
     stop_all()  # jobs of our own; multiprocess would wait for them
@@ -285,8 +290,7 @@ def _run(payload: bytes, report: Any, leash: Any, parcel: bytes) -> None:
 def _result_of(f: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
     result = f(*args)
     try:
-        sent: bytes = dill.dumps(result, recurse=True)
-        return sent
+        return _pickled(result)
     except Exception as reason:
         raise TypeError(f"the result, a {type(result).__name__}, cannot be sent back: {reason}") from reason
 
@@ -329,8 +333,7 @@ def _dumped(f: Any, name: str) -> bytes:
     if not callable(f):
         raise TypeError(f"launch takes a function and its arguments, not {type(f).__name__}: launch(f, x), not launch(f(x))")
     try:
-        payload: bytes = dill.dumps(f, recurse=True)
-        return payload
+        return _pickled(f)
     except Exception as reason:
         culprit = _culprit(f)
         raise TypeError(
@@ -349,7 +352,7 @@ def _culprit(f: Any) -> str | None:
             used[variable] = cell.cell_contents
     for variable, value in used.items():
         try:
-            dill.dumps(value, recurse=True)
+            _pickled(value)
         except Exception as reason:
             return f"its variable {variable!r}, a {type(value).__name__}, stays in this process ({reason})"
     return None
@@ -367,11 +370,11 @@ class _Parcel:
 
     def __reduce__(self) -> Any:
         try:
-            return bytes, (self._packed(self.args),)
+            return bytes, (_pickled(self.args, reduction.ForkingPickler),)
         except Exception:
             for number, argument in enumerate(self.args, 1):
                 try:
-                    self._packed(argument)
+                    _pickled(argument, reduction.ForkingPickler)
                 except Exception as reason:
                     raise TypeError(
                         f"argument {number} of {self.name}, a {type(argument).__name__}, "
@@ -379,10 +382,21 @@ class _Parcel:
                     ) from None
             raise
 
-    def _packed(self, value: Any) -> bytes:
-        buffer = io.BytesIO()
-        reduction.ForkingPickler(buffer, recurse=True).dump(value)
-        return buffer.getvalue()
+
+def _pickled(value: Any, pickler: type = dill.Pickler) -> bytes:
+    """Pickled by value, with what a function refers to, except for modules: the child imports those itself."""
+
+    class ModulesByName(pickler):  # type: ignore[misc, valid-type]
+        __module__ = pickler.__module__  # by which dill knows its own
+
+        def reducer_override(self, thing: Any) -> Any:
+            if isinstance(thing, ModuleType) and thing.__name__ != "__main__":
+                return importlib.import_module, (thing.__name__,)
+            return NotImplemented
+
+    buffer = io.BytesIO()
+    ModulesByName(buffer, recurse=True).dump(value)
+    return buffer.getvalue()
 
 
 # --- multiprocess, made to fit -----------------------------------------------------------------

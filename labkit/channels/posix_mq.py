@@ -164,8 +164,9 @@ def _create(path: str, max_messages: int, max_message: int) -> posix_ipc.Message
             f"msg_max is {_limit('msg_max')}, msgsize_max {_limit('msgsize_max')} (/proc/sys/fs/mqueue)",
         ) from None
     except OSError as reason:
-        # posix_ipc 1.3 reports EMFILE in words only, without its number.
-        number = reason.errno or (errno.EMFILE if "process" in str(reason) else errno.ENFILE)
+        # posix_ipc 1.3 reports some errors in words only, without their numbers.
+        words = {"process": errno.EMFILE, "system": errno.ENFILE, "space": errno.ENOSPC}
+        number = reason.errno or next((n for word, n in words.items() if word in str(reason)), errno.EIO)
         advice = {
             errno.EMFILE: "all queues of this user together are over RLIMIT_MSGQUEUE (ulimit -q, in bytes), which the "
             "kernel reports as too many files: close queues or ask for fewer, smaller messages",

@@ -1,0 +1,264 @@
+"""Every test leaves the machine as it found it: an autouse fixture looks, waits a moment, and names what was left.
+
+A test that cannot keep to a single check opts out of it and says why:
+
+    @pytest.mark.leaves("threads", reason="the browser's driver keeps one for the session")
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+MARK = f"labkit-tests-{os.getpid()}-{secrets.token_hex(4)}"
+"""Every process that this session starts carries it in its environment, orphans too."""
+os.environ["LABKIT_TESTS"] = MARK
+RUNTIME = tempfile.mkdtemp(prefix="labkit-runtime-")
+os.environ["XDG_RUNTIME_DIR"] = RUNTIME
+atexit.register(shutil.rmtree, RUNTIME, ignore_errors=True)
+
+GRACE = 5.0
+"""Seconds after which nothing of a test may be left."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "leaves(check, ..., reason): may leave what these checks look for; every test else leaves nothing"
+    )
+
+
+# --- what there is ---------------------------------------------------------------------------------------
+
+
+def _stat(pid: int | str) -> tuple[str, str, int, str]:
+    """Name, state, parent and start time of a process: proc_pid_stat(5)."""
+    text = Path(f"/proc/{pid}/stat").read_text()
+    name, rest = text[text.index("(") + 1 : text.rindex(")")], text[text.rindex(")") + 2 :].split()
+    return name, rest[0], int(rest[1]), rest[19]
+
+
+def kept_processes() -> set[int]:
+    """Those that live as long as the session: the forkserver and the resource trackers of this process, our helper."""
+    kept = {_mounter.pid} if _mounter else set()
+    for package in ("multiprocess", "multiprocessing"):
+        if forkserver := sys.modules.get(f"{package}.forkserver"):
+            kept.add(forkserver._forkserver._forkserver_pid)
+        if tracker := sys.modules.get(f"{package}.resource_tracker"):
+            kept.add(tracker._resource_tracker._pid)
+    return kept - {None}
+
+
+_foreign: set[tuple[int, str]] = set()  # processes that do not carry our mark, by pid and start
+
+
+def processes() -> set[str]:
+    """Our descendants, zombies included, and whatever carries our mark, orphans included."""
+    table = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                table[int(entry)] = _stat(entry)
+    ours = {os.getpid()}
+    for _ in range(8):  # generations
+        ours |= {pid for pid, (_, _, parent, _) in table.items() if parent in ours}
+    for pid in table.keys() - ours:
+        identity = pid, table[pid][3]
+        if identity not in _foreign:
+            with contextlib.suppress(OSError):
+                if MARK.encode() in Path(f"/proc/{pid}/environ").read_bytes():
+                    ours.add(pid)
+                else:
+                    _foreign.add(identity)
+    found = set()
+    for pid in ours - kept_processes() - {os.getpid()}:
+        name, state, _, start = table[pid]
+        found.add(f"{'zombie' if state == 'Z' else 'process'} {pid} {name} started {start}")
+    return found
+
+
+def descriptors() -> set[str]:
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.add(f"fd {fd} -> {os.readlink(f'/proc/self/fd/{fd}')}")
+    return {text for text in found if "/proc/" not in text}
+
+
+def shared_memory() -> set[str]:
+    """Entries of /dev/shm. Browsers' own, which come and go, are not ours."""
+    with contextlib.suppress(OSError):
+        return {f"/dev/shm/{name}" for name in os.listdir("/dev/shm") if "chromium" not in name}
+    return set()
+
+
+def system_v() -> set[str]:
+    found = set()
+    for kind in ("msg", "sem", "shm"):
+        with contextlib.suppress(OSError):
+            lines = Path("/proc/sysvipc", kind).read_text().splitlines()[1:]
+            found |= {f"System V {kind}, key {line.split()[0]}, id {line.split()[1]}" for line in lines}
+    return found
+
+
+def posix_queues() -> set[str]:
+    """Named POSIX queues of this IPC namespace: those in the mounted file system, or else those labkit has noted."""
+    if _mounter:
+        folder = Path(f"/proc/{_mounter.pid}/root{_mqueue_dir}")
+    else:
+        folder = Path("/dev/mqueue") if os.path.ismount("/dev/mqueue") else Path(RUNTIME, "labkit", "posix_mq")
+    with contextlib.suppress(OSError):
+        return {f"POSIX queue /{name}" for name in os.listdir(folder) if not _of_another_session(name)}
+    return set()
+
+
+def _of_another_session(name: str) -> bool:
+    """A queue of a session that runs beside this one (pytest -n): its name says whose it is."""
+    owner = re.match(r"labkit-(?:tests-)?(\d+)-", name)
+    return bool(owner and MARK not in name and int(owner[1]) != os.getpid() and Path("/proc", owner[1]).exists())
+
+
+def files() -> set[str]:
+    """What is in the runtime directory, and sockets of ours in the directory for temporary files."""
+    found = {str(path) for path in Path(RUNTIME).rglob("*") if not path.is_dir()}
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(tempfile.gettempdir()):
+            with contextlib.suppress(OSError):
+                if entry.name.startswith("labkit-ring") or Path(entry.path).is_socket():
+                    found.add(entry.path)
+    return found
+
+
+def threads() -> set[str]:
+    return {f"thread {thread.name} ({thread.ident})" for thread in threading.enumerate()}
+
+
+CHECKS: dict[str, Callable[[], set[str]]] = {
+    check.__name__: check
+    for check in (processes, descriptors, shared_memory, system_v, posix_queues, files, threads)
+}
+
+
+# --- the file system of POSIX queues, mounted where nobody else sees it ------------------------------------
+
+_mounter: subprocess.Popen[bytes] | None = None
+_mqueue_dir = ""
+
+
+def _mount_mqueue() -> None:
+    """mount(2) in a mount namespace of a helper's own; we look into it through /proc/<helper>/root."""
+    global _mounter, _mqueue_dir
+    if os.geteuid() != 0:
+        return
+    folder = tempfile.mkdtemp(prefix="labkit-mqueue-")
+    code = (
+        "import ctypes, sys\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 1 << 18\n"
+        "done = (libc.unshare(CLONE_NEWNS) == 0 and libc.mount(b'none', b'/', None, MS_REC | MS_PRIVATE, None) == 0\n"
+        f"        and libc.mount(b'mqueue', {folder.encode()!r}, b'mqueue', 0, None) == 0)\n"
+        "print('yes' if done else 'no', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    helper = subprocess.Popen([sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert helper.stdout and helper.stdin
+
+    def end() -> None:
+        with contextlib.suppress(OSError):
+            helper.stdin.close()
+        helper.wait(10)
+        helper.stdout.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    if helper.stdout.readline() == b"yes\n":
+        _mounter, _mqueue_dir = helper, folder
+        atexit.register(end)
+    else:
+        end()
+
+
+# --- the fixtures ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_up() -> Iterator[None]:
+    """Open once whatever is opened once a session: the forkserver's descriptors, compiled code, random numbers."""
+    from labkit import KINDS, Trace, channel, launch, stop_all
+
+    _mount_mqueue()
+    os.urandom(1)
+    with Trace() as trace:
+        for kind in KINDS:
+            for end in channel(kind, trace=trace):
+                end.close()
+    launch(int).wait()
+    gc.collect()
+    gc.freeze()  # what is there now stays, and need not be looked through after each test
+    yield
+    stop_all()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(request: pytest.FixtureRequest, warm_up: None) -> Iterator[None]:
+    """The fixture that this file is about."""
+    allowed: set[str] = set()
+    for mark in request.node.iter_markers("leaves"):
+        assert mark.kwargs.get("reason"), "leaves(...) needs a reason"
+        assert set(mark.args) <= CHECKS.keys(), f"leaves(...) knows {', '.join(CHECKS)}"
+        allowed |= set(mark.args)
+    checks = {name: check for name, check in CHECKS.items() if name not in allowed}
+    gc.collect()
+    before = {name: check() for name, check in checks.items()}
+    yield
+    if getattr(request.node, "failed", False):
+        return  # its own report matters more
+    deadline = time.monotonic() + GRACE
+    while True:
+        left = sorted(thing for name, check in checks.items() for thing in check() - before[name])
+        if not left:
+            return
+        if time.monotonic() > deadline:
+            pytest.fail("this test left behind:\n  " + "\n  ".join(left), pytrace=False)
+        gc.collect()
+        time.sleep(0.02)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    if report.when == "call":
+        item.failed = report.failed  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def queue_name() -> Iterator[str]:
+    """A name for a POSIX queue that is nobody else's."""
+    from labkit import unlink
+
+    name = f"{MARK}-{secrets.token_hex(3)}"
+    yield name
+    with contextlib.suppress(FileNotFoundError):
+        unlink("posix_mq", name)
+
+
+@pytest.fixture
+def one_cpu() -> Iterator[None]:
+    """This process on a single processor, as on Binder."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)

@@ -1,0 +1,118 @@
+"""What the processes of the tests do, and small helpers. Children import this file, so it imports next to nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def sizes(count: int, largest: int) -> list[int]:
+    """Mixed sizes, the same in every process: mostly small, some up to the largest."""
+    few = (1, 2, 7, 8, 9, 60, 64, 100, 333, 1000)
+    return [few[n % 10] if n % 97 else 1 + (n * 7919) % largest for n in range(count)]
+
+
+def numbered(number: int, size: int) -> bytes:
+    """A message whose content follows from its number and size."""
+    seed = b"%08d" % number
+    return (seed * (size // 8 + 1))[:size]
+
+
+def send_numbered(tx: Any, count: int, largest: int) -> None:
+    for number, size in enumerate(sizes(count, largest)):
+        tx.send(numbered(number, size))
+
+
+def check_numbered(rx: Any, largest: int) -> int:
+    """How many messages came; raises at the first that is not the one that was sent."""
+    count, expected = 0, sizes(200_000, largest)
+    for message in rx:
+        assert message == numbered(count, expected[count]), f"message {count} differs"
+        count += 1
+    return count
+
+
+def send_all(tx: Any, messages: list[bytes]) -> None:
+    for message in messages:
+        tx.send(message)
+
+
+def send_many(tx: Any, mark: bytes, size: int, count: int) -> None:
+    """Messages that can be told apart by sender and are recognisably whole."""
+    for number in range(count):
+        body = mark * size
+        tx.send(b"%s %06d %08x " % (mark, number, zlib.crc32(body)) + body)
+
+
+def is_whole(message: bytes) -> bool:
+    _, _, checksum, body = message.split(b" ", 3)
+    return zlib.crc32(body) == int(checksum, 16)
+
+
+def receive_all(rx: Any) -> list[bytes]:
+    return list(rx)
+
+
+def count_all(rx: Any) -> int:
+    return sum(1 for _ in rx)
+
+
+def send_forever(tx: Any, message: bytes) -> None:
+    while True:
+        tx.send(message, timeout=None)
+
+
+def receive_forever(rx: Any) -> None:
+    while True:
+        rx.receive(timeout=None)
+
+
+def hold(*ends: Any) -> None:
+    """Keep the ends and do nothing with them."""
+    time.sleep(600)
+
+
+def echo(rx: Any, tx: Any) -> None:
+    for message in rx:
+        tx.send(message)
+
+
+def interrupt_soon(seconds: float = 0.3) -> threading.Timer:
+    """Ctrl-C in a moment, for the main thread. It is started; join it."""
+    timer = threading.Timer(seconds, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+    timer.start()
+    return timer
+
+
+def eventually(condition: Callable[[], object], seconds: float = 5.0) -> bool:
+    """Whether the condition comes true within some seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended; a zombie that nobody reaps has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+def sleeping(pid: int) -> bool:
+    """Whether a process waits in the kernel."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
+def processor_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
