@@ -98,7 +98,7 @@ def messages(events: np.ndarray) -> np.ndarray:
 
 def _receives(events: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The RECEIVE_ENDS events, and for each the time its receive began (0 where that is not recorded)."""
-    calls = events[np.isin(events["action"], (Action.RECEIVE_BEGINS, Action.RECEIVE_ENDS))]
+    calls = events[np.isin(events["action"], (Action.RECEIVE_BEGINS, Action.RECEIVE_ENDS, Action.GAVE_UP))]
     # One endpoint is used by one process at a time, so within an endpoint the order is begin, end, begin, end.
     calls = calls[np.argsort(calls["endpoint"], kind="stable")]
     ends = np.flatnonzero(calls["action"] == Action.RECEIVE_ENDS)

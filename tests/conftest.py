@@ -91,11 +91,12 @@ def processes() -> set[str]:
 
 
 def descriptors() -> set[str]:
+    """Open descriptors, but for those that packages keep on files of their own (matplotlib: its fonts)."""
     found = set()
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             found.add(f"fd {fd} -> {os.readlink(f'/proc/self/fd/{fd}')}")
-    return {text for text in found if "/proc/" not in text}
+    return {text for text in found if "/proc/" not in text and "/site-packages/" not in text}
 
 
 def shared_memory() -> set[str]:

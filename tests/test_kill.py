@@ -96,6 +96,17 @@ class Kernel:
         self.client.context.destroy(linger=0)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def event_loop_of_jupyter():
+    """jupyter_client keeps one event loop as long as the process lives."""
+    from jupyter_core.utils import run_sync
+
+    async def nothing():
+        pass
+
+    run_sync(nothing)()
+
+
 @pytest.fixture
 def kernel(tmp_path_factory):
     kernel = Kernel(tmp_path_factory.mktemp("k"))

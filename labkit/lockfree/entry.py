@@ -77,7 +77,7 @@ class Entry:
 
     def __init__(self, function: Any, flags: int):
         self._compiled = function  # owns the machine code
-        name, doc = function.__name__.encode(), (function.__doc__ or "").encode()
+        name, doc = function.__name__.encode(), (function.__wrapped__.__doc__ or "").encode()
         self._definition = _MethodDef(name, function.address, flags, doc)
 
     def builtin(self, state: np.ndarray, keep: Any) -> Callable[..., Any]:

@@ -1,0 +1,210 @@
+"""Reports: one file that works without a network, tells no secrets, and is written also when a notebook fails."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from labkit import Trace, channel
+from labkit.bench.view import MadeUp
+from labkit.report import machine_facts, report, report_notebooks, scrub
+from tests.browser import chromium, find_or_skip, opened, until
+
+new = nbformat.v4
+
+
+def notebook(path: Path, *cells: str, tags: list[str] | None = None) -> Path:
+    """A notebook of these cells; text that begins with # and a space is Markdown."""
+    made = [new.new_markdown_cell(c) if c.startswith("# ") else new.new_code_cell(c) for c in cells]
+    if tags:
+        made[-1].metadata.tags = tags
+    nbformat.write(new.new_notebook(cells=made), path)
+    return path
+
+
+def written(tmp_path: Path, *cells: str, **options) -> tuple[int, str]:
+    """Exit status and page of a report of one notebook of these cells."""
+    output = tmp_path / "report.html"
+    status = report_notebooks([notebook(tmp_path / "lab.ipynb", *cells, **options)], output)
+    return status, output.read_text()
+
+
+RICH = (
+    "# Pipes & queues\n\nA message takes $t_r - t_s$.\n\n$$\\frac{a}{b}$$\n\n## 你好 🎉\n\n| a | b |\n|---|---|\n| 1 | 2 |",
+    "print('\\x1b[31mred\\x1b[0m <b>not bold</b>')",
+    "import sys; print('careful', file=sys.stderr)",
+    "from IPython.display import HTML, SVG, display; display(HTML('<table><tr><td>cell</td></tr></table>'))",
+    "display(SVG('<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"5\" height=\"5\"></svg>'))",
+    "import ipywidgets; ipywidgets.IntSlider(value=7)",
+    "import os; print(os.getcwd()); open('made.txt', 'w').close()",
+    "from labkit import Trace, channel, watch\ntrace = Trace()\ntx, rx = channel('pipe', trace=trace)\nwatch(trace)",
+    "for _ in range(30):\n    tx.send(b'hello')\n    rx.receive()",
+    "trace.latency().plot()",
+)
+
+
+@pytest.fixture(scope="module")
+def rich(tmp_path_factory):
+    """The report of a notebook with every kind of output in it."""
+    folder = tmp_path_factory.mktemp("rich")
+    return *written(folder, *RICH), folder
+
+
+def test_a_notebook_becomes_a_page_with_everything_in_it(rich):
+    status, page, folder = rich
+    assert status == 0
+    assert "<title>Pipes &amp; queues</title>" in page and 'href="#n1-pipes-queues"' in page
+    assert '<span class="ansi-red-fg">red</span> &lt;b&gt;not bold&lt;/b&gt;' in page
+    assert '<pre class="stderr">careful' in page and "<td>cell</td>" in page and "你好 🎉" in page
+    assert page.count("data:image/svg+xml;base64,") >= 4  # two formulas, a picture, a plot
+    assert "needs a running kernel" in page and "IntSlider(value=7)" in page
+    assert str(folder) in page and (folder / "made.txt").exists()  # it ran in its own folder
+
+
+def test_a_page_names_no_other_file(rich):
+    _, page, _ = rich
+    outside = re.findall(r"""(?:src|href)=["'](?!#|data:)[^"']*|@import|url\(""", re.sub(r"(?s)<script.*?</script>", "", page))
+    assert outside == [] and "default-src 'none'" in page
+
+
+def test_a_module_is_in_the_page_once_and_settling_leaves_no_trace(rich):
+    _, page, _ = rich
+    assert page.count("export default { initialize, render }") == 1 and "settle()" not in page
+
+
+@pytest.mark.browser
+def test_the_view_of_a_notebook_plays_offline(rich, tmp_path):
+    _, _, folder = rich
+    with chromium() as browser, opened(browser, (folder / "report.html").as_uri()) as page:
+        page.locator(".view").scroll_into_view_if_needed()
+        now = until(page, lambda s: s["messages"] == 30 and s["playing"], "played")
+        assert now["channels"][0]["label"] == "pipe"
+        until(page, lambda s: s["channels"][0]["received"] == 30 and not s["playing"], "came to its end", seconds=60)
+        assert page.complaints == []
+
+
+def test_a_failing_notebook_is_reported_with_its_error_and_what_comes_after(tmp_path, capsys):
+    status, page = written(tmp_path, "# Lab", "1 / 0", "print('still', 'running')")
+    assert status == 1
+    assert "ZeroDivisionError" in page and 'class="cell failed"' in page and "still running" in page
+    assert "lab.ipynb: cell 1 failed with ZeroDivisionError: division by zero" in capsys.readouterr().err
+
+
+def test_an_error_that_the_author_expects_is_no_failure(tmp_path):
+    status, page = written(tmp_path, "1 / 0", tags=["raises-exception"])
+    assert status == 0 and "ZeroDivisionError" in page
+
+
+def test_a_kernel_that_dies_ends_its_notebook_in_one_sentence(tmp_path, capsys):
+    status, page = written(tmp_path, "print('before')", "import os; os.kill(os.getpid(), 9)", "print('never')")
+    assert status == 1 and "before" in page and "its kernel died" in page
+    assert "its kernel died" in capsys.readouterr().err
+
+
+def test_a_cell_that_hangs_is_given_up(tmp_path, capsys):
+    path = notebook(tmp_path / "lab.ipynb", "import time; time.sleep(60)")
+    assert report_notebooks([path], tmp_path / "report.html", timeout=1) == 1
+    assert "took longer than 1 s" in capsys.readouterr().err
+
+
+def test_several_notebooks_make_one_page_with_contents(tmp_path):
+    first, second = notebook(tmp_path / "a.ipynb", "# First"), notebook(tmp_path / "b.ipynb", "print(2)")
+    assert report_notebooks([first, second], tmp_path / "all.html", title="Both") == 0
+    page = (tmp_path / "all.html").read_text()
+    assert re.findall(r'<li class="l1"><a href="#[^"]*">(.*?)</a>', page) == ["First", "b"]
+    assert "<title>Both</title>" in page
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(None, "there is no such notebook"), ("", "is not a Jupyter notebook"), ('{"a": 1}', "is not a Jupyter notebook")],
+)
+def test_what_is_not_a_notebook_is_named_in_one_sentence(tmp_path, capsys, content, sentence):
+    path = tmp_path / "lab.ipynb"
+    if content is not None:
+        path.write_text(content)
+    assert report_notebooks([path], tmp_path / "report.html") == 2
+    said = capsys.readouterr().err
+    assert sentence in said and "lab.ipynb" in said and said.count("\n") == 1
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_an_output_that_cannot_be_written_is_found_out_before_anything_runs(tmp_path, capsys):
+    path = notebook(tmp_path / "lab.ipynb", "open('ran', 'w').close()")
+    for output in (tmp_path, tmp_path / "no" / "folder.html", Path("/proc/report.html")):
+        assert report_notebooks([path], output) == 2
+        assert "cannot be written" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_kernelspec_that_somebody_installed_does_not_interfere(tmp_path, monkeypatch):
+    spec = tmp_path / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    (spec / "kernel.json").write_text('{"argv": ["/bin/false"], "display_name": "Python 3", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    status, page = written(tmp_path, "import sys; print(sys.prefix)")
+    assert status == 0
+
+
+def test_no_secret_gets_into_a_page(tmp_path, monkeypatch):
+    home = tmp_path / "home" / "mary"
+    home.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("HUB_API_TOKEN", "s3cret-0123456789")
+    cells = "import os\nprint(dict(os.environ))", "print(os.path.expanduser('~/notes.txt'))\nget_ipython().config"
+    status, page = written(tmp_path / "home", *cells, "raise OSError('?token=abcdef0123456789 ' + os.path.expanduser('~'))")
+    assert status == 1 and "~/notes.txt" in page
+    assert "mary" not in page and "s3cret" not in page and "abcdef0123456789" not in page
+    assert not re.search(r"kernel-[0-9a-f-]{8,}\.json", page)
+
+
+@pytest.mark.parametrize("text", ["/rooted/x", "no/root/here", "plain text"])
+def test_scrubbing_takes_only_the_home_folder_itself(text, monkeypatch):
+    monkeypatch.setenv("HOME", "/root")
+    assert scrub(text) == text
+    assert scrub("/root/x and '/root'") == "~/x and '~'"
+
+
+def test_facts_about_the_machine_name_neither_host_nor_user():
+    facts = machine_facts()
+    assert "Python" in facts and os.uname().release in facts and os.uname().nodename not in facts
+
+
+def test_the_report_of_a_trace_has_its_figures_and_replaces_the_old_file(tmp_path):
+    path = tmp_path / "run.html"
+    path.write_text("old")
+    assert report(MadeUp(4_000), path) == path
+    page = path.read_text()
+    assert page.count("<tr>") == 5 and "<td>1,000</td>" in page and 'alt="Latency of each channel"' in page
+    assert [p.name for p in tmp_path.iterdir()] == ["run.html"]
+
+
+def test_the_report_of_an_empty_trace_is_a_page_too(tmp_path):
+    with Trace() as trace:
+        assert "What the trace recorded" in report(trace, tmp_path / "none.html").read_text()
+        tx, rx = channel("pipe", trace=trace)
+        assert "pipe" in report(trace, tmp_path / "one.html").read_text()
+        tx.close(), rx.close()
+
+
+def test_without_a_browser_a_pdf_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LABKIT_BROWSER", "none")
+    assert report_notebooks([notebook(tmp_path / "lab.ipynb", "# Lab")], tmp_path / "lab.pdf", to="pdf") == 2
+    assert "install the package chromium" in capsys.readouterr().err
+
+
+@pytest.mark.browser
+def test_a_pdf_has_the_text_and_a_picture_of_the_view(tmp_path):
+    find_or_skip()
+    path, output = notebook(tmp_path / "lab.ipynb", "# Lab\n\n你好", *RICH[-3:]), tmp_path / "lab.pdf"
+    assert report_notebooks([path], output, to="pdf") == 0
+    assert output.read_bytes().startswith(b"%PDF")
+    if shutil.which("pdftotext"):
+        text = subprocess.run(["pdftotext", output, "-"], capture_output=True, text=True, check=True).stdout
+        assert "Lab" in text and "你好" in text and "Replay" in text
