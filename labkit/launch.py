@@ -264,11 +264,11 @@ atexit.register(stop_all)  # before multiprocess's own exit handler, which would
 
 def _run(payload: bytes, report: Any, leash: Any, parcel: bytes) -> None:
     """The child's main function."""
-    _die_with_parent(leash.fileno())
-    report.send(("running", None))
     code: Any = 0
     args: tuple[Any, ...] = ()
     try:
+        _die_with_parent(leash.fileno())
+        report.send(("running", None))
         args = dill.loads(parcel)
         outcome = ("result", _result_of(dill.loads(payload), args))
     except BaseException as error:
@@ -279,6 +279,7 @@ def _run(payload: bytes, report: Any, leash: Any, parcel: bytes) -> None:
         outcome, code = ("error", text), error.code if isinstance(error, SystemExit) else 1
         if not code:  # sys.exit(0) is a way to end well
             outcome = ("result", _pickled(None))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # too late to stop: what is left is to say how it went
     for end in _ends(args):
         end.close()
     stop_all()  # jobs of our own; multiprocess would wait for them

@@ -101,7 +101,6 @@ class Trace:
         self._news: list[np.ndarray] = []
         self._changed = False
         self._subscribers: list[Callable[[np.ndarray], None]] = []
-        self._room = np.empty(RING_EVENTS, EVENT)
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self.add_process(os.getpid(), "notebook")
@@ -177,17 +176,19 @@ class Trace:
         """Take everything that has been recorded out of the rings. The collector does this 100 times a second."""
         with self._lock:
             for ring in self._rings:
-                while True:
-                    size = _take(ring.ctypes.data, self._room)
-                    if size <= 0:
-                        break
-                    chunk = self._room[: size // EVENT_BYTES].copy()
-                    self._chunks.append(chunk)
-                    self._kept += len(chunk)
-                    if self._subscribers:
-                        self._news.append(chunk)
-                    if chunk["action"][-1] == Action.CLOSED:  # it will not be used again: give its memory back
-                        ring.base.obj.madvise(mmap.MADV_REMOVE, spsc.DATA, _RING_BYTES)
+                there = min(int(ring[spsc.WRITE // 8] - ring[spsc.READ // 8]), _RING_BYTES)  # a hint, for its size
+                if there < EVENT_BYTES:
+                    continue
+                # No numpy copy: it would let go of the GIL, and to get that back takes milliseconds in a busy process.
+                chunk = np.empty(there // EVENT_BYTES, EVENT)
+                if _take(ring.ctypes.data, chunk) != chunk.nbytes:
+                    continue
+                self._chunks.append(chunk)
+                self._kept += len(chunk)
+                if self._subscribers:
+                    self._news.append(chunk)
+                if chunk["action"][-1] == Action.CLOSED:  # it will not be used again: give its memory back
+                    ring.base.obj.madvise(mmap.MADV_REMOVE, spsc.DATA, _RING_BYTES)
             while self._kept > self.keep:
                 gone = min(self._kept - self.keep, len(self._chunks[0]))
                 self._chunks[0] = self._chunks[0][gone:]

@@ -718,7 +718,7 @@ def test_namespaced_by_a_new_namespace_hides_the_name(kind, fact, queue_name):
     assert fact.namespaced_by == "ipc"
     tx, rx = channel(kind, name=queue_name)
     code = (
-        "import ctypes, sys; CLONE_NEWIPC, CLONE_NEWUSER = 0x8000000, 0x10000000\n"
+        "import ctypes, sys, labkit.channels.posix_mq; CLONE_NEWIPC, CLONE_NEWUSER = 0x8000000, 0x10000000\n"
         "libc = ctypes.CDLL(None)\n"
         "sys.exit(77) if libc.unshare(CLONE_NEWIPC) and libc.unshare(CLONE_NEWIPC | CLONE_NEWUSER) else None\n"
         "from labkit import sender\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from functools import cache
 from typing import Any
 
@@ -138,6 +139,7 @@ def ring_functions() -> dict[str, Any]:
     """`create`, `identity` and `take_bytes` of labkit.lockfree.spsc, for calling from Python: integers in and out.
 
     They go through ctypes: half a microsecond, and cached on disk, where a dispatcher would compile in each process.
+    They keep the GIL: to get it back in a busy process takes milliseconds (sys.getswitchinterval), longer than they do.
     """
 
     def compiled(key: str) -> dict[str, Any]:
@@ -160,7 +162,8 @@ def ring_functions() -> dict[str, Any]:
 
     functions = compiled(SOURCES)
     _keep.update(functions)
-    return {name: function.ctypes for name, function in functions.items()}
+    kinds = {name: (function.ctypes.restype, *function.ctypes.argtypes) for name, function in functions.items()}
+    return {name: ctypes.PYFUNCTYPE(*kinds[name])(function.address) for name, function in functions.items()}
 
 
 _keep: dict[str, Any] = {}  # the owners of the machine code
