@@ -155,7 +155,11 @@ class Job:
 
         def tell(_: Job) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is gone
-                loop.call_soon_threadsafe(lambda: ended.done() or ended.set_result(None))
+                loop.call_soon_threadsafe(mark)
+
+        def mark() -> None:
+            if not ended.done():  # it is when the task was cancelled
+                ended.set_result(None)
 
         self.when_ended(tell)
         yield from ended
@@ -192,7 +196,7 @@ def launch(f: Callable[..., Any], *args: Any, name: str | None = None) -> Job:
         ValueError: an end among the arguments is closed, or there are more than some 250 of them.
         RemoteError: the child did not come up.
     """
-    name = name or getattr(f, "__name__", type(f).__name__)
+    name = str(name or getattr(f, "__name__", type(f).__name__))
     payload = _dumped(f, name)
     ends = list(_ends(args))
     for end in ends:
@@ -224,7 +228,7 @@ def launch(f: Callable[..., Any], *args: Any, name: str | None = None) -> Job:
         undo.pop_all()
     for trace in {end.trace for end in ends if getattr(end, "trace", None)}:  # type: ignore[attr-defined]
         trace.add_process(job.pid, name)
-        job.when_ended(lambda job, trace=trace: trace.process_ended(job.pid, job.status))
+        job.when_ended(lambda job, trace=trace: trace.process_ended(job.pid, job.status))  # type: ignore[misc]
     return job
 
 
@@ -266,6 +270,7 @@ def _run(payload: bytes, report: Any, leash: Any, parcel: bytes) -> None:
     """The child's main function."""
     code: Any = 0
     args: tuple[Any, ...] = ()
+    outcome: tuple[str, bytes | str]
     try:
         _die_with_parent(leash.fileno())
         report.send(("running", None))
@@ -332,7 +337,9 @@ def _dumped(f: Any, name: str) -> bytes:
         TypeError: it cannot be sent; the text names the variable that is to blame.
     """
     if not callable(f):
-        raise TypeError(f"launch takes a function and its arguments, not {type(f).__name__}: launch(f, x), not launch(f(x))")
+        raise TypeError(
+            f"launch takes a function and its arguments, not {type(f).__name__}: launch(f, x), not launch(f(x))"
+        )
     try:
         return _pickled(f)
     except Exception as reason:
@@ -387,7 +394,7 @@ class _Parcel:
 def _pickled(value: Any, pickler: type = dill.Pickler) -> bytes:
     """Pickled by value, with what a function refers to, except for modules: the child imports those itself."""
 
-    class ModulesByName(pickler):  # type: ignore[misc, valid-type]
+    class ModulesByName(pickler):
         __module__ = pickler.__module__  # by which dill knows its own
 
         def reducer_override(self, thing: Any) -> Any:
@@ -423,7 +430,7 @@ def _prepare_without_main(name: str) -> dict[str, Any]:
 spawn.get_preparation_data = _prepare_without_main
 
 
-class _Popen(popen_forkserver.Popen):  # type: ignore[misc]
+class _Popen(popen_forkserver.Popen):
     def __init__(self, process_obj: Any):
         self._reading = threading.Lock()
         super().__init__(process_obj)
@@ -444,7 +451,7 @@ class _Popen(popen_forkserver.Popen):  # type: ignore[misc]
             _starting.ours = False
 
 
-class _Process(_context.Process):  # type: ignore[misc, name-defined]
+class _Process(_context.Process):  # type: ignore[name-defined]
     @staticmethod
     def _Popen(process_obj: Any) -> _Popen:
         return _Popen(process_obj)

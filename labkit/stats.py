@@ -125,7 +125,9 @@ def plot_latencies(latencies: list[Latency], ax: Any = None) -> Any:
             share = np.arange(1, latency.n + 1) / latency.n
             label = f"{latency.label or 'latency'}: half within {duration(latency.p50)}"
             style = LINES[number % len(LINES)]
-            ax.step(latency.samples / 1e3, share, style, where="post", color=COLOURS[number % len(COLOURS)], label=label)
+            ax.step(
+                latency.samples / 1e3, share, style, where="post", color=COLOURS[number % len(COLOURS)], label=label
+            )
     ax.set(xscale="log", xlabel="latency of a message (µs)", ylabel="share of messages", ylim=(0, 1.02))
     ax.grid(alpha=0.25, which="both")
     if ax.get_legend_handles_labels()[0]:

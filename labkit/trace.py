@@ -116,8 +116,10 @@ class Trace:
         with self._lock:
             self._must_be_open()
             taken = {c.label for c in self.channels}
-            unique = label if label not in taken else next(
-                f"{label} {n}" for n in range(2, 1 << 16) if f"{label} {n}" not in taken
+            unique = (
+                label
+                if label not in taken
+                else next(f"{label} {n}" for n in range(2, 1 << 16) if f"{label} {n}" not in taken)
             )
             number = len(self.channels)
             ends = self._attach(TracedSender, tx, number), self._attach(TracedReceiver, rx, number)
@@ -188,7 +190,7 @@ class Trace:
                 if self._subscribers:
                     self._news.append(chunk)
                 if chunk["action"][-1] == Action.CLOSED:  # it will not be used again: give its memory back
-                    ring.base.obj.madvise(mmap.MADV_REMOVE, spsc.DATA, _RING_BYTES)
+                    ring.base.obj.madvise(mmap.MADV_REMOVE, spsc.DATA, _RING_BYTES)  # type: ignore[union-attr]
             while self._kept > self.keep:
                 gone = min(self._kept - self.keep, len(self._chunks[0]))
                 self._chunks[0] = self._chunks[0][gone:]
@@ -245,7 +247,9 @@ class Trace:
         for info in self.channels:
             if channel in (info.label, info.number):
                 return every[every["channel"] == info.number], info.label
-        raise ValueError(f"no channel {channel!r} in this trace; there are: {', '.join(c.label for c in self.channels)}")
+        raise ValueError(
+            f"no channel {channel!r} in this trace; there are: {', '.join(c.label for c in self.channels)}"
+        )
 
     def compare(self) -> Comparison:
         """Latency and throughput of every channel, side by side."""
@@ -372,7 +376,7 @@ class TracedSender(_Traced, Sender):
         inner._allow_tag()
         self._begins, self._ends = self._record["send_begins"], self._record["send_ends"]
         self._state[HEADER // 8] = inner.header_bytes
-        self._send = inner._write if inner.header_bytes else inner.send  # type: ignore[attr-defined]
+        self._send: Callable[..., None] = inner._write if inner.header_bytes else inner.send  # type: ignore[attr-defined]
 
     def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT, priority: int | None = None) -> None:
         try:

@@ -159,8 +159,8 @@ def _compile(key: str) -> dict[str, Entry]:
         key  # see SOURCES
         return record_bare(PyLong_AsVoidPtr(self), CLOSED)
 
-    entries = {f: METH_O for f in (send_begins, send_ends, dropped, receive_ends)}
-    entries |= {f: METH_NOARGS for f in (receive_begins, gave_up, closed)}
+    entries = dict.fromkeys((send_begins, send_ends, dropped, receive_ends), METH_O)
+    entries |= dict.fromkeys((receive_begins, gave_up, closed), METH_NOARGS)
     return {f.__name__: Entry(f, flags) for f, flags in entries.items()}
 
 

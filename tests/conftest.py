@@ -41,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-# --- what there is ---------------------------------------------------------------------------------------
+# --- what there is ------------------------------------------------------------------------------------------
 
 
 def _stat(pid: int | str) -> tuple[str, str, int, str]:
@@ -148,12 +148,11 @@ def threads() -> set[str]:
 
 
 CHECKS: dict[str, Callable[[], set[str]]] = {
-    check.__name__: check
-    for check in (processes, descriptors, shared_memory, system_v, posix_queues, files, threads)
+    check.__name__: check for check in (processes, descriptors, shared_memory, system_v, posix_queues, files, threads)
 }
 
 
-# --- the file system of POSIX queues, mounted where nobody else sees it ------------------------------------
+# --- the file system of POSIX queues, mounted where nobody else sees it -------------------------------------
 
 _mounter: subprocess.Popen[bytes] | None = None
 _mqueue_dir = ""
@@ -191,7 +190,7 @@ def _mount_mqueue() -> None:
         end()
 
 
-# --- the fixtures ------------------------------------------------------------------------------------------
+# --- the fixtures -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session", autouse=True)

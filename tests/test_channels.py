@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import importlib
@@ -188,7 +189,7 @@ def test_it_works_on_one_processor(ends):
     job.wait()
 
 
-# --- what a message may be ------------------------------------------------------------------------------------
+# --- what a message may be ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -232,7 +233,11 @@ def test_anything_else_is_a_type_error_and_the_channel_stays_usable(ends, messag
     assert rx.receive() == b"fine"
 
 
-@pytest.mark.parametrize("empty", [b"", bytearray(), memoryview(b""), np.zeros(0), np.zeros((0, 3))], ids=repr)
+@pytest.mark.parametrize(
+    "empty",
+    [b"", bytearray(), memoryview(b""), np.zeros(0), np.zeros((0, 3))],
+    ids=["bytes", "bytearray", "memoryview", "array", "2-D array"],
+)
 def test_an_empty_message_is_refused_and_the_channel_stays_usable(ends, empty):
     tx, rx = ends
     with pytest.raises(ValueError, match="at least 1 byte"):
@@ -281,7 +286,7 @@ def test_a_buffer_that_calls_send_again_does_no_harm(ends):
     assert {rx.receive(), rx.receive()} == {b"inner", b"outer"}
 
 
-# --- time -------------------------------------------------------------------------------------------------------
+# --- time ---------------------------------------------------------------------------------------------------
 
 
 def test_an_empty_channel_times_out(ends):
@@ -384,7 +389,7 @@ def test_ctrl_c_ends_a_wait_and_loses_nothing(ends, doing):
     assert list(rx) == [b"x"] * accepted
 
 
-# --- the other side -----------------------------------------------------------------------------------------------
+# --- the other side -----------------------------------------------------------------------------------------
 
 
 def test_messages_of_a_killed_process_still_arrive(ends):
@@ -511,7 +516,7 @@ def test_received_but_unread_messages_travel_with_their_receiver():
     assert job.wait() == [b"%d" % number for number in range(1, 10)]
 
 
-# --- facts, both ways ---------------------------------------------------------------------------------------------
+# --- facts, both ways ---------------------------------------------------------------------------------------
 
 
 def test_facts_is_a_table_of_every_mechanism():
@@ -742,7 +747,7 @@ def test_a_channel_without_clones_in_other_processes_says_how_much_it_holds(ends
     assert accepted == amount if unit == "messages" else 0 < accepted * 100 <= amount
 
 
-# --- clones ---------------------------------------------------------------------------------------------------------
+# --- clones -------------------------------------------------------------------------------------------------
 
 
 def test_end_of_file_comes_when_the_last_clone_has_closed(ends):
@@ -784,7 +789,7 @@ def test_a_clone_of_a_receiver_gets_what_the_first_leaves(ends):
         assert (rx.receive(), second.receive()) == (b"1", b"2")
 
 
-# --- names ------------------------------------------------------------------------------------------------------------
+# --- names --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["", "/", "a/b", "../x", "/a/b", "x" * 255, "nul\0", ".", ".."], ids=repr)
@@ -876,7 +881,7 @@ def test_priorities_overtake(queue_name):
     rx.close()
 
 
-# --- bad options, and the limits of the machine -------------------------------------------------------------------------
+# --- bad options, and the limits of the machine -------------------------------------------------------------
 
 
 def test_an_unknown_kind_is_refused_with_the_nearest_and_all():
@@ -950,8 +955,8 @@ def test_message_queues_over_the_users_limit_are_explained_and_leave_nothing():
         os.getuid() or os.setuid(65533)  # a user that has no other queues, and no privileges
         kept = []
         try:
-            for _ in range(100):
-                kept.append(labkit.channels.channel("posix_mq"))
+            while len(kept) < 100:
+                kept += [labkit.channels.channel("posix_mq")]
         except OSError as reason:
             open_now = len(os.listdir("/proc/self/fd"))
             try:
@@ -1093,17 +1098,13 @@ def test_two_threads_that_share_an_end_do_no_harm_to_the_process(ends):
 
     def send():
         while not stop.is_set():
-            try:
+            with contextlib.suppress(TimeoutError):
                 tx.send(b"x" * 50, timeout=0.01)
-            except TimeoutError:
-                pass
 
     def receive():
         while not stop.is_set():
-            try:
+            with contextlib.suppress(OSError):  # a TimeoutError is one
                 rx.receive(timeout=0.01)
-            except (TimeoutError, OSError):
-                pass
 
     users = [threading.Thread(target=user) for user in (send, send, receive, receive)]
     for user in users:
@@ -1115,7 +1116,7 @@ def test_two_threads_that_share_an_end_do_no_harm_to_the_process(ends):
         assert not user.is_alive()
 
 
-# --- against a model ----------------------------------------------------------------------------------------------------
+# --- against a model ----------------------------------------------------------------------------------------
 
 OPERATIONS = st.lists(
     st.one_of(

@@ -168,7 +168,9 @@ def test_plots_show_every_channel_and_use_no_global_state():
 
 
 def test_a_comparison_is_a_table_and_two_plots():
-    comparison = Comparison.of([("pipe", some_messages([5] * 9)), ("<ring>", some_messages([])), ("mq", some_messages([7]))])
+    comparison = Comparison.of(
+        [("pipe", some_messages([5] * 9)), ("<ring>", some_messages([])), ("mq", some_messages([7]))]
+    )
     assert [row["channel"] for row in comparison.rows()] == ["pipe", "<ring>", "mq"]
     lines = repr(comparison).splitlines()
     assert len(lines) == 4

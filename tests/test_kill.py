@@ -133,7 +133,10 @@ def test_functions_of_cells_find_what_the_notebook_has_imported_and_defined(kern
     job = launch(producer, tx, 3)
     print(list(rx), job.wait() != os.getpid(), job.name)
     """
-    assert kernel.run(code) == "[b'n\\x00\\x00\\x00\\x00', b'n\\x01\\x00\\x00\\x00', b'n\\x02\\x00\\x00\\x00'] True producer\n"
+    assert (
+        kernel.run(code)
+        == "[b'n\\x00\\x00\\x00\\x00', b'n\\x01\\x00\\x00\\x00', b'n\\x02\\x00\\x00\\x00'] True producer\n"
+    )
     assert kernel.run("def fails(): raise KeyError('lost')\njob = launch(fails)\nawait job").startswith("RemoteError")
     assert kernel.run("import asyncio; await asyncio.gather(*[launch(len, 'ab') for _ in range(3)])") == "[2, 2, 2]"
 

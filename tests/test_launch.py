@@ -52,7 +52,7 @@ def notebook(code: str) -> dict:
     return module.__dict__
 
 
-# --- what travels ------------------------------------------------------------------------------------------
+# --- what travels -------------------------------------------------------------------------------------------
 
 
 def test_a_job_returns_what_its_function_returns():
@@ -62,7 +62,9 @@ def test_a_job_returns_what_its_function_returns():
     assert (job.exitcode, job.alive, job.status) == (0, False, "exited 0")
 
 
-@pytest.mark.parametrize("value", [None, 0, "text", b"\0" * 3_000_000, {"a": [1, (2, {3})]}, float("inf"), ValueError("x")])
+@pytest.mark.parametrize(
+    "value", [None, 0, "text", b"\0" * 3_000_000, {"a": [1, (2, {3})]}, float("inf"), ValueError("x")]
+)
 def test_results_come_back_whole(value):
     assert repr(launch(lambda: value).wait()) == repr(value)
 
@@ -130,7 +132,7 @@ def test_a_job_is_called_after_its_function_unless_told_otherwise():
     assert repr(two) == f"<job Alice, pid {two.pid}, exited 0>"
 
 
-# --- ends given away ---------------------------------------------------------------------------------------
+# --- ends given away ----------------------------------------------------------------------------------------
 
 
 def test_ends_are_given_away_also_inside_lists_tuples_and_dictionaries():
@@ -226,7 +228,7 @@ def test_more_descriptors_than_a_message_carries_are_refused():
         end.close()
 
 
-# --- how it ends -------------------------------------------------------------------------------------------
+# --- how it ends --------------------------------------------------------------------------------------------
 
 
 def test_an_exception_comes_back_with_a_traceback_that_begins_in_the_readers_code():
@@ -312,7 +314,7 @@ def test_a_job_ends_although_a_process_that_it_forked_lives_on():
     os.kill(grandchild, signal.SIGKILL)
 
 
-# --- several at once ---------------------------------------------------------------------------------------
+# --- several at once ----------------------------------------------------------------------------------------
 
 
 def test_many_jobs_at_once_each_give_their_own_result_and_status():
@@ -457,7 +459,7 @@ def test_killing_a_child_kills_its_children():
     rx.close()
 
 
-# --- Ctrl-C ------------------------------------------------------------------------------------------------
+# --- Ctrl-C -------------------------------------------------------------------------------------------------
 
 
 def test_ctrl_c_in_wait_stops_every_job():
@@ -482,7 +484,7 @@ def test_ctrl_c_while_a_child_is_being_started_leaves_none():
     assert launch(len, "abc").wait() == 3
 
 
-# --- when the parent dies ----------------------------------------------------------------------------------
+# --- when the parent dies -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("doing", FOR_EVER)

@@ -69,7 +69,7 @@ class Ring:
             self.words[word // 8] = start
 
 
-# --- against a model -------------------------------------------------------------------------------------
+# --- against a model ----------------------------------------------------------------------------------------
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
@@ -166,7 +166,7 @@ def test_no_wake_up_is_lost_when_both_sides_sleep_again_and_again():
     rx.close()
 
 
-# --- damage ----------------------------------------------------------------------------------------------
+# --- damage -------------------------------------------------------------------------------------------------
 
 
 def damage(seed: int, rounds: int) -> dict[str, int]:
@@ -272,14 +272,19 @@ def test_nobody_can_shrink_the_memory_of_a_ring():
     rx.close()
 
 
-# --- what the compiled code does -------------------------------------------------------------------------
+# --- what the compiled code does ----------------------------------------------------------------------------
 
 ORDERS = [
     (spsc.publish, (int64, int64), r"store atomic i64 .* release", "edge A, publish"),
     (spsc.readable, (int64, int64), r"load atomic i64, .* acquire", "edge A, readable"),
     (spsc.release, (int64, int64), r"store atomic i64 .* release", "edge B, release"),
     (spsc.reserve, (int64, int64, int64), r"load atomic i64, .* acquire", "edge B, reserve"),
-    (spsc.set_sleeps, (int64, int64, int64), r"store atomic i64 .* monotonic.*\n(.*\n)*?.*fence seq_cst", "edge S, sleep"),
+    (
+        spsc.set_sleeps,
+        (int64, int64, int64),
+        r"store atomic i64 .* monotonic.*\n(.*\n)*?.*fence seq_cst",
+        "edge S, sleep",
+    ),
     (spsc.must_wake, (int64, int64), r"fence seq_cst\n(.*\n)*?.*load atomic i64, .* monotonic", "edge S, wake"),
     (spsc.create, (int64, int64), r"store atomic i64 .* release", "the magic number is written last"),
     (spsc.identity, (int64, int64), r"load atomic i64, .* acquire", "the magic number is read first"),

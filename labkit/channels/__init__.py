@@ -99,9 +99,13 @@ class FactsTable(dict[str, Facts]):
         def cell(value: Any) -> str:
             if value is None:
                 return "no limit"
-            return {True: "yes", False: "–"}[value] if isinstance(value, bool) else f"{value:,}" if isinstance(
-                value, int
-            ) else str(value)
+            return (
+                {True: "yes", False: "–"}[value]
+                if isinstance(value, bool)
+                else f"{value:,}"
+                if isinstance(value, int)
+                else str(value)
+            )
 
         rows = self.rows()
         head = "".join(f"<th>{kind}</th>" for kind in self)

@@ -301,7 +301,7 @@ def travelling(fd: int) -> Any:
     for name in ("multiprocess", "multiprocessing"):
         context = sys.modules.get(f"{name}.context")
         if context is not None and context.get_spawning_popen() is not None:
-            return sys.modules[f"{name}.reduction"].DupFd(fd)  # type: ignore[attr-defined]
+            return sys.modules[f"{name}.reduction"].DupFd(fd)
     raise TypeError(
         "the end of a channel cannot be pickled or reached through a global variable of the function: "
         "hand it over as an argument, launch(f, tx)"

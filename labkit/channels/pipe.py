@@ -51,6 +51,7 @@ FACTS = Facts(
     manual="pipe(7)",
 )
 
+
 def open(*, capacity: int | None = None) -> tuple[PipeSender, PipeReceiver]:
     """A new pipe.
 
@@ -148,7 +149,9 @@ class PipeSender(Sender):
                 raise self._translated(reason) from reason
             if not begun:
                 raise
-            raise TimeoutError(f"{reason}; the last {len(rest):,} bytes of this message go with the next send") from None
+            raise TimeoutError(
+                f"{reason}; the last {len(rest):,} bytes of this message go with the next send"
+            ) from None
         finally:
             # What has been begun must be finished, else the receiver would take the next message for its rest.
             self._owed = bytes(rest) if begun else b""

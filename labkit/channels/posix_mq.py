@@ -1,7 +1,8 @@
 """POSIX message queue: mq_overview(7), mq_open(3), mq_send(3). TLPI ch. 52. Through the package posix_ipc.
 
-Without a name the queue's own name is removed at once: it lives as long as somebody holds an end, and nothing is left
-behind however they die. With a name it stays until it is unlinked (kernel persistence), and unrelated processes find it.
+Without a name the queue's own name is removed at once: it lives as long as somebody holds an end, and nothing is
+left behind however they die. With a name it stays until it is unlinked (kernel persistence), and unrelated processes
+find it.
 
 The kernel does not tell a receiver that the last sender has gone. Ends that were made as a pair therefore have a
 lifeline beside the queue; ends that were opened by name have none, and time out instead.

@@ -15,6 +15,7 @@ import io
 import mmap
 import os
 import select
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,7 @@ class _RingEnd:
     flag: int  # where in the ring this side says that it sleeps
     closed: bool
     _words: np.ndarray | None = None
+    _must_be_open: Callable[[], None]
 
     def __init__(self, memory: int, capacity: int, lifeline: Lifeline):
         self.memory = memory
@@ -109,7 +111,9 @@ class _RingEnd:
         ring = int(self._words.ctypes.data)
         wrong = ring_functions()["identity"](ring, capacity)
         if wrong:
-            raise _not_a_ring(("its magic number", "its version", "its capacity", "its positions")[wrong - 1] + " differ")
+            raise _not_a_ring(
+                ("its magic number", "its version", "its capacity", "its positions")[wrong - 1] + " differ"
+            )
         self._state = state = new_state(ring, capacity, self.max_message)
         state[[SPINS // 8, BELL // 8, FLAG // 8]] = SPIN, lifeline.fileno(), self.flag
         made = {name: entry.builtin(state, self._words) for name, entry in ring_entries().items()}
@@ -225,7 +229,9 @@ class RingReceiver(_RingEnd, Receiver):
 
     def _farewell(self) -> None:
         if self._words is not None:
-            self._words[spsc.RECEIVER_GONE // 8] = 1  # a hint that spares the sender filling the ring; the lifeline is proof
+            self._words[spsc.RECEIVER_GONE // 8] = (
+                1  # a hint that spares the sender filling the ring; the lifeline is proof
+            )
 
 
 def _not_a_ring(what: str) -> OSError:

@@ -66,8 +66,8 @@ def open(*, max_message: int = 1 << 17) -> tuple[SeqpacketSender, SeqpacketRecei
         left.close()
         right.close()
         raise ValueError(
-            f"max_message={max_message:,} needs a send buffer of {needed:,} bytes, but this machine grants {granted:,}: "
-            "ask for less, or raise net.core.wmem_max"
+            f"max_message={max_message:,} needs a send buffer of {needed:,} bytes, but this machine grants {granted:,}"
+            ": ask for less, or raise net.core.wmem_max"
         )
     return SeqpacketSender(left, max_message), SeqpacketReceiver(right, max_message)
 
