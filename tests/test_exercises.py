@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit.exercises.start_here import check_strongest_gust, read_rows
+from labkit.exercises.start_here import check_strongest_wind, read_rows
 
 ROWS = read_rows(Path(__file__).parent.parent / "data" / "weather-jfk-2013.csv")
 
@@ -13,9 +13,9 @@ ROWS = read_rows(Path(__file__).parent.parent / "data" / "weather-jfk-2013.csv")
 def right(rx):
     strongest = 0.0
     for message in rx:
-        gust = message.decode().split(",")[10]
-        if gust != "NA":
-            strongest = max(strongest, float(gust))
+        speed = message.decode().split(",")[9]
+        if speed != "NA":
+            strongest = max(strongest, float(speed))
     return strongest
 
 
@@ -23,27 +23,27 @@ def empty(rx): ...
 
 
 def ignores_missing(rx):
-    return max(float(message.split(b",")[10]) for message in rx)
+    return max(float(message.split(b",")[9]) for message in rx)
 
 
 def returns_at_once(rx):
     for message in rx:
-        gust = message.split(b",")[10]
-        if gust != b"NA":
-            return float(gust)
+        speed = message.split(b",")[9]
+        if speed != b"NA":
+            return float(speed)
 
 
 def newest(rx):
-    gust = 0.0
+    speed = 0.0
     for message in rx:
-        value = message.split(b",")[10]
+        value = message.split(b",")[9]
         if value != b"NA":
-            gust = float(value)
-    return gust
+            speed = float(value)
+    return speed
 
 
 def as_text(rx):
-    return max(m.decode().split(",")[10] for m in rx if b"NA" not in m.split(b",")[10])
+    return max(m.decode().split(",")[9] for m in rx if m.split(b",")[9] != b"NA")
 
 
 def as_text_then_float(rx):
@@ -51,7 +51,7 @@ def as_text_then_float(rx):
 
 
 def splits_bytes_by_text(rx):
-    return max(float(message.split(",")[10]) for message in rx)
+    return max(float(message.split(",")[9]) for message in rx)
 
 
 def never_ends(rx):
@@ -65,26 +65,26 @@ def never_ends(rx):
 def misses_end_of_file(rx):
     strongest = 0.0
     while True:
-        gust = rx.receive().split(b",")[10]
-        if gust != b"NA":
-            strongest = max(strongest, float(gust))
+        speed = rx.receive().split(b",")[9]
+        if speed != b"NA":
+            strongest = max(strongest, float(speed))
 
 
-def wind_speed(rx):
-    speeds = [message.split(b",")[9] for message in rx]
+def wind_gust(rx):
+    speeds = [message.split(b",")[10] for message in rx]
     return max(float(speed) for speed in speeds if speed != b"NA")
 
 
 def remembered(rx):
-    return max(float(g) for row in ROWS if (g := row.split(b",")[10]) != b"NA")
+    return max(float(g) for row in ROWS if (g := row.split(b",")[9]) != b"NA")
 
 
 def a_list(rx):
-    return [float(g) for m in rx if (g := m.split(b",")[10]) != b"NA"]
+    return [float(g) for m in rx if (g := m.split(b",")[9]) != b"NA"]
 
 
 def test_the_right_solution_is_accepted():
-    verdict = check_strongest_gust(right, ROWS)
+    verdict = check_strongest_wind(right, ROWS)
     assert verdict.right, verdict
 
 
@@ -94,25 +94,25 @@ def test_the_right_solution_is_accepted():
         (empty, "returns nothing yet"),
         (ignores_missing, "reports NA"),
         (returns_at_once, "inside the loop"),
-        (newest, "last gust"),
+        (newest, "last reading"),
         (as_text, "which is text"),
         (as_text_then_float, "you compare text"),
         (splits_bytes_by_text, "bytes, not text"),
         (misses_end_of_file, "end of file"),
-        (wind_speed, "wind_speed"),
+        (wind_gust, "wind_gust"),
         (remembered, "other rows"),
         (a_list, "list"),
     ],
 )
 def test_a_wrong_solution_is_refused_with_its_reason(solution, reason):
-    verdict = check_strongest_gust(solution, ROWS)
+    verdict = check_strongest_wind(solution, ROWS)
     assert not verdict.right
     assert reason in verdict.why, verdict.why
 
 
 def test_a_solution_that_never_returns_is_ended_and_told_so(monkeypatch):
     monkeypatch.setattr("labkit.exercises.outcome.__defaults__", ("pipe", 1.0))
-    verdict = check_strongest_gust(never_ends, ROWS)
+    verdict = check_strongest_wind(never_ends, ROWS)
     assert not verdict.right
     assert "did not return" in verdict.why
 

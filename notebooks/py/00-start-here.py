@@ -253,48 +253,50 @@ except Closed as error:
 # %% [markdown]
 # ## Exercise
 #
-# Write `strongest_gust(rx)`: it receives weather records until the sender has closed, and returns the largest `wind_gust` (column
-# 10, counted from 0) in miles per hour, as a float. The check runs your function in a process of its own, on the other end of a
+# Write `strongest_wind(rx)`: it receives weather records until the sender has closed, and returns the largest `wind_speed`
+# (column 9, counted from 0) in miles per hour, as a float. The check runs your function in a process of its own, on the other end of a
 # real pipe.
 
 
 # %%
-def strongest_gust(rx):
+def strongest_wind(rx):
     ...  # your turn
 
 
 # %%
-from labkit.exercises.start_here import check_strongest_gust
+from labkit.exercises.start_here import check_strongest_wind
 
-check_strongest_gust(strongest_gust, rows)
+check_strongest_wind(strongest_wind, rows)
 
 # %% [markdown]
 # <details><summary><b>A solution</b></summary>
 #
 # ```python
-# def strongest_gust(rx):
+# def strongest_wind(rx):
 #     strongest = 0.0
 #     for message in rx:
-#         gust = message.decode().split(",")[10]
-#         if gust != "NA":
-#             strongest = max(strongest, float(gust))
+#         speed = message.decode().split(",")[9]
+#         if speed != "NA":
+#             strongest = max(strongest, float(speed))
 #     return strongest
 # ```
 #
-# A message is bytes, hence `decode`; most hours had no gust and say `NA`; numbers compared as text would be wrong.
+# A message is bytes, hence `decode`; some hours have no reading and say `NA`; as text, `'9.2'` is larger than `'25.3'`.
 # </details>
 #
 # ## Take it home
 #
-# `report` writes one HTML file with the moving picture in it. It needs no network and no Jupyter: send it to a colleague.
+# `report` writes one HTML file with the moving picture in it. It needs no network and no Jupyter: download it from the file
+# browser on the left (folder `reports`), open it, send it to a colleague.
 
 # %%
 from labkit import report
 
-report(race, "my-first-report.html")
+report(race, "../reports/my-first-report.html")
 
 # %% [markdown]
-# The whole notebook, or all of them, from a terminal: `labkit report 00-start-here.ipynb -o report.html`, or `--to pdf`.
+# The whole notebook, or all of them, from a terminal: `labkit report notebooks/00-start-here.ipynb -o report.html`, or
+# `--to pdf`.
 #
 # ## What we learnt
 #
