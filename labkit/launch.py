@@ -203,17 +203,18 @@ def launch(f: Callable[..., Any], *args: Any, name: str | None = None) -> Job:
         end._must_be_open()
     _follow_ipython()
     with contextlib.ExitStack() as undo:  # whatever happens before there is a job, Ctrl-C included, leaves nothing
-        report, report_there = _pipe(undo)
-        leash_there, leash = _pipe(undo)
-        process = _Process(target=_run, args=(payload, report_there, leash_there, _Parcel(name, args)), name=name)
-        with _start:
-            _preload()
-            process.start()
-        undo.callback(_kill, process)
-        report_there.close()
-        leash_there.close()
-        for end in ends:
-            end.given_away()
+        with _ctrl_c_waits():
+            report, report_there = _pipe(undo)
+            leash_there, leash = _pipe(undo)
+            process = _Process(target=_run, args=(payload, report_there, leash_there, _Parcel(name, args)), name=name)
+            with _start:
+                _preload()
+                _begin(process)
+            undo.callback(_kill, process)
+            report_there.close()
+            leash_there.close()
+            for end in ends:
+                end.given_away()
         try:
             if report.poll(START_TIMEOUT):
                 report.recv()
@@ -224,8 +225,9 @@ def launch(f: Callable[..., Any], *args: Any, name: str | None = None) -> Job:
                 "its own words, if any, are on standard error",
                 exitcode=process.exitcode,
             ) from None
-        job = Job(process, report, leash, name)
-        undo.pop_all()
+        with _ctrl_c_waits():
+            job = Job(process, report, leash, name)
+            undo.pop_all()  # from here on they are the job's
     for trace in {end.trace for end in ends if getattr(end, "trace", None)}:  # type: ignore[attr-defined]
         trace.add_process(job.pid, name)
         job.when_ended(lambda job, trace=trace: trace.process_ended(job.pid, job.status))  # type: ignore[misc]
@@ -238,6 +240,34 @@ def _pipe(undo: contextlib.ExitStack) -> tuple[Any, Any]:
     undo.callback(reading.close)
     undo.callback(writing.close)
     return reading, writing
+
+
+@contextlib.contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Hold Ctrl-C back until the block is done: in the middle of a start multiprocess would leave pipes open."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    pressed: list[Any] = []
+    signal.signal(signal.SIGINT, lambda *arguments: pressed.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if pressed:
+            handler(*pressed[0])
+
+
+def _begin(process: Any) -> None:
+    """Start a process, also when the forkserver is just dying: a Ctrl-C while it loads ends it."""
+    for patience in (0.05, 0.2, 1.0):
+        try:
+            process.start()
+            return
+        except (EOFError, ConnectionError):
+            time.sleep(patience)  # until it can be reaped; the next start makes a new one
+    process.start()
 
 
 def _kill(process: Any) -> None:

@@ -472,7 +472,7 @@ def test_ctrl_c_in_wait_stops_every_job():
 
 
 def test_ctrl_c_while_a_child_is_being_started_leaves_none():
-    for delay in (0.0005, 0.001, 0.002, 0.004, 0.008, 0.012, 0.02):
+    for delay in 3 * (0.0005, 0.001, 0.002, 0.004, 0.008, 0.012, 0.02):
         timer = roles.interrupt_soon(delay)
         try:
             while True:
@@ -592,6 +592,29 @@ def test_jobs_end_also_when_the_forkserver_was_killed(tmp_path):
     out, _ = parent.communicate(timeout=60)
     assert out.splitlines()[0] in ("done", "RemoteError")
     assert out.splitlines()[1] == "3"
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.02, 0.08, 0.2, 0.4])
+def test_ctrl_c_for_all_processes_during_the_first_launch_leaves_a_usable_parent(delay, tmp_path):
+    """Terminals and Jupyter signal the whole group, and so the forkserver while it loads what it needs."""
+    parent = script(
+        """
+        import time
+        from labkit import launch
+        print("up", flush=True)
+        try:
+            launch(time.sleep, 600).wait()
+        except KeyboardInterrupt:
+            print(launch(len, "abc").wait())
+        """,
+        tmp_path,
+        start_new_session=True,
+    )
+    parent.stdout.readline()
+    time.sleep(delay)
+    os.killpg(parent.pid, signal.SIGINT)
+    out, err = parent.communicate(timeout=60)
+    assert out == "3\n", err
 
 
 def test_a_hundred_jobs_leave_no_memory_and_no_descriptor():
