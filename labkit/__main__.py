@@ -39,6 +39,8 @@ def lab(
     address = START_PAGE if (root / START_PAGE).exists() else "notebooks"
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={root}", f"--ServerApp.port={port}"]
     command += ["--ServerApp.port_retries=0", f"--LabApp.default_url=/lab/tree/{address}"]
+    # No pop-up about news or updates over the first lab, and nothing asked of the network.
+    command += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     if browser.lower() == "none":
         command += ["--no-browser"]
     elif browser:

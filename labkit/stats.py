@@ -208,7 +208,8 @@ class Comparison:
         head = "".join(f"<th>{escape(title)}</th>" for title in self.HEAD)
         body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in cells) + "</tr>" for cells in self._cells())
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        return f"<div>{self.plot()._repr_svg_()}</div>{table}"
+        label = "Latency and throughput of each channel"
+        return f'<div role="img" aria-label="{label}">{self.plot()._repr_svg_()}</div>{table}'
 
     HEAD: ClassVar = ("channel", "messages", "half within", "99 % within", "longest", "lost", "messages", "data")
 

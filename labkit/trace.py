@@ -27,6 +27,7 @@ import numpy as np
 
 from labkit.channels.base import (
     DEFAULT_TIMEOUT,
+    TAG_BYTES,
     Capacity,
     Message,
     Receiver,
@@ -61,6 +62,8 @@ class ChannelInfo:
     label: str
     capacity: int
     unit: str
+    overhead: int
+    """Bytes that a message takes in the channel beyond its payload, the tag of the trace included."""
 
 
 @dataclass
@@ -123,7 +126,8 @@ class Trace:
             )
             number = len(self.channels)
             ends = self._attach(TracedSender, tx, number), self._attach(TracedReceiver, rx, number)
-            self.channels.append(ChannelInfo(number, tx.kind, unique, capacity.amount, capacity.unit))
+            overhead = capacity.overhead + TAG_BYTES
+            self.channels.append(ChannelInfo(number, tx.kind, unique, capacity.amount, capacity.unit, overhead))
             self._changed = True
         return ends
 

@@ -23,6 +23,12 @@ FLAGS = (
 ).split()
 
 
+def in_browser(test: Any) -> Any:
+    """Marks a test that uses the browser of its module."""
+    reason = "the browser belongs to the whole module, and keeps spare processes and a connection until its end"
+    return pytest.mark.browser(pytest.mark.leaves("processes", "descriptors", reason=reason)(test))
+
+
 def find_or_skip() -> str:
     """The path of a Chromium; skips the test loudly, naming what to install, when there is none."""
     from labkit.doctor import find_browser
@@ -41,7 +47,7 @@ def chromium() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright, tempfile.TemporaryDirectory(prefix="labkit-chromium-") as home:
-        own = {name: home for name in ("XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")}
+        own = dict.fromkeys(("XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"), home)
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS, env=os.environ | own)
         try:
             yield browser
@@ -60,7 +66,9 @@ def opened(browser: Any, url: str, offline: bool = True, **options: Any) -> Iter
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
     page.on("console", lambda m: page.complaints.append(m.text) if m.type == "error" else None)
     if offline:
-        page.on("request", lambda r: page.complaints.append(r.url) if not re.match("file:|data:|blob:", r.url) else None)
+        page.on(
+            "request", lambda r: page.complaints.append(r.url) if not re.match("file:|data:|blob:", r.url) else None
+        )
     try:
         page.goto(url)
         yield page
@@ -70,10 +78,15 @@ def opened(browser: Any, url: str, offline: bool = True, **options: Any) -> Iter
 
 def state(page: Any, number: int = 0) -> dict[str, Any]:
     """What a flow view shows, read through its hook `element.labkitView.state()`."""
-    return dict(page.evaluate("""(n) => {
+    return dict(
+        page.evaluate(
+            """(n) => {
         const found = [...document.querySelectorAll("*")].filter((e) => e.labkitView);
         return found[n]?.labkitView.state() ?? {};
-    }""", number))
+    }""",
+            number,
+        )
+    )
 
 
 def until(page: Any, condition: Any, what: str, seconds: float = 30, number: int = 0) -> dict[str, Any]:
@@ -115,6 +128,22 @@ def jupyterlab(folder: Path) -> Iterator[Callable[[str], str]]:
             except subprocess.TimeoutExpired:
                 os.killpg(server.pid, signal.SIGKILL)
                 server.wait()
+            _all_gone(home)
+
+
+def _all_gone(home: str, seconds: float = 10) -> None:
+    """Every process of a JupyterLab, kernels and their children too, carries its runtime folder in the environment."""
+    deadline = time.monotonic() + seconds
+    while True:
+        left = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if f"JUPYTER_RUNTIME_DIR={home}".encode() in path.read_bytes():
+                    left.append(path.parent.name)
+        if not left:
+            return
+        assert time.monotonic() < deadline, f"JupyterLab left processes behind: {left}"
+        time.sleep(0.1)
 
 
 def _address(server: Any, home: Path, log: Any, seconds: float = 60) -> str:

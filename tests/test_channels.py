@@ -741,10 +741,12 @@ def test_namespaced_by_a_new_namespace_hides_the_name(kind, fact, queue_name):
 
 def test_a_channel_without_clones_in_other_processes_says_how_much_it_holds(ends):
     tx, _ = ends
-    amount, unit = tx.capacity.amount, tx.capacity.unit
-    assert unit in ("bytes", "messages")
+    capacity = tx.capacity
     accepted = fill(tx, b"x" * 100)
-    assert accepted == amount if unit == "messages" else 0 < accepted * 100 <= amount
+    if capacity.unit == "messages":
+        assert accepted == capacity.amount
+    else:  # a channel that takes no more is nearly full by its own account, so that views may show it
+        assert 0.8 <= accepted * (100 + capacity.overhead) / capacity.amount <= 1.1
 
 
 # --- clones -------------------------------------------------------------------------------------------------
@@ -926,7 +928,7 @@ def test_an_option_out_of_range_is_refused(kind, options, error):
 
 def test_options_in_range_do_what_they_say():
     tx, rx = channel("pipe", capacity=1 << 17)
-    assert tx.capacity == base.Capacity(1 << 17, "bytes")
+    assert (tx.capacity.amount, tx.capacity.unit) == (1 << 17, "bytes")
     tx, rx = channel("unix_seqpacket", max_message=70_000)
     tx.send(bytes(70_000))
     assert len(rx.receive()) == tx.max_message == 70_000

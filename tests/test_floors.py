@@ -16,6 +16,7 @@ FLOORS = {
     "labkit": 6,
     "labkit.__main__": 6,
     "labkit.report": 5,
+    "labkit.page": 4,
     "labkit.clean": 5,
     "labkit.bench": 5.5,  # measures everything below, the report too
     "labkit.exercises": 5,

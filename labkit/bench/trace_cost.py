@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from labkit.bench import Row, middle, paired
@@ -46,7 +47,8 @@ def run(progress: Callable[[], None]) -> list[Row]:
     rows = []
     for size in (64, 1024):
         once("pipe", size, True)  # warm up
-        ratios = paired(lambda size=size: once("pipe", size, True), lambda size=size: once("pipe", size, False), PAIRS, progress)  # type: ignore[misc]
+        traced, untraced = partial(once, "pipe", size, True), partial(once, "pipe", size, False)
+        ratios = paired(traced, untraced, PAIRS, progress)
         low, median, high = middle(ratios)
         rows.append(
             Row(

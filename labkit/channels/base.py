@@ -73,6 +73,8 @@ class Capacity:
 
     amount: int
     unit: Literal["bytes", "messages"]
+    overhead: int = 0
+    """Bytes that each message takes beyond its payload, at least."""
 
 
 class Endpoint:

@@ -164,7 +164,7 @@ class PipeSender(Sender):
 
     @property
     def capacity(self) -> Capacity:
-        return Capacity(fcntl.fcntl(self.fd, fcntl.F_GETPIPE_SZ), "bytes")
+        return Capacity(fcntl.fcntl(self.fd, fcntl.F_GETPIPE_SZ), "bytes", LENGTH.size)
 
     def fileno(self) -> int:
         return self.fd

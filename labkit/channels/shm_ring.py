@@ -188,7 +188,7 @@ class RingSender(_RingEnd, Sender):
 
     @property
     def capacity(self) -> Capacity:
-        return Capacity(self._bytes, "bytes")
+        return Capacity(self._bytes, "bytes", spsc.FRAME)
 
 
 class RingReceiver(_RingEnd, Receiver):

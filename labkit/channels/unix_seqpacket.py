@@ -27,6 +27,7 @@ from labkit.channels.base import (
 )
 
 SOCKET_OVERHEAD = 32  # the kernel refuses a message larger than SO_SNDBUF - 32 (net/unix/af_unix.c, EMSGSIZE)
+BUFFER_OVERHEAD = 704  # a small message is charged with the kernel's own buffer for it: 64 bytes as 768 (skb->truesize)
 
 FACTS = Facts(
     boundaries=True,
@@ -101,7 +102,7 @@ class SeqpacketSender(Sender):
 
     @property
     def capacity(self) -> Capacity:
-        return Capacity(self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), "bytes")
+        return Capacity(self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), "bytes", BUFFER_OVERHEAD)
 
     def fileno(self) -> int:
         return self.socket.fileno()

@@ -26,7 +26,7 @@ def check_strongest_wind(f: Callable[..., Any], rows: list[bytes]) -> Verdict:
     speeds = _numbers(rows, WIND_SPEED)
     return Verdict(
         True,
-        f"{max(speeds):.1f} mph, found among {len(rows):,} messages, {len(rows) - len(speeds)} of them without a reading. "
+        f"{max(speeds):.1f} mph, found among {len(rows):,} messages; {len(rows) - len(speeds)} of them had no reading. "
         "Your function ran in a process of its own and stopped when the sender closed its end: no end mark was needed.",
     )
 
@@ -56,27 +56,27 @@ def _check_one(f: Callable[..., Any], stream: list[bytes]) -> Verdict:
     if isinstance(found, str | bytes):
         return Verdict(
             False,
-            f"you return {found!r}, which is text. Compared as text, '9.2' is larger than '25.3', because '9' comes after "
-            "'2': turn each value into a float before you compare.",
+            f"you return {found!r}, which is text. Compared as text, '9.2' is larger than '25.3', because '9' comes "
+            "after '2': turn each value into a float before you compare.",
         )
     if not isinstance(found, int | float):
         return Verdict(False, f"you return a {type(found).__name__}; the strongest wind is one number, a float.")
     if abs(found - max(speeds)) < 1e-9:
         return Verdict(True, "")
+    as_text = float(max(_texts(stream, WIND_SPEED)))
+    gust = max(_numbers(stream, WIND_GUST), default=None)
     reasons = {
         speeds[0]: "that is the first reading. Does your function return inside the loop? Receive all messages first.",
         speeds[-1]: "that is the last reading. Keep the largest one you have seen, not the newest.",
-        float(max(_texts(stream, WIND_SPEED))): "you compare text: '9.2' is larger than '25.3' as text. Turn each value "
-        "into a float first.",
-        max(_numbers(stream, WIND_GUST), default=-1.0): "that is the strongest wind_gust, column 10. wind_speed is column 9, "
-        "counted from 0.",
+        as_text: "you compare text: '9.2' is larger than '25.3' as text. Turn each value into a float first.",
+        gust: "that is the strongest wind_gust, column 10. wind_speed is column 9, counted from 0.",
         min(speeds): "that is the weakest wind: max, not min.",
     }
     why = reasons.get(
         found,
         "a stream of other rows gives another answer: compute it from the messages that come, and look at all of them.",
     )
-    return Verdict(False, f"you return {found:.6g} mph for a stream whose strongest wind is {max(speeds):.6g} mph: {why}")
+    return Verdict(False, f"you return {found:.6g} mph where the strongest wind is {max(speeds):.6g} mph: {why}")
 
 
 def _explain(error: str) -> str:
@@ -87,8 +87,8 @@ def _explain(error: str) -> str:
         )
     if error.startswith("labkit.channels.base.Closed") or "Closed" in error:
         return (
-            f"your function stopped with “{error}”. That is end of file: the sender has closed and everything was received. "
-            "Catch labkit.Closed, or let `for message in rx:` do it for you."
+            f"your function stopped with “{error}”. That is end of file: the sender has closed and everything was "
+            "received. Catch labkit.Closed, or let `for message in rx:` do it for you."
         )
     if "bytes-like" in error or "TypeError" in error:
         return (

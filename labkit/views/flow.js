@@ -812,8 +812,7 @@ class Painter {
   queue(queue, totals, view) {
     const { ctx, theme } = this, { x, y, w, h } = queue, small = view.scene.small;
     const colour = this.colour(queue.index), left = x - w / 2;
-    const held = queue.unit === "bytes" ? totals.bytes : totals.inside;
-    const full = queue.capacity ? Math.min(1, held / queue.capacity) : 0;
+    const full = queue.capacity ? Math.min(1, held(queue, totals) / queue.capacity) : 0;
     ctx.beginPath();
     ctx.roundRect(left, y - h / 2, w, h, 7);
     ctx.fillStyle = theme.ground;
@@ -969,11 +968,16 @@ class Painter {
 }
 
 /** How much is inside, longest wording first. Bytes are those of the messages; what the kernel adds is not counted. */
-function fullness(queue, { inside, bytes: held }) {
-  const n = number(inside);
+/** What is inside, in the unit in which the channel fills up: a message costs more than its payload. */
+function held(queue, totals) {
+  return queue.unit === "bytes" ? totals.bytes + totals.inside * (queue.overhead ?? 0) : totals.inside;
+}
+
+function fullness(queue, totals) {
+  const { inside } = totals, n = number(inside), used = bytes(Math.min(held(queue, totals), queue.capacity));
   if (queue.unit !== "bytes") return [`${n} of ${number(queue.capacity)} messages inside`, `${n} of ${number(queue.capacity)}`];
-  const share = `${bytes(held)} of ${bytes(queue.capacity)}`;
-  return [`${plural(inside, "message")} inside · ${share}`, `${n} inside · ${share}`, `${n} · ${bytes(held)}`, n];
+  const share = `${used} of ${bytes(queue.capacity)}`;
+  return [`${plural(inside, "message")} inside · ${share}`, `${n} inside · ${share}`, `${n} · ${used}`, n];
 }
 
 /** A speed at which so many ns take some ten seconds. */
@@ -1105,6 +1109,7 @@ class View {
     this.sight.observe(this.root);
     on(document, "visibilitychange", () => this.wake());
     on(window, "beforeprint", () => this.still());
+    on(matchMedia("print"), "change", ({ matches }) => matches && this.still());
     on(this.canvas, "pointermove", (event) => this.hover(event));
     on(this.canvas, "pointerleave", () => this.hover(null));
   }
@@ -1150,6 +1155,7 @@ class View {
     if (what === "recording") this.onRecording();
     else if (what === "messages") {
       this.fresh ??= this.store.newcomer;
+      this.everLive = true;
       if (!this.touched && this.mode === "replay") this.goLive(false);
     }
     this.wake();
@@ -1169,7 +1175,7 @@ class View {
     this.selected = null;
     this.setMoments();
     this.over = this.store.meta.over && this.store.blocks.length > 0;
-    if (!this.touched && this.over && !this.moving()) this.rest();
+    if (!this.touched && this.over && !(this.everLive && this.moving())) this.rest();
     else this.rethin();
     this.paint();
   }
@@ -1271,11 +1277,17 @@ class View {
     this.paint();
   }
 
-  /** The picture for paper: the middle of the recording. */
+  /** The picture for paper: the moment with the most to see. */
   still() {
     if (this.mode === "live") return;
     this.playing = false;
-    this.u = this.store.start + this.length() / 2;
+    let most = -1, best = this.u;
+    for (const u of (this.moments ?? []).filter((_, i) => i % 4 === 0)) {
+      this.u = u;
+      const dots = this.painter.gather(this).length;
+      if (dots > most) [most, best] = [dots, u];
+    }
+    this.u = best;
     this.paint();
   }
 
@@ -1316,7 +1328,6 @@ class View {
     const age = (now - (this.store.arrived ?? now)) / 1000, target = this.store.end + (age - DELAY) * 1e9;
     if (target - this.u > 1.5e9 || this.u - target > 1e9) this.u = target;
     else this.u += passed * 1e9 * Math.max(0.5, Math.min(2, 1 + (target - this.u) / 1e9));
-    this.everLive = true;
     const wanted = thinning(this.store, this.pace, [this.u]);
     for (const [channel, n] of wanted) {
       const old = this.thin.get(channel) ?? 1;

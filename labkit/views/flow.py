@@ -43,7 +43,8 @@ class Flow(anywidget.AnyWidget):
             self._tally.add(trace.events())
             self._unsubscribe = trace.subscribe(self._news.put)
         super().__init__(key=uuid.uuid4().hex, recording=recording.record(trace, self._tally.epoch), **options)
-        self._every, self._median = np.ones(0, int), None
+        self._every = np.ones(0, int)
+        self._median: float | None = None
         threading.Thread(target=self._work, name="labkit-flow", daemon=True).start()
         live.add(self)
 

@@ -91,7 +91,7 @@ class Tally:
 
 
 def describe(trace: Trace, tally: Tally) -> dict[str, Any]:
-    """The channels and processes of a trace and how they are linked, ready for JSON. Times in ns since the first event."""
+    """Channels, processes and how they are linked, ready for JSON. Times are ns since the first event."""
     ended = dict(trace.processes)
     known = list(tally.pids) + [pid for pid in ended if pid not in tally.pids and pid != os.getpid()]
     processes = [
@@ -103,10 +103,7 @@ def describe(trace: Trace, tally: Tally) -> dict[str, Any]:
         }
         for pid in known
     ]
-    channels = [
-        {"number": c.number, "kind": c.kind, "label": c.label, "capacity": c.capacity, "unit": c.unit}
-        for c in list(trace.channels)
-    ]
+    channels = [dict(vars(channel)) for channel in list(trace.channels)]
     return {
         "channels": channels,
         "processes": processes,
@@ -148,7 +145,7 @@ def sparsity(events: np.ndarray, channels: int, limit: int) -> np.ndarray:
     counts = np.bincount(sends, minlength=channels)
     if counts.sum() <= limit:
         return np.ones(len(counts), int)
-    share = limit / max(1, np.count_nonzero(counts))
+    share = limit / max(1, int(np.count_nonzero(counts)))
     return np.array([round_up(count / share) for count in counts])
 
 
@@ -232,7 +229,11 @@ def _empty_receives(events: np.ndarray, tally: Tally) -> list[list[int]]:
     pick = np.flatnonzero(given_up | still_open)
     pick = pick[np.argsort(calls["time_ns"][pick])][-WAITS:]
     return [
-        [int(calls["pid"][i]), int(calls["time_ns"][i] - tally.epoch), int(ended[i] - tally.epoch) if given_up[i] else -1]
+        [
+            int(calls["pid"][i]),
+            int(calls["time_ns"][i] - tally.epoch),
+            int(ended[i] - tally.epoch) if given_up[i] else -1,
+        ]
         for i in pick
     ]
 

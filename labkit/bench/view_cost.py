@@ -1,0 +1,111 @@
+"""How fast the flow view draws: frames a second in headless Chromium with 100,000 messages recorded, and how big it is.
+
+Frames are counted in the page from requestAnimationFrame times while the view plays; a headless Chromium offers at most
+60 a second. The messages are made up, because only their number matters here. Needs playwright and a Chromium.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from labkit.bench import Row
+from labkit.events import EVENT, Action, messages
+from labkit.trace import Trace
+
+MESSAGES = 100_000
+SECONDS = 5.0
+COUNT_FRAMES = """(seconds) => new Promise((done) => {
+    const times = [];
+    const tick = (now) => {
+        times.push(now);
+        if (now - times[0] < seconds * 1000) requestAnimationFrame(tick);
+        else done(times);
+    };
+    requestAnimationFrame(tick);
+})"""
+
+
+class MadeUp:
+    """A trace of n messages over four channels, as a view or a report sees one."""
+
+    def __init__(self, n: int = MESSAGES, channels: int = 4):
+        kinds = ("pipe", "unix_seqpacket", "posix_mq", "shm_ring")
+        names = [kinds[i % 4] if i < 4 else f"{kinds[i % 4]} {i}" for i in range(channels)]
+        self.channels = [
+            SimpleNamespace(number=i, kind=kinds[i % 4], label=name, capacity=1024, unit="messages", overhead=0)
+            for i, name in enumerate(names)
+        ]
+        self.processes = {
+            pid: SimpleNamespace(pid=pid, name=("producer", "consumer")[pid % 2], ended="exited 0")
+            for pid in range(1000, 1000 + 2 * channels)
+        }
+        self.lost = 0
+        self._lock = threading.RLock()
+        self._events = np.sort(
+            np.concatenate([self._channel(i, n // channels) for i in range(channels)]), order="time_ns", kind="stable"
+        )
+
+    def _channel(self, number: int, n: int) -> np.ndarray:
+        random = np.random.default_rng(number)
+        sent = 10**12 + np.cumsum(random.exponential(20_000, n)).astype("i8")
+        entered = sent + random.integers(1_000, 6_000, n)
+        received = np.maximum.accumulate(entered + random.integers(4_000, 200_000, n)) + np.arange(n)
+        asked = np.concatenate([sent[:1] - 1000, received[:-1] + 1])
+        events = np.zeros((4, n), EVENT)
+        events["channel"] = number
+        events["message"] = ((2 * number + 1) << 40) + np.arange(n)
+        events["size"] = random.integers(16, 300, n)
+        for line, (action, time) in enumerate(
+            zip(
+                (Action.SEND_BEGINS, Action.SEND_ENDS, Action.RECEIVE_BEGINS, Action.RECEIVE_ENDS),
+                (sent, entered, asked, received),
+                strict=True,
+            )
+        ):
+            events["action"][line], events["time_ns"][line] = action, time
+            events["pid"][line] = 1000 + 2 * number + (line > 1)
+            events["endpoint"][line] = 2 * number + (line > 1)
+        events["message"][2] = 0
+        return events.ravel()
+
+    def events(self) -> np.ndarray:
+        return self._events
+
+    def messages(self) -> np.ndarray:
+        return messages(self._events)
+
+    compare = Trace.compare
+
+
+def run(progress: Callable[[], None]) -> list[Row]:
+    """Median and slowest-percentile frames a second while the report of MESSAGES plays, and the report's size."""
+    from playwright.sync_api import sync_playwright
+
+    from labkit.doctor import find_browser
+    from labkit.report import BROWSER_FLAGS, report
+
+    browser = find_browser()
+    if not browser:
+        return [Row("the flow view", "not measured: install the package chromium", ">= 30 fps", False)]
+    with tempfile.TemporaryDirectory(prefix="labkit-bench-") as folder, sync_playwright() as playwright:
+        page_file = report(MadeUp(MESSAGES), Path(folder, "report.html"))  # type: ignore[arg-type]
+        progress()
+        chromium = playwright.chromium.launch(executable_path=browser, args=BROWSER_FLAGS[1:])
+        page = chromium.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(page_file.as_uri())
+        page.wait_for_function("document.querySelector('.view').labkitView?.state().animating")
+        frames = np.diff(page.evaluate(COUNT_FRAMES, SECONDS))
+        megabytes = page_file.stat().st_size / 1e6
+        chromium.close()
+    fps, slowest = 1000 / float(np.median(frames)), 1000 / float(np.percentile(frames, 99))
+    what = f"flow view of {MESSAGES:,} messages"
+    return [
+        Row(what, f"{fps:.0f} fps, {slowest:.0f} in the slowest hundredth", ">= 30 fps", fps >= 30),
+        Row(f"{what}, exported report", f"{megabytes:.1f} MB", "<= 5 MB", megabytes <= 5),
+    ]
