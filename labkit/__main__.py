@@ -39,8 +39,6 @@ def lab(
     address = START_PAGE if (root / START_PAGE).exists() else "notebooks"
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={root}", f"--ServerApp.port={port}"]
     command += ["--ServerApp.port_retries=0", f"--LabApp.default_url=/lab/tree/{address}"]
-    # No pop-up about news or updates over the first lab, and nothing asked of the network.
-    command += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     if browser.lower() == "none":
         command += ["--no-browser"]
     elif browser:
@@ -199,6 +197,9 @@ def _become(command: list[str], folder: Path) -> NoReturn:
 
     if os.geteuid() == 0:
         command.append("--allow-root")
+    # JupyterLab's own settings for the labs: no pop-up about news over the first one.
+    ours = str(Path(__file__).with_name("jupyter"))
+    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, [ours, os.environ.get("JUPYTER_CONFIG_PATH")]))
     os.chdir(folder)
     sys.stdout.flush()
     os.execv(command[0], command)

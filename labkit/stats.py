@@ -142,6 +142,7 @@ def plot_throughputs(throughputs: list[Throughput], ax: Any = None) -> Any:
     bars = ax.barh(names, [t.messages_per_second for t in throughputs], color=COLOURS[: len(names)], height=0.6)
     ax.bar_label(bars, [f" {amount(t.messages_per_second)}/s" for t in throughputs])
     ax.set(xlabel="messages per second")
+    ax.xaxis.set_major_formatter(lambda value, _: amount(value))
     ax.invert_yaxis()
     ax.margins(x=0.15)
     return Picture(ax)

@@ -84,10 +84,8 @@ def echo(rx: Any, tx: Any) -> None:
 
 
 def interrupt_soon(seconds: float = 0.3) -> threading.Timer:
-    """Ctrl-C in a moment, for the main thread. It is started; join it."""
-    timer = threading.Timer(seconds, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
-    timer.start()
-    return timer
+    """Ctrl-C in a moment, for the main thread. Start it where KeyboardInterrupt is expected, then join it."""
+    return threading.Timer(seconds, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
 
 
 def eventually(condition: Callable[[], object], seconds: float = 5.0) -> bool:

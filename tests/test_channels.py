@@ -380,6 +380,7 @@ def test_ctrl_c_ends_a_wait_and_loses_nothing(ends, doing):
     accepted = fill(tx) if doing == "sending" else 0
     timer = roles.interrupt_soon(0.2)
     with pytest.raises(KeyboardInterrupt):
+        timer.start()
         if doing == "sending":
             tx.send(b"y", timeout=30)
         else:

@@ -466,6 +466,7 @@ def test_ctrl_c_in_wait_stops_every_job():
     running = launch(roles.hold), launch(roles.hold)
     timer = roles.interrupt_soon()
     with pytest.raises(KeyboardInterrupt):
+        timer.start()
         running[0].wait()
     timer.join()
     assert not any(job.alive for job in running)
@@ -475,6 +476,7 @@ def test_ctrl_c_while_a_child_is_being_started_leaves_none():
     for delay in 3 * (0.0005, 0.001, 0.002, 0.004, 0.008, 0.012, 0.02):
         timer = roles.interrupt_soon(delay)
         try:
+            timer.start()
             while True:
                 launch(int)
         except KeyboardInterrupt:

@@ -108,7 +108,7 @@ class FactsTable(dict[str, Facts]):
             )
 
         rows = self.rows()
-        head = "".join(f"<th>{kind}</th>" for kind in self)
+        head = "".join(f"<th style='text-align:left'>{kind}</th>" for kind in self)
         body = "".join(
             f"<tr><th style='text-align:left'>{field.replace('_', ' ')}</th>"
             + "".join(f"<td style='text-align:left'>{cell(row[field])}</td>" for row in rows)
