@@ -88,7 +88,7 @@ def clean(
 
     try:
         found = leftovers()
-    except PermissionError as refused:
+    except OSError as refused:
         _fail(f"{refused.strerror}: {refused.filename}")
     if hidden := hidden_processes():
         print(f"{hidden} processes of other users could not be looked into; what only they use counts as unused.")

@@ -131,14 +131,17 @@ class Job:
         """
         try:
             if not self._ended.wait(timeout):
-                raise TimeoutError(
-                    f"{self.name} (pid {self.pid}) still runs after {timeout:g} s: wait longer with wait(timeout=...), "
-                    "or end it with kill()"
-                )
+                raise self._patience(timeout)
         except KeyboardInterrupt:
             stop_all()
             raise
         return self._result()
+
+    def _patience(self, timeout: float | None) -> TimeoutError:
+        return TimeoutError(
+            f"{self.name} (pid {self.pid}) still runs after {timeout:g} s: wait longer with wait(timeout=...), "
+            "or end it with kill()"
+        )
 
     def _result(self) -> Any:
         kind, value = self._outcome
@@ -150,19 +153,22 @@ class Job:
         raise RemoteError(f"{self.name} (pid {self.pid}) {how}", None, self.exitcode)
 
     def __await__(self) -> Generator[Any, None, Any]:
+        """As wait(), with its usual patience, while the notebook's widgets work."""
+        return self._finish(WAIT_TIMEOUT).__await__()
+
+    async def _finish(self, timeout: float) -> Any:
         loop = asyncio.get_running_loop()
         ended = loop.create_future()
 
         def tell(_: Job) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is gone
-                loop.call_soon_threadsafe(mark)
-
-        def mark() -> None:
-            if not ended.done():  # it is when the task was cancelled
-                ended.set_result(None)
+                loop.call_soon_threadsafe(lambda: None if ended.done() else ended.set_result(None))
 
         self.when_ended(tell)
-        yield from ended
+        try:
+            await asyncio.wait_for(ended, timeout)
+        except TimeoutError:
+            raise self._patience(timeout) from None
         return self._result()
 
     def kill(self, number: int = signal.SIGKILL) -> None:
@@ -216,8 +222,9 @@ def launch(f: Callable[..., Any], *args: Any, name: str | None = None) -> Job:
             for end in ends:
                 end.given_away()
         try:
-            if report.poll(START_TIMEOUT):
-                report.recv()
+            if not report.poll(START_TIMEOUT):
+                raise RemoteError(f"{name} (pid {process.pid}) did not come up within {START_TIMEOUT:g} s")
+            report.recv()
         except (EOFError, OSError):
             process.join()
             raise RemoteError(
@@ -490,13 +497,41 @@ class _Process(_context.Process):  # type: ignore[name-defined]
 def _preload() -> None:
     """Tell the forkserver what to load before its first child; Numba's compiled code only when we use it ourselves.
 
-    Children that find it missing load it themselves, which takes them half a second.
+    While others still run, the forkserver cannot be replaced; children then load what is missing themselves, which
+    takes them half a second.
     """
     wanted = "labkit.preload" if "labkit.lockfree.spsc" in sys.modules else "labkit.launch"
-    if wanted not in forkserver._forkserver._preload_modules:
-        if not multiprocess.active_children():
-            forkserver._forkserver._stop()  # does nothing when it does not run; the next child starts it anew
+    server = forkserver._forkserver
+    if wanted not in server._preload_modules and not multiprocess.active_children():
+        if server._forkserver_address:
+            server._forkserver_address = "\0"  # nothing to unlink
+            server._stop()
         _context.set_forkserver_preload([wanted])
+    forkserver.ensure_running()
+    _hide_listener(server)
+
+
+def _hide_listener(server: Any) -> None:
+    """Take the forkserver's socket out of the file system, where it would stay after a kill -9 of all of us.
+
+    A socket can be reached through a descriptor of its file as well, when the file has no name any more: open(2),
+    O_PATH; proc(5), /proc/self/fd.
+    """
+    global _listener
+    address = server._forkserver_address
+    if address.startswith("/proc/"):
+        return
+    if _listener is not None:
+        os.close(_listener)
+    _listener = os.open(address, os.O_PATH | os.O_CLOEXEC)
+    os.unlink(address)
+    with contextlib.suppress(OSError):  # somebody else's sockets are in the folder
+        os.rmdir(os.path.dirname(address))
+        multiprocess.current_process()._config["tempdir"] = None
+    server._forkserver_address = f"/proc/self/fd/{_listener}"
+
+
+_listener: int | None = None
 
 
 def _follow_ipython() -> None:

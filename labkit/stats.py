@@ -10,7 +10,9 @@ import numpy as np
 
 
 def duration(ns: float) -> str:
-    """A length of time as people say it: 12.3 µs."""
+    """A length of time as people say it: 12.3 µs. Unknown (nan) is a dash."""
+    if np.isnan(ns):
+        return "–"
     for limit, divisor, unit in ((1e3, 1, "ns"), (1e6, 1e3, "µs"), (1e9, 1e6, "ms")):
         if abs(ns) < limit:
             return f"{ns / divisor:.3g} {unit}"
@@ -39,7 +41,7 @@ class Latency:
     p99: float
     longest: float
     lost: int
-    """Messages that entered the channel and were never received."""
+    """Messages that entered the channel and have not been received, or not yet."""
     samples: np.ndarray = field(repr=False, compare=False)
     """Every single latency, sorted."""
     label: str = ""
@@ -51,7 +53,7 @@ class Latency:
         done = messages[received]
         samples = np.sort(done["receive_ends"] - done["send_begins"])
         p50, p90, p99 = np.percentile(samples, (50, 90, 99)) if len(samples) else (np.nan,) * 3
-        lost = int(np.count_nonzero(~received & ~messages["dropped"]))
+        lost = int(np.count_nonzero(~received & (messages["send_ends"] > 0)))
         longest = float(samples[-1]) if len(samples) else np.nan
         return cls(len(samples), float(p50), float(p90), float(p99), longest, lost, samples, label)
 
@@ -61,7 +63,7 @@ class Latency:
         return f"Latency({label}n={self.n:,}, {times}, lost={self.lost:,})"
 
     def plot(self, ax: Any = None) -> Any:
-        """The share of messages that took at most so long (ECDF, logarithmic time). Returns the matplotlib axes."""
+        """The share of messages that took at most so long (ECDF, logarithmic time): a picture, with the matplotlib axes in it."""
         return plot_latencies([self], ax)
 
 
@@ -99,7 +101,7 @@ class Throughput:
         )
 
     def plot(self, ax: Any = None) -> Any:
-        """Messages per second as a bar. Returns the matplotlib axes."""
+        """Messages per second as a bar: a picture, with the matplotlib axes in it."""
         return plot_throughputs([self], ax)
 
 
@@ -154,11 +156,14 @@ class Comparison:
 
     latencies: list[Latency]
     throughputs: list[Throughput]
+    unrecorded: int = 0
+    """Events that the trace could not record; the figures are of the others."""
 
     @classmethod
-    def of(cls, channels: list[tuple[str, np.ndarray]]) -> Comparison:
+    def of(cls, channels: list[tuple[str, np.ndarray]], unrecorded: int = 0) -> Comparison:
         """From (label, rows of dtype labkit.events.MESSAGE) of each channel."""
-        return cls([Latency.of(m, label) for label, m in channels], [Throughput.of(m, label) for label, m in channels])
+        latencies = [Latency.of(m, label) for label, m in channels]
+        return cls(latencies, [Throughput.of(m, label) for label, m in channels], unrecorded)
 
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary a channel; times in nanoseconds."""
@@ -208,9 +213,11 @@ class Comparison:
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{escape(title)}</th>" for title in self.HEAD)
         body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in cells) + "</tr>" for cells in self._cells())
+        lost = f"<p>{self.unrecorded:,} events could not be recorded; the figures are of the others.</p>"
+        note = lost if self.unrecorded else ""
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         label = "Latency and throughput of each channel"
-        return f'<div role="img" aria-label="{label}">{self.plot()._repr_svg_()}</div>{table}'
+        return f'<div role="img" aria-label="{label}">{self.plot()._repr_svg_()}</div>{table}{note}'
 
     HEAD: ClassVar = ("channel", "messages", "half within", "99 % within", "longest", "lost", "messages", "data")
 

@@ -94,11 +94,10 @@ class Trace:
         self.keep = keep
         self.forgotten = 0
         """Events that were recorded, and forgotten because there were more than `keep`."""
-        self._memory = os.memfd_create("labkit-trace", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        fcntl.fcntl(self._memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)  # else a peer could make us die of SIGBUS
+        self._memory: list[int] = []  # the memfd, while there are endpoints to record
         self._endpoints = 0
-        self._rings: list[np.ndarray] = []
-        self._lost = 0  # as counted when the trace was closed
+        self._rings: dict[int, np.ndarray] = {}  # by endpoint, those that are not closed
+        self._lost = 0  # as counted when a ring was given up
         self._chunks: list[np.ndarray] = []
         self._kept = 0
         self._news: list[np.ndarray] = []
@@ -106,12 +105,9 @@ class Trace:
         self._subscribers: list[Callable[[np.ndarray], None]] = []
         self._lock = threading.RLock()
         self._stop = threading.Event()
-        self.add_process(os.getpid(), "notebook")
+        self.processes[os.getpid()] = ProcessInfo(os.getpid(), "notebook")
         self._finalizer = weakref.finalize(self, _close, self._memory, self._stop)
-        self._collector = threading.Thread(
-            target=_collect, args=(weakref.ref(self), self._stop), name="labkit trace", daemon=True
-        )
-        self._collector.start()
+        self._collector: threading.Thread | None = None
 
     def traced(self, tx: Sender, rx: Receiver, label: str) -> tuple[TracedSender, TracedReceiver]:
         """The two ends of a new channel, recording here from now on."""
@@ -138,24 +134,48 @@ class Trace:
             number = self._endpoints
             if number >= ENDPOINTS:
                 raise OSError(errno.ENOSPC, f"a trace has room for {ENDPOINTS} endpoints; begin a new Trace()")
+            if not self._memory:
+                self._memory.append(os.memfd_create("labkit-trace", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+                # Else a peer could make us die of SIGBUS.
+                fcntl.fcntl(self._memory[0], fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+            memory = self._memory[0]
             try:
-                os.posix_fallocate(self._memory, number * _STRIDE, _STRIDE)
+                os.posix_fallocate(memory, number * _STRIDE, _STRIDE)
             except OSError as reason:
                 advice = f"no memory for the trace of one more endpoint ({_STRIDE:,} bytes)"
                 raise unavailable("posix_fallocate", reason.errno or errno.ENOMEM, advice) from reason
-            ring = _map(self._memory, number)
+            ring = _map(memory, number)
             ring_functions()["create"](ring.ctypes.data, _RING_BYTES)
-            self._rings.append(ring)
+            self._rings[number] = ring
             self._endpoints += 1
-        end = wrapper(inner, os.dup(self._memory), channel, number, (number + 1) << 40)
-        end.trace = self
+            end = wrapper(inner, os.dup(memory), channel, number, (number + 1) << 40)
+            end.trace = self
+            self._wake()
         return end
+
+    def _wake(self) -> None:
+        """Have the collector's thread run, which ends when there is nothing left to collect and to tell."""
+        if self._collector is None and self._finalizer.alive:
+            arguments = weakref.ref(self), self._stop
+            self._collector = threading.Thread(target=_collect, args=arguments, name="labkit trace", daemon=True)
+            self._collector.start()
+
+    def _rest(self) -> bool:
+        """Whether everything has been collected and told for good; gives the shared memory back then."""
+        with self._lock:
+            if self._rings or self._news or self._changed:
+                return False
+            while self._memory:
+                os.close(self._memory.pop())
+            self._collector = None
+            return True
 
     def add_process(self, pid: int, name: str) -> None:
         """Tell the trace what a process is called."""
         with self._lock:
             self.processes[pid] = ProcessInfo(pid, name)
             self._changed = True
+            self._wake()
 
     def process_ended(self, pid: int, how: str) -> None:
         """Tell the trace that a process has ended, and how."""
@@ -163,13 +183,16 @@ class Trace:
             if pid in self.processes:
                 self.processes[pid].ended = how
                 self._changed = True
+                self._wake()
 
     def subscribe(self, callback: Callable[[np.ndarray], None]) -> Callable[[], None]:
         """Have `callback(new events)` called at most 20 times a second, from the collector's thread.
 
-        It is also called, with no events, when channels or processes have changed. Returns a function that ends it.
+        It is also called, with no events, when channels or processes have changed. What `events()` returns under the
+        same hold of the lock is the past, everything later comes to the callback once. Returns a function that ends it.
         """
         with self._lock:
+            self._notify()  # what is waiting is for those who were here before
             self._subscribers.append(callback)
 
         def unsubscribe() -> None:
@@ -181,7 +204,7 @@ class Trace:
     def collect(self) -> None:
         """Take everything that has been recorded out of the rings. The collector does this 100 times a second."""
         with self._lock:
-            for ring in self._rings:
+            for number, ring in list(self._rings.items()):
                 there = min(int(ring[spsc.WRITE // 8] - ring[spsc.READ // 8]), _RING_BYTES)  # a hint, for its size
                 if there < EVENT_BYTES:
                     continue
@@ -194,7 +217,9 @@ class Trace:
                 if self._subscribers:
                     self._news.append(chunk)
                 if chunk["action"][-1] == Action.CLOSED:  # it will not be used again: give its memory back
+                    self._lost += int(ring[spsc.LOST // 8])
                     ring.base.obj.madvise(mmap.MADV_REMOVE, spsc.DATA, _RING_BYTES)  # type: ignore[union-attr]
+                    del self._rings[number]
             while self._kept > self.keep:
                 gone = min(self._kept - self.keep, len(self._chunks[0]))
                 self._chunks[0] = self._chunks[0][gone:]
@@ -234,7 +259,7 @@ class Trace:
     def lost(self) -> int:
         """Events that were not recorded because the collector could not keep up."""
         with self._lock:
-            return self._lost + int(sum(ring[spsc.LOST // 8] for ring in self._rings))
+            return self._lost + int(sum(ring[spsc.LOST // 8] for ring in self._rings.values()))
 
     def latency(self, channel: str | int | None = None) -> Latency:
         """How long messages took, of one channel (label or number) or of all."""
@@ -258,15 +283,16 @@ class Trace:
     def compare(self) -> Comparison:
         """Latency and throughput of every channel, side by side."""
         every = self.messages()
-        return Comparison.of([(c.label, every[every["channel"] == c.number]) for c in self.channels])
+        return Comparison.of([(c.label, every[every["channel"] == c.number]) for c in self.channels], self.lost)
 
     def close(self) -> None:
         """Stop collecting and give the shared memory back. What has been recorded stays; nothing more is recorded."""
         if not self._finalizer.alive:
             return
         self._stop.set()
-        if self._collector is not threading.current_thread():  # a subscriber may close the trace
-            self._collector.join(5)
+        collector = self._collector
+        if collector and collector is not threading.current_thread():  # a subscriber may close the trace
+            collector.join(5)
         self.collect()
         self._notify()
         with self._lock:
@@ -313,12 +339,15 @@ def _collect(trace: weakref.ref[Trace], stop: threading.Event) -> None:
         if time.monotonic() - notified >= NOTIFY_SECONDS:
             notified = time.monotonic()
             alive._notify()
+            if alive._rest():
+                return
         del alive
 
 
-def _close(memory: int, stop: threading.Event) -> None:
+def _close(memory: list[int], stop: threading.Event) -> None:
     stop.set()
-    os.close(memory)
+    while memory:
+        os.close(memory.pop())
 
 
 class _Traced:

@@ -57,7 +57,8 @@ def record(state, message, size, action):
         store_relaxed(ring + spsc.LOST, load_relaxed(ring + spsc.LOST) + 1)  # only the sender writes it
         return
     clock_gettime(CLOCK_MONOTONIC, state + CLOCK)
-    slot = ring + spsc.DATA + (position & (capacity - 1))  # ours until published; never wraps: 32 divides it
+    # Ours until published. Positions are multiples of 32; the mask holds also when somebody has made them others.
+    slot = ring + spsc.DATA + (position & (capacity - EVENT_BYTES))
     store_relaxed(slot, load_relaxed(state + CLOCK) * 1_000_000_000 + load_relaxed(state + CLOCK + 8))
     store_relaxed(slot + 8, message)
     store_relaxed(slot + 16, size | (load_relaxed(state + PID) << 32))

@@ -124,10 +124,13 @@ class Endpoint:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if not sys.is_finalizing():
-            with contextlib.suppress(Exception):
+    def __del__(self, _finalizing: Any = sys.is_finalizing) -> None:
+        # A default argument, and no contextlib: at exit a module's names may be gone before its objects.
+        if not _finalizing():
+            try:  # noqa: SIM105
                 self.close()
+            except Exception:
+                pass
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open"
@@ -269,15 +272,6 @@ class Lifeline:
         poll.register(self.socket, select.POLLRDHUP)
         return bool(poll.poll(0))
 
-    def ring(self) -> None:
-        """Wake whoever waits at the other end. Raises Closed when there is nobody."""
-        try:
-            self.socket.send(b"!")
-        except BlockingIOError:
-            pass  # so many rings are already waiting that one more would say nothing new
-        except OSError as reason:
-            raise Closed("the other side has gone") from reason
-
     def hear(self) -> None:
         """Take all rings that have come, so that the next wait sleeps."""
         with contextlib.suppress(OSError):
@@ -331,8 +325,10 @@ def runtime_dir() -> Path:
     Raises:
         PermissionError: a directory of that name is somebody else's or open to others.
     """
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    path = Path(base, "labkit") if base else Path(tempfile.gettempdir(), f"labkit-{os.getuid()}")
+    base = os.environ.get("XDG_RUNTIME_DIR")  # inherited through su or by a container, it may not exist here
+    path = (
+        Path(base, "labkit") if base and os.path.isdir(base) else Path(tempfile.gettempdir(), f"labkit-{os.getuid()}")
+    )
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700, parents=False)
     found = path.lstat()

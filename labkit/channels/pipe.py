@@ -33,6 +33,7 @@ from labkit.channels.framing import LENGTH, Unframer
 READ_BYTES = 1 << 16
 ATOMIC = select.PIPE_BUF - LENGTH.size - TAG_BYTES
 LARGEST = 2**32 - 1 - TAG_BYTES
+UNKNOWN = memoryview(b"?")  # owed, but nobody knows how much
 JOIN_BELOW = 1 << 14  # from here on a second system call argument is cheaper than copying the message
 
 FACTS = Facts(
@@ -83,7 +84,7 @@ class PipeSender(Sender):
         self.fd = fd
         os.set_blocking(fd, False)
         self._shared = shared  # other processes may write between two of our writes
-        self._owed = owed  # the rest of a message whose sender lost patience half-way: it goes first
+        self._owed: Message = owed  # the rest of a message whose sender lost patience half-way: it goes first
         self.max_message = self._limit = ATOMIC if shared else LARGEST
 
     def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT) -> None:
@@ -92,69 +93,82 @@ class PipeSender(Sender):
         if len(message) < JOIN_BELOW:
             self._write(LENGTH.pack(len(message)) + message, timeout)
         else:
-            self._write_large(message, timeout)
+            self._write_large(message, timeout, LENGTH.pack(len(message)))
 
     def _write(self, framed: Message, timeout: float | None) -> None:
         """Write a message that has its length in front."""
         if self._owed or len(framed) > select.PIPE_BUF:
-            waiter = Waiter(timeout)  # raises while nothing has been written: a large message may go in parts
-            if self._owed:
-                self._push(self._owed, waiter)
+            self._write_large(framed, timeout)
+            return
         try:
-            written = os.write(self.fd, framed)
+            os.write(self.fd, framed)  # atomic: all of it or nothing
+            return
         except BlockingIOError:
-            written = 0
+            if timeout == 0:
+                raise TimeoutError("the pipe is full") from None
         except OSError as reason:
             raise self._translated(reason) from reason
-        if written < len(framed):
-            self._push_rest(memoryview(framed), written, timeout)
+        self._push(framed, Waiter(timeout), begun=False)
 
-    def _write_large(self, message: Message, timeout: float | None) -> None:
-        """Write length and message without joining them, which would copy the message once more."""
-        waiter = Waiter(timeout)
+    def _write_large(self, framed: Message, timeout: float | None, size: bytes = b"") -> None:
+        """Write a message that may go in parts; `size` goes in front, not joined, which would copy the message."""
+        waiter = Waiter(timeout)  # raises while nothing has been written
         if self._owed:
-            self._push(self._owed, waiter)
-        size = LENGTH.pack(len(message))
+            self._push(self._owed, waiter, begun=True)
+        self._owed = UNKNOWN
         try:
-            written = os.writev(self.fd, (size, message))
+            written = os.writev(self.fd, (size, framed))
         except BlockingIOError:
             written = 0
         except OSError as reason:
+            self._owed = b""
             raise self._translated(reason) from reason
-        if written < len(size) + len(message):
-            if written < len(size):
-                self._push_rest(memoryview(size + message), written, timeout)
-            else:
-                self._push_rest(memoryview(message), written - len(size), timeout, begun=True)
+        if written < len(size):
+            framed, size = size + framed, b""
+        self._owed = memoryview(framed)[written - len(size) :]
+        if self._owed:
+            if timeout == 0 and not written:
+                self._owed = b""
+                raise TimeoutError("the pipe is full")
+            self._push(self._owed, waiter, begun=written > 0)
 
-    def _push_rest(self, whole: memoryview, written: int, timeout: float | None, begun: bool = False) -> None:
-        if timeout == 0 and not written and not begun:
-            raise TimeoutError("the pipe is full")
-        self._push(whole[written:], Waiter(timeout), begun or written > 0)
-
-    def _push(self, rest: Message, waiter: Waiter, begun: bool = True) -> None:
+    def _push(self, rest: Message, waiter: Waiter, begun: bool) -> None:
         """Write what is left of a message, waiting for room."""
+        if rest is UNKNOWN:
+            self.given_away()
+            raise Closed(
+                "the last send was interrupted while the kernel took its message, and how much of it is unknown: "
+                "this end is closed now, so that the receiver takes nothing else for the rest of it"
+            )
         rest = memoryview(rest)
+        atomic = not begun and len(rest) <= select.PIPE_BUF
         try:
             while rest:
+                self._owed = rest if begun else b""
                 waiter.wait({self.fd: select.POLLOUT}, "the pipe stayed full")
+                if not atomic:
+                    self._owed = UNKNOWN  # Ctrl-C may come between the system call and the next line
                 try:
-                    count = os.write(self.fd, rest)
+                    written = os.write(self.fd, rest)
                 except BlockingIOError:  # POLLOUT says that a page is free, an atomic write may need more
-                    continue
-                begun = begun or count > 0
-                rest = rest[count:]
-        except OSError as reason:
-            if not isinstance(reason, TimeoutError):
-                raise self._translated(reason) from reason
+                    written = 0
+                begun = begun or written > 0
+                rest = rest[written:]
+                self._owed = rest if begun else b""
+        except TimeoutError as reason:
             if not begun:
                 raise
+            self._owed = bytes(rest)  # what has been begun must be finished, by the next send or by close
             raise TimeoutError(
                 f"{reason}; the last {len(rest):,} bytes of this message go with the next send"
             ) from None
-        finally:
-            # What has been begun must be finished, else the receiver would take the next message for its rest.
-            self._owed = bytes(rest) if begun else b""
+        except OSError as reason:
+            self._owed = b""
+            raise self._translated(reason) from reason
+        except BaseException:
+            if self._owed is not UNKNOWN:
+                self._owed = bytes(self._owed)  # the caller may change the message afterwards
+            raise
 
     def _translated(self, reason: OSError) -> Exception:
         if reason.errno == errno.EPIPE:
@@ -179,7 +193,7 @@ class PipeSender(Sender):
         return PipeSender(os.dup(self.fd), shared=True)
 
     def _farewell(self) -> None:
-        if self._owed:  # as much as fits: close never waits
+        if self._owed and self._owed is not UNKNOWN:  # as much as fits: close never waits
             with contextlib.suppress(OSError):
                 os.write(self.fd, self._owed)
 
@@ -188,7 +202,9 @@ class PipeSender(Sender):
         os.close(fd)
 
     def __reduce__(self) -> Any:
-        return _sender_arrives, (travelling(self.fd), self._shared, self._owed)
+        if self._owed is UNKNOWN:
+            raise ValueError("the last send was interrupted half-way: this end cannot be handed on")
+        return _sender_arrives, (travelling(self.fd), self._shared, bytes(self._owed))
 
 
 class PipeReceiver(Receiver):

@@ -1,11 +1,15 @@
-"""POSIX message queue: mq_overview(7), mq_open(3), mq_send(3). TLPI ch. 52. Through the package posix_ipc.
+"""POSIX message queue: mq_overview(7), mq_open(3), mq_send(3). TLPI ch. 52.
+
+The package posix_ipc opens and removes queues by name. On Linux a queue is a file descriptor, which can be polled,
+duplicated and handed to another process; posix_ipc takes no descriptor, so that mq_send(3) and mq_receive(3) are called
+through cffi.
 
 Without a name the queue's own name is removed at once: it lives as long as somebody holds an end, and nothing is
 left behind however they die. With a name it stays until it is unlinked (kernel persistence), and unrelated processes
 find it.
 
-The kernel does not tell a receiver that the last sender has gone. Ends that were made as a pair therefore have a
-lifeline beside the queue; ends that were opened by name have none, and time out instead.
+The kernel does not tell a receiver that the last sender has gone. The ends of a queue without a name therefore have a
+lifeline beside it; those of a named queue have none, and time out instead.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import posix_ipc
+from cffi import FFI
 
 from labkit.channels.base import (
     DEFAULT_TIMEOUT,
@@ -70,15 +75,13 @@ def open(*, max_messages: int = MAX_MESSAGES, max_message: int = MAX_MESSAGE) ->
     Raises:
         OSError: the machine's limits do not allow such a queue; the text says which limit.
     """
-    queue = _create(f"/labkit-{os.getpid()}-{secrets.token_hex(8)}", max_messages, max_message)
-    posix_ipc.unlink_message_queue(queue.name)
-    with contextlib.ExitStack() as undo:
-        undo.callback(queue.close)
-        other = _handle(queue.mqd, max_message)
-        undo.callback(other.close)
-        left, right = Lifeline.pair()
-        undo.pop_all()
-    return MqSender(queue, max_messages, max_message, left), MqReceiver(other, max_messages, max_message, right)
+    path = f"/labkit-{os.getpid()}-{secrets.token_hex(8)}"
+    try:
+        fd = _create(path, max_messages, max_message)
+    finally:  # also when Ctrl-C comes now: a queue without a name goes with its last descriptor
+        with contextlib.suppress(posix_ipc.ExistentialError):
+            posix_ipc.unlink_message_queue(path)
+    return _pair(fd, max_messages, max_message, named=False)
 
 
 def open_named(
@@ -91,26 +94,39 @@ def open_named(
         OSError, ValueError: as `open`, or the name is not one word of at most 254 bytes.
     """
     path, note = _path(name), _note(name)
-    queue = _create(path, max_messages, max_message)
+    noted = note.exists()
+    note.touch(mode=0o600)  # first, so that nothing can be left that is not noted
+    try:
+        fd = _create(path, max_messages, max_message)
+    except BaseException:
+        if not noted:
+            note.unlink(missing_ok=True)
+        raise
+    try:
+        return _pair(fd, max_messages, max_message, named=True)
+    except BaseException:
+        unlink(name)
+        raise
+
+
+def _pair(fd: int, max_messages: int, max_message: int, named: bool) -> tuple[MqSender, MqReceiver]:
     with contextlib.ExitStack() as undo:
-        undo.callback(unlink, name)
-        undo.callback(queue.close)
-        note.touch(mode=0o600)
-        other = _handle(queue.mqd, max_message)
+        undo.callback(os.close, fd)
+        other = os.dup(fd)
+        undo.callback(os.close, other)
+        left, right = (None, None) if named else Lifeline.pair()
         undo.pop_all()
-    return MqSender(queue, max_messages, max_message, None), MqReceiver(other, max_messages, max_message, None)
+    return MqSender(fd, max_messages, max_message, left), MqReceiver(other, max_messages, max_message, right)
 
 
 def open_sender(name: str) -> MqSender:
     """The sending end of an existing queue. Raises FileNotFoundError when there is none."""
-    queue = _existing(name)
-    return MqSender(queue, queue.max_messages, _user_size(queue), None)
+    return MqSender(*_existing(name), None)
 
 
 def open_receiver(name: str) -> MqReceiver:
     """The receiving end of an existing queue. Raises FileNotFoundError when there is none."""
-    queue = _existing(name)
-    return MqReceiver(queue, queue.max_messages, _user_size(queue), None)
+    return MqReceiver(*_existing(name), None)
 
 
 def unlink(name: str) -> None:
@@ -124,11 +140,6 @@ def unlink(name: str) -> None:
         raise FileNotFoundError(errno.ENOENT, "no POSIX message queue of this name", name) from None
     finally:
         _note(name).unlink(missing_ok=True)
-
-
-def _user_size(queue: posix_ipc.MessageQueue) -> int:
-    """Leave room for a trace's tag where the queue has it; a foreign queue may be smaller."""
-    return max(queue.max_message_size - TAG_BYTES, 1)
 
 
 def _path(name: str) -> str:
@@ -145,7 +156,8 @@ def _note(name: str) -> Path:
     return folder / name.removeprefix("/")
 
 
-def _create(path: str, max_messages: int, max_message: int) -> posix_ipc.MessageQueue:
+def _create(path: str, max_messages: int, max_message: int) -> int:
+    """A new queue's descriptor, which does not block."""
     if not max_messages > 0 or not max_message > 0:
         raise ValueError(f"max_messages and max_message must be at least 1, not {max_messages} and {max_message}")
     try:
@@ -178,11 +190,11 @@ def _create(path: str, max_messages: int, max_message: int) -> posix_ipc.Message
             errno.EPERM: "no permission; a sandbox may forbid it: use unix_seqpacket instead",
         }.get(number, "see mq_overview(7)")
         raise unavailable("mq_open", number, advice) from reason
-    queue.block = False
-    return queue
+    return _descriptor(queue)
 
 
-def _existing(name: str) -> posix_ipc.MessageQueue:
+def _existing(name: str) -> tuple[int, int, int]:
+    """Descriptor, max_messages and max_message of a queue that somebody made."""
     try:
         queue = posix_ipc.MessageQueue(_path(name))
     except posix_ipc.ExistentialError:
@@ -191,21 +203,18 @@ def _existing(name: str) -> posix_ipc.MessageQueue:
         ) from None
     except posix_ipc.PermissionsError:
         raise PermissionError(errno.EACCES, "this POSIX message queue belongs to somebody else", name) from None
+    # Leave room for a trace's tag where the queue has it; a foreign queue may be smaller.
+    largest = max(queue.max_message_size - TAG_BYTES, 1)
+    return _descriptor(queue), queue.max_messages, largest
+
+
+def _descriptor(queue: posix_ipc.MessageQueue) -> int:
+    """The descriptor alone, set not to block; posix_ipc's object is closed."""
     queue.block = False
-    return queue
-
-
-def _handle(mqd: int, max_message: int) -> posix_ipc.MessageQueue:
-    """A posix_ipc handle on a queue whose name is gone, by its descriptor.
-
-    posix_ipc opens by name only. So a queue of the smallest kind is made, and its descriptor replaced by dup2(2): on
-    Linux a queue descriptor is a file descriptor (mq_overview(7)), and the small queue goes with its last descriptor.
-    """
-    name = f"/labkit-{os.getpid()}-{secrets.token_hex(8)}"
-    handle = _create(name, 1, max_message)  # posix_ipc sizes its receive buffer by what it opened
-    posix_ipc.unlink_message_queue(name)
-    os.dup2(mqd, handle.mqd, inheritable=False)
-    return handle
+    try:
+        return os.dup(queue.mqd)
+    finally:
+        queue.close()
 
 
 def _limit(name: str) -> str:
@@ -214,65 +223,83 @@ def _limit(name: str) -> str:
     return "unknown"
 
 
+_ffi = FFI()
+_ffi.cdef(
+    """
+    int mq_send(int mqd, const char *message, size_t size, int priority);
+    ssize_t mq_receive(int mqd, char *room, size_t size, unsigned int *priority);
+    """
+)
+_libc = _ffi.dlopen(None)
+if not hasattr(_libc, "mq_send"):  # before glibc 2.34
+    _libc = _ffi.dlopen("librt.so.1")
+_mq_send, _mq_receive = _libc.mq_send, _libc.mq_receive
+
+
 class _MqEnd:
-    """What both ends hold: the queue's handle, the size of its messages, and the lifeline of a pair."""
+    """What both ends hold: the queue's descriptor, the size of its messages, and the lifeline of a pair."""
 
     kind, facts = "posix_mq", FACTS
     closed: bool
+    _must_be_open: Callable[[], None]
 
-    def __init__(self, queue: posix_ipc.MessageQueue, max_messages: int, max_message: int, lifeline: Lifeline | None):
-        self.queue = queue
+    def __init__(self, fd: int, max_messages: int, max_message: int, lifeline: Lifeline | None):
+        self.fd = fd
         self.max_messages = max_messages
         self.max_message = self._limit = max_message
         self.lifeline = lifeline
 
     def fileno(self) -> int:
-        return -1 if self.closed else int(self.queue.mqd)
+        return self.fd
 
     def clone(self) -> Any:
         self._must_be_open()
         lifeline = self.lifeline and self.lifeline.clone()
-        return type(self)(_handle(self.queue.mqd, self.max_message), self.max_messages, self.max_message, lifeline)
-
-    _must_be_open: Callable[[], None]
+        return type(self)(os.dup(self.fd), self.max_messages, self.max_message, lifeline)
 
     def _let_go(self) -> None:
-        self.queue.close()
+        fd, self.fd = self.fd, -1
+        os.close(fd)
         if self.lifeline:
             self.lifeline.close()
 
     def __reduce__(self) -> Any:
         lifeline = self.lifeline and travelling(self.lifeline.fileno())
-        return _arrives, (type(self), travelling(self.queue.mqd), self.max_messages, self.max_message, lifeline)
+        return _arrives, (type(self), travelling(self.fd), self.max_messages, self.max_message, lifeline)
+
+    def _busy(self, call: str) -> None:
+        """After a call that failed: return when it only would have had to wait, else raise what was wrong."""
+        number = _ffi.errno
+        if number not in (errno.EAGAIN, errno.EINTR):
+            self._must_be_open()
+            if number == errno.EINVAL:
+                raise ValueError("a priority is 0 to 32767")
+            raise OSError(number, f"{call}: {os.strerror(number)}")
 
     def _wait(self, event: int, waiter: Waiter, doing: str) -> bool:
         """Sleep until the queue is ready; True when the other side has gone instead."""
-        interest = {self.queue.mqd: event}
+        interest = {self.fd: event}
         if self.lifeline:
             interest[self.lifeline.fileno()] = select.POLLRDHUP
         ready = waiter.wait(interest, doing)
-        return bool(ready) and self.queue.mqd not in ready
+        return bool(ready) and self.fd not in ready
 
 
 class MqSender(_MqEnd, Sender):
     def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT, priority: int = 0) -> None:
         """As Sender.send; of the waiting messages those of the highest priority (0 to 32767) are received first."""
         if type(message) is not bytes or not 0 < len(message) <= self._limit:
-            message = as_bytes(message, self._limit)
+            message = bytes(as_bytes(message, self._limit))
         waiter = None
-        while True:
-            try:
-                self.queue.send(message, None, priority)
-                return
-            except posix_ipc.BusyError:
-                if timeout == 0:
-                    raise TimeoutError("the message queue is full") from None
-                waiter = waiter or Waiter(timeout)
-                if self._wait(select.POLLOUT, waiter, "the message queue stayed full"):
-                    raise Closed("the queue is full and no receiver is left") from None
-            except (OSError, posix_ipc.Error):
-                self._must_be_open()
-                raise
+        while _mq_send(self.fd, message, len(message), priority) != 0:
+            self._busy("mq_send")
+            if timeout == 0:
+                if self.lifeline and self.lifeline.cut():
+                    raise Closed("the queue is full and no receiver is left")
+                raise TimeoutError("the message queue is full")
+            waiter = waiter or Waiter(timeout)
+            if self._wait(select.POLLOUT, waiter, "the message queue stayed full"):
+                raise Closed("the queue is full and no receiver is left")
 
     @property
     def capacity(self) -> Capacity:
@@ -280,30 +307,30 @@ class MqSender(_MqEnd, Sender):
 
 
 class MqReceiver(_MqEnd, Receiver):
+    def __init__(self, fd: int, max_messages: int, max_message: int, lifeline: Lifeline | None):
+        super().__init__(fd, max_messages, max_message, lifeline)
+        self._size = max_message + TAG_BYTES
+        self._room = _ffi.new("char[]", self._size)
+        self._bytes = _ffi.buffer(self._room)
+
     def receive(self, timeout: float | None = DEFAULT_TIMEOUT) -> bytes:
         waiter, last_look = None, False
         while True:
-            try:
-                message: bytes = self.queue.receive()[0]
+            size = _mq_receive(self.fd, self._room, self._size, _ffi.NULL)
+            if size >= 0:
+                message: bytes = self._bytes[:size]
                 return message
-            except posix_ipc.BusyError:
-                if last_look:
-                    raise Closed("every sender has closed its end of this queue") from None
-                if timeout == 0:
-                    if self.lifeline and self.lifeline.cut():
-                        last_look = True
-                        continue
-                    raise TimeoutError("the message queue is empty") from None
+            self._busy("mq_receive")
+            if last_look:
+                raise Closed("every sender has closed its end of this queue")
+            if timeout == 0:
+                if not (self.lifeline and self.lifeline.cut()):
+                    raise TimeoutError("the message queue is empty")
+                last_look = True
+            else:
                 waiter = waiter or Waiter(timeout)
                 last_look = self._wait(select.POLLIN, waiter, "nothing came through the message queue")
-            except (OSError, posix_ipc.Error):
-                self._must_be_open()
-                raise
 
 
 def _arrives(end: type[_MqEnd], ticket: Any, max_messages: int, max_message: int, lifeline: Any) -> _MqEnd:
-    passed = arrived(ticket)
-    try:
-        return end(_handle(passed, max_message), max_messages, max_message, lifeline and arrived_lifeline(lifeline))
-    finally:
-        os.close(passed)
+    return end(arrived(ticket), max_messages, max_message, lifeline and arrived_lifeline(lifeline))

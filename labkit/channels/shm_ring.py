@@ -171,6 +171,8 @@ class RingSender(_RingEnd, Sender):
             if result != FULL:
                 as_bytes(message, self._limit)  # raises what is wrong with it
             if timeout == 0:
+                if self.lifeline.cut():
+                    raise Closed("the ring is full and its receiver has gone")
                 raise TimeoutError("the ring is full")
             waiter = waiter or Waiter(timeout)
             self._sleeps(1)

@@ -32,7 +32,7 @@ def outcome(f: Callable[..., Any], messages: Iterable[bytes], kind: str = "pipe"
 
     Raises:
         RemoteError: f raised or was killed.
-        TimeoutError: f had not returned `patience` seconds after everything was sent.
+        TimeoutError: f had not returned after `patience` seconds.
     """
     tx, rx = channel(kind)
     listening: Job = launch(f, rx, name=getattr(f, "__name__", "your function"))

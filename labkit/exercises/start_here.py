@@ -48,7 +48,7 @@ def _check_one(f: Callable[..., Any], stream: list[bytes]) -> Verdict:
     except TimeoutError:
         return Verdict(
             False,
-            "your function did not return within 10 seconds of the last message. Does it wait for more than will come? "
+            "your function did not return within 10 seconds. Does it wait for more than will come? "
             "`for message in rx:` ends by itself when the sender has closed.",
         )
     if found is None or found is ...:

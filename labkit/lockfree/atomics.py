@@ -4,20 +4,15 @@ Each function is one LLVM instruction with its memory order (LangRef, "Atomic Me
 They take an address (an integer) of an aligned 64-bit word and work on memory shared between processes.
 
 Numba caches compiled callers by the caller's own source, so that editing this file would leave stale code behind:
-whoever caches code that uses these calls goes through `labkit.lockfree.entry`, which keys the cache by `SOURCE_HASH`.
+whoever caches code that uses these calls makes it depend on `labkit.lockfree.entry.SOURCES`.
 """
 
 from __future__ import annotations
-
-import hashlib
-from pathlib import Path
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-
-SOURCE_HASH = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
 
 WORD = ir.IntType(64)
 
@@ -69,16 +64,6 @@ def store_relaxed(typingctx, address, value):
 
 
 @intrinsic
-def fetch_add(typingctx, address, value):
-    """Add to a word in one indivisible step; returns what was there before. Sequentially consistent."""
-
-    def code(context, builder, signature, arguments):
-        return builder.atomic_rmw("add", _pointer(builder, arguments[0]), arguments[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), code
-
-
-@intrinsic
 def fence(typingctx):
     """Everything before is done before everything after, for all processes. Sequentially consistent."""
 
@@ -87,17 +72,6 @@ def fence(typingctx):
         return context.get_dummy_value()
 
     return types.void(), code
-
-
-@intrinsic
-def load_byte(typingctx, address):
-    """Read one byte that the caller owns at this moment."""
-
-    def code(context, builder, signature, arguments):
-        pointer = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
-        return builder.zext(builder.load(pointer, typ=ir.IntType(8)), WORD)
-
-    return types.int64(types.int64), code
 
 
 @intrinsic

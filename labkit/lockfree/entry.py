@@ -48,7 +48,7 @@ Py_IncRef = types.ExternalFunction("Py_IncRef", types.void(WORD))
 # A builtin's private state: 64-bit words, by byte offset. From OWN on, each builtin has its own.
 RING, RING_BYTES = 0, 8  # address of the ring, capacity of its data
 NONE = 16  # address of None, to return it
-MOST = 24  # bytes in the largest message, 0 for no limit
+MOST = 24  # bytes in the largest message
 OWN = 32
 STATE_WORDS = 32
 

@@ -133,7 +133,9 @@ def send_message(ring, capacity, source, size):
     position = reserve(ring, capacity, frame_bytes(size))
     if position < 0:
         return position
-    store_relaxed(ring + DATA + (position & (capacity - 1)), size)  # ours until published; never wraps: 8 divides it
+    store_relaxed(
+        ring + DATA + (position & (capacity - FRAME)), size
+    )  # ours until published; never wraps: 8 divides it
     copy_in(ring, capacity, position + FRAME, source, size)
     publish(ring, position + frame_bytes(size))
     return 0
@@ -145,7 +147,8 @@ def next_message(ring, capacity):
     there = readable(ring, capacity)
     if there <= 0:
         return EMPTY if there == 0 else CORRUPT
-    size = load_relaxed(ring + DATA + (load_relaxed(ring + READ) & (capacity - 1)))  # the receiver's since edge A
+    # The receiver's since edge A. The mask keeps the word inside also when somebody has changed READ meanwhile.
+    size = load_relaxed(ring + DATA + (load_relaxed(ring + READ) & (capacity - FRAME)))
     if size <= 0 or size > there - FRAME or frame_bytes(size) > there:
         return CORRUPT
     return size

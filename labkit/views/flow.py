@@ -39,13 +39,13 @@ class Flow(anywidget.AnyWidget):
     def __init__(self, trace: Trace, **options: Any):
         self._trace, self._tally, self._pending = trace, recording.Tally(), recording.NOTHING
         self._news: queue.SimpleQueue[np.ndarray | None] = queue.SimpleQueue()
+        self._working, self._worker, self._made = threading.Lock(), None, time.monotonic()
         with trace._lock:  # nothing may slip through between the past and the news
             self._tally.add(trace.events())
-            self._unsubscribe = trace.subscribe(self._news.put)
+            self._unsubscribe = trace.subscribe(self._hear)
         super().__init__(key=uuid.uuid4().hex, recording=recording.record(trace, self._tally.epoch), **options)
         self._every = np.ones(0, int)
         self._median: float | None = None
-        threading.Thread(target=self._work, name="labkit-flow", daemon=True).start()
         live.add(self)
 
     def settle(self) -> None:
@@ -58,27 +58,38 @@ class Flow(anywidget.AnyWidget):
         live.discard(self)
         if hasattr(self, "_unsubscribe"):
             self._unsubscribe()
-            self._news.put(None)
+            self._hear(None)
         super().close()
 
-    def _work(self) -> None:
-        """Runs in a thread of its own, so that nothing a front end does can hold up the collector."""
-        time.sleep(FIRST)
-        timeout: float | None = None
+    def _hear(self, events: np.ndarray | None) -> None:
+        """Take news from the collector. A thread of our own sends it, so that no front end can hold the collector up."""
+        with self._working:
+            self._news.put(events)
+            if self._worker is None:
+                wait = FIRST if time.monotonic() - self._made < FIRST else 0.0
+                self._worker = threading.Thread(target=self._work, args=(wait,), name="labkit-flow", daemon=True)
+                self._worker.start()
+
+    def _work(self, wait: float) -> None:
+        """Send batches until nothing has come for a while, then the whole recording."""
+        time.sleep(wait)
         while True:
             try:
-                news = [self._news.get(timeout=timeout)]
-            except queue.Empty:  # idle
-                timeout = None
+                news = [self._news.get(timeout=IDLE)]
+            except queue.Empty:
                 with contextlib.suppress(Exception):
                     self.recording = recording.record(self._trace, self._tally.epoch)
+                with self._working:
+                    if self._news.empty():
+                        self._worker = None
+                        return
                 continue
             with contextlib.suppress(queue.Empty):
                 while True:
                     news.append(self._news.get_nowait())
             if any(part is None for part in news) or self.comm is None:
+                self._unsubscribe()
                 return
-            timeout = IDLE
             with contextlib.suppress(Exception):  # a front end that went away never breaks the run
                 self._push(np.concatenate([part for part in news if part is not None]))
 
