@@ -1,8 +1,9 @@
 """Find what labkit left in the kernel, and remove what nobody uses any more.
 
-labkit names what it makes for itself `labkit-<pid>-<hex>`, in /dev/shm and among the POSIX queues. A queue that was
-given a name by its user is noted as an empty file in `runtime_dir()/posix_mq`. Anything else was made by somebody else
-and is never touched, whatever it looks like.
+Almost nothing can be left: rings and traces are memfds, and queues and sockets without a name go with their last user.
+A queue that was given a name by its user stays, as it should, and is noted as an empty file in
+`runtime_dir()/posix_mq`; whatever else labkit makes for a moment is called `labkit-<pid>-<hex>`. Anything else was made
+by somebody else and is never touched, whatever it looks like.
 """
 
 from __future__ import annotations

@@ -310,25 +310,33 @@ PROBES: list[tuple[str, Callable[[], tuple[str, Verdict]], str]] = [
     ("memory", _memory, "Large traces and a second kernel do not fit; keep runs under 100,000 messages."),
     ("clock", _clock, "Latencies below the clock's step or cost cannot be told apart."),
     ("open files", _open_files, "Labs with hundreds of channels stop with EMFILE; raise it with ulimit -n."),
-    ("POSIX queue limits", _mqueue_limits, "Few or small queues: the message queue lab asks for smaller ones."),
-    ("POSIX queues usable", _mqueue, "The posix_mq channel cannot be opened; its lab replays a recorded run."),
-    ("System V IPC", _sysv, "The labs on System V queues, semaphores and segments replay recorded runs."),
+    (
+        "POSIX queue limits",
+        _mqueue_limits,
+        'Fewer or smaller queues: ask for less with channel("posix_mq", max_messages=..., max_message=...).',
+    ),
+    (
+        "POSIX queues usable",
+        _mqueue,
+        'channel("posix_mq") cannot be opened, and the start page stops there; the other mechanisms work.',
+    ),
+    ("System V IPC", _sysv, "Nothing yet: no lab uses System V objects so far."),
     (
         "/dev/shm",
         _dev_shm,
-        "Large named segments fail with ENOSPC; rings are not affected, they use memfd.",
+        "Nothing in labkit, whose rings use memfd; other programs' shared memory fails with ENOSPC.",
     ),
-    ("memfd with seals", _memfd, "Rings use a named segment, and a peer that truncates it can kill us with SIGBUS."),
-    ("pidfd", _pidfd, "The death of a process is noticed by polling its pid, which may have been given to another."),
-    ("user namespaces", _user_namespace, "Isolation labs replay a recorded run."),
+    ("memfd with seals", _memfd, "No shm_ring and no traces: both live in such memory."),
+    ("pidfd", _pidfd, "Nothing yet: the death of a child is noticed through a pipe."),
+    ("user namespaces", _user_namespace, "Nothing yet: no lab makes a namespace so far."),
     (
         "IPC namespaces",
         _ipc_namespace,
-        "msg_max cannot be raised privately; the isolation lab replays a recorded run.",
+        "msg_max cannot be raised privately: a queue holds at most 10 messages.",
     ),
-    ("ptrace", _ptrace, "The labs that watch system calls with strace replay a recorded run."),
+    ("ptrace", _ptrace, "strace shows nothing: the system calls of a process cannot be watched."),
     ("browser", _browser, "No PDF reports, and the browser tests are skipped; HTML reports and the notebooks work."),
-    ("Node.js", _node, "The Electron labs draw their windows in the notebook only."),
+    ("Node.js", _node, "Nothing yet: no lab runs JavaScript outside the browser so far."),
 ]
 
 

@@ -235,7 +235,7 @@ def run(path: Path, notebook: Any, timeout: float = CELL_SECONDS, tick: Callable
         with sockets:
             _complete(client.async_execute())
     except DeadKernelError:
-        trouble.append(f"{path.name}: its kernel died, so the rest of the notebook did not run")
+        _mark_unfinished(notebook, "DeadKernelError", "its kernel died, so the rest of the notebook did not run")
     except CellTimeoutError:
         trouble.append(f"{path.name}: a cell took longer than {timeout:g} s, so the rest of the notebook did not run")
     except RuntimeError as reason:  # the kernel never came up
@@ -254,6 +254,16 @@ def _complete(work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run(work)
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, work).result()
+
+
+def _mark_unfinished(notebook: Any, name: str, words: str) -> None:
+    """Give the cell that was running an error output of its own."""
+    import nbformat
+
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source != SETTLE]
+    running = [cell for cell in code if "execution" in cell.metadata][-1:] or code[:1]
+    for cell in running:
+        cell.outputs.append(nbformat.v4.new_output("error", ename=name, evalue=words, traceback=[f"{name}: {words}"]))
 
 
 def failed_cells(notebook: Any) -> list[tuple[int, str]]:

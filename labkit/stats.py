@@ -63,7 +63,7 @@ class Latency:
         return f"Latency({label}n={self.n:,}, {times}, lost={self.lost:,})"
 
     def plot(self, ax: Any = None) -> Any:
-        """The share of messages that took at most so long (ECDF, logarithmic time): a picture, with the matplotlib axes in it."""
+        """The share of messages that took at most so long (ECDF, logarithmic time), as a picture."""
         return plot_latencies([self], ax)
 
 
@@ -101,7 +101,7 @@ class Throughput:
         )
 
     def plot(self, ax: Any = None) -> Any:
-        """Messages per second as a bar: a picture, with the matplotlib axes in it."""
+        """Messages per second as a bar, as a picture."""
         return plot_throughputs([self], ax)
 
 

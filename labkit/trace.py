@@ -142,13 +142,19 @@ class Trace:
             try:
                 os.posix_fallocate(memory, number * _STRIDE, _STRIDE)
             except OSError as reason:
+                self._rest()
                 advice = f"no memory for the trace of one more endpoint ({_STRIDE:,} bytes)"
                 raise unavailable("posix_fallocate", reason.errno or errno.ENOMEM, advice) from reason
             ring = _map(memory, number)
             ring_functions()["create"](ring.ctypes.data, _RING_BYTES)
             self._rings[number] = ring
             self._endpoints += 1
-            end = wrapper(inner, os.dup(memory), channel, number, (number + 1) << 40)
+            try:
+                end = wrapper(inner, os.dup(memory), channel, number, (number + 1) << 40)
+            except BaseException:
+                del self._rings[number]
+                self._rest()
+                raise
             end.trace = self
             self._wake()
         return end
@@ -163,7 +169,7 @@ class Trace:
     def _rest(self) -> bool:
         """Whether everything has been collected and told for good; gives the shared memory back then."""
         with self._lock:
-            if self._rings or self._news or self._changed:
+            if self._rings or self._news or (self._changed and self._subscribers):
                 return False
             while self._memory:
                 os.close(self._memory.pop())

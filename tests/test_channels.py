@@ -1037,6 +1037,7 @@ def test_without_descriptors_opening_fails_and_leaves_nothing(kind, traced):
                 os.close(fd)
             if trace:  # it keeps the rings of its endpoints, whatever has become of these
                 trace._rings.clear()
+                assert trace._rest()
             free = 60 - len(os.listdir("/proc/self/fd")) + 1
             assert free == len(taken), f"{len(taken) - free} descriptors leaked when {spare} were free"
         return failures
@@ -1166,3 +1167,64 @@ def test_a_channel_behaves_like_a_deque(kind, operations):
     received = list(rx)
     rx.close()
     assert received == [message for message in model if message is not None]
+
+
+# --- Ctrl-C in the middle of a large message ----------------------------------------------------------------
+
+
+def test_ctrl_c_in_a_large_message_never_swallows_the_next_ones():
+    """Whole messages in order, and end of file at the latest where one was torn; never a later one as its rest."""
+
+    def receive_all(rx):
+        return [(message[:1], len(message)) for message in rx]
+
+    for attempt in range(25):
+        tx, rx = channel("pipe")
+        receiving = launch(receive_all, rx)
+        accepted = []
+        timer = roles.interrupt_soon(0.002 + attempt * 0.0004)
+        try:
+            timer.start()
+            while True:
+                tx.send(b"l" * 50_000)
+                accepted.append((b"l", 50_000))
+        except KeyboardInterrupt:
+            pass
+        timer.join()
+        try:
+            tx.send(b"s" * 100)
+            after = [(b"s", 100)]
+        except Closed:
+            after = []
+        tx.close()
+        got = receiving.wait()
+        larges = [m for m in got if m[0] == b"l"]
+        assert len(accepted) <= len(larges) <= len(accepted) + 1
+        assert got == [(b"l", 50_000)] * len(larges) + after
+
+
+@pytest.mark.parametrize("kind", ["pipe", "unix_seqpacket", "posix_mq", "shm_ring"])
+def test_a_sender_that_never_waits_learns_of_a_dead_receiver_too(kind):
+    tx, rx = channel(kind)
+    holding = launch(roles.hold, rx)
+    with pytest.raises(TimeoutError):
+        while True:
+            tx.send(b"x", timeout=0)
+    holding.kill()
+    assert roles.eventually(lambda: not holding.alive)
+    with pytest.raises(Closed):
+        tx.send(b"x", timeout=0)
+    tx.close()
+
+
+@pytest.mark.parametrize("first", ["channel, launch", "launch, channel", "Trace, launch, channel"])
+def test_a_script_ends_without_a_word_on_standard_error(first, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"from labkit import {first}\n"
+        "trace = Trace() if 'Trace' in globals() else None\n"
+        "closed, open_ = channel('pipe', trace=trace), channel('unix_seqpacket', trace=trace)\n"
+        "for end in closed: end.close()\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

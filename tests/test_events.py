@@ -108,7 +108,9 @@ def some_messages(latencies, size=100, dropped=0, lost=0) -> np.ndarray:
     rows["size"] = size
     for row, latency in zip(rows, latencies, strict=False):
         row["receive_ends"] = row["send_begins"] + latency
+    rows["send_ends"] = rows["send_begins"] + 1
     rows["dropped"][len(latencies) : len(latencies) + dropped] = True
+    rows["send_ends"][rows["dropped"]] = 0
     return rows
 
 
@@ -137,7 +139,7 @@ def test_nothing_received_is_no_error():
         assert np.isnan(latency.p50)
         assert latency.n == throughput.messages == 0
         assert throughput.messages_per_second == throughput.bytes_per_second == 0
-        assert "nan" in repr(latency)
+        assert "p50=–" in repr(latency)
         assert "0 messages" in repr(throughput)
         assert latency.plot()._repr_svg_().startswith("<svg")
         assert throughput.plot()._repr_svg_().startswith("<svg")

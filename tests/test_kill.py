@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import textwrap
 import time
 from pathlib import Path
@@ -166,3 +169,26 @@ def test_a_killed_kernel_leaves_nothing(kernel):
     _, pids = middle_of(kernel, "wait")
     os.kill(kernel.pid, 9)
     assert roles.eventually(lambda: all(map(roles.gone, pids)))
+
+
+def test_killing_everything_leaves_no_file(tmp_path):
+    """Also not the forkserver's socket, which has no name in the file system while it is used."""
+    code = (
+        "import time\nfrom labkit import channel, launch\n"
+        "tx, rx = channel('posix_mq')\nlaunch(time.sleep, 600, tx)\nprint('up', flush=True)\ntime.sleep(600)\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    parent = subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(folder)},
+        start_new_session=True,
+    )
+    assert parent.stdout.readline() == b"up\n"
+    os.killpg(parent.pid, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    assert list(folder.rglob("*")) == []

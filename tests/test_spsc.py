@@ -26,7 +26,7 @@ from numba import int64
 
 from labkit import channel, launch
 from labkit.channels import shm_ring
-from labkit.lockfree import atomics, spsc
+from labkit.lockfree import spsc
 from labkit.lockfree.entry import new_state
 from labkit.lockfree.spsc_entry import (
     CLOSED,

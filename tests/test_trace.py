@@ -17,6 +17,7 @@ import roles
 import labkit.trace
 from labkit import KINDS, Closed, RemoteError, Trace, channel, launch, sender
 from labkit.events import EVENT, Action
+from labkit.lockfree import spsc
 from labkit.trace_entry import ENDPOINTS, EVENT_BYTES
 
 
@@ -348,7 +349,7 @@ def test_a_subscriber_may_close_the_trace():
     trace = Trace()
     trace.subscribe(lambda _: trace.close())
     trace.add_process(1, "init")
-    assert roles.eventually(lambda: not trace._collector.is_alive())
+    assert roles.eventually(lambda: trace._collector is None)
     with pytest.raises(ValueError, match="closed"):
         channel("pipe", trace=trace)
 
@@ -449,3 +450,49 @@ def test_no_memory_for_a_trace_is_explained_and_the_rest_is_unharmed():
     text, leaked = launch(without_memory).wait()
     assert "no memory for the trace" in text
     assert leaked == 0
+
+
+def test_the_second_subscriber_gets_nothing_that_was_there_before_it():
+    with Trace() as trace:
+        trace.subscribe(lambda _: None)
+        tx, rx = channel("pipe", trace=trace)
+        for _ in range(50):
+            tx.send(b"x")
+        heard = []
+        with trace._lock:
+            past = len(trace.events())
+            trace.subscribe(heard.append)
+        tx.send(b"y")
+        assert roles.eventually(lambda: sum(map(len, heard)) >= 2)
+        assert past + sum(map(len, heard)) == len(trace.events())
+        tx.close()
+        rx.close()
+
+
+def test_a_trace_whose_channels_are_closed_rests_and_wakes_again():
+    with Trace() as trace:
+        descriptors = len(os.listdir("/proc/self/fd"))
+        for round_number in (1, 2):
+            tx, rx = channel("pipe", trace=trace)
+            tx.send(b"x")
+            assert rx.receive() == b"x"
+            assert trace._collector is not None
+            tx.close()
+            rx.close()
+            assert roles.eventually(lambda: trace._collector is None)
+            assert len(os.listdir("/proc/self/fd")) == descriptors
+            assert trace.latency().n == round_number
+
+
+def test_an_event_stays_inside_the_ring_whatever_a_peer_has_written_into_it():
+    with Trace() as trace:
+        tx, rx = channel("pipe", trace=trace)
+        ring = trace._rings[tx._number]
+        end = ring.nbytes - spsc.DATA
+        ring[[spsc.READ // 8, spsc.WRITE // 8, spsc.READ_SEEN // 8, spsc.WRITE_SEEN // 8]] = end - 8
+        before = bytes(ring[-4:])
+        tx.send(b"x")  # the event would begin 8 bytes before the end of the mapping
+        assert rx.receive() == b"x"
+        assert bytes(ring[-4:]) != before
+        tx.close()
+        rx.close()

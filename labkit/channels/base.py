@@ -1,7 +1,7 @@
 """The two ends of a channel, the facts a mechanism states about itself, and waiting.
 
 Data flows left to right: a Sender sends messages, a Receiver receives them. An endpoint has one owner; `clone()` makes
-a second one, as dup(2) does. Every mechanism is one file beside this one and uses nothing but this file.
+a second one, as dup(2) does. Every mechanism is one file beside this one and never uses another.
 """
 
 from __future__ import annotations

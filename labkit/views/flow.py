@@ -39,7 +39,8 @@ class Flow(anywidget.AnyWidget):
     def __init__(self, trace: Trace, **options: Any):
         self._trace, self._tally, self._pending = trace, recording.Tally(), recording.NOTHING
         self._news: queue.SimpleQueue[np.ndarray | None] = queue.SimpleQueue()
-        self._working, self._worker, self._made = threading.Lock(), None, time.monotonic()
+        self._working, self._made = threading.Lock(), time.monotonic()
+        self._worker: threading.Thread | None = None
         with trace._lock:  # nothing may slip through between the past and the news
             self._tally.add(trace.events())
             self._unsubscribe = trace.subscribe(self._hear)
@@ -62,7 +63,7 @@ class Flow(anywidget.AnyWidget):
         super().close()
 
     def _hear(self, events: np.ndarray | None) -> None:
-        """Take news from the collector. A thread of our own sends it, so that no front end can hold the collector up."""
+        """Take news from the collector. A thread of our own sends it: no front end can hold the collector up."""
         with self._working:
             self._news.put(events)
             if self._worker is None:

@@ -4,6 +4,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -83,7 +85,7 @@ print(tr.communicate()[0].decode())
 
 # %% [markdown]
 # Textbooks use `os.fork()` here. We do not, and neither should you in a notebook: a Jupyter kernel has several threads,
-# fork(2) copies only one of them, and a lock that another one held stays locked in the copy for ever. `launch` asks a small
+# fork(2) copies only one of them, and a lock that another one held stays locked in the copy for ever. `launch` asks a
 # single-threaded server process to fork instead.
 #
 # ## The same through a channel
@@ -132,6 +134,7 @@ watch(trace)
 listening = launch(consumer, rx)  # gives rx away: it lives over there now
 sending = launch(producer, tx, rows[:300], 0.01)
 print("received:", await listening)
+await sending  # raises what went wrong over there, if anything did
 
 # %% [markdown]
 # When the producer has ended you can go back: drag the slider, choose a slower speed, step from message to message. Real
@@ -305,7 +308,13 @@ report(race, "../reports/my-first-report.html")
 # - End of file comes when the **last** sender has closed, also when it was killed.
 # - Throughput is what a message costs; latency is mostly waiting, in a queue or to be woken.
 #
-# ## Where to go from here
+# ## The labs
+#
+# | lab | question |
+# |---|---|
+# | **00-start-here** (this one) | How do processes talk, and which way should I choose? |
+#
+# And beyond the labs:
 #
 # | read | for |
 # |---|---|
