@@ -24,6 +24,7 @@ import os
 import select
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -503,31 +504,35 @@ def _preload() -> None:
     wanted = "labkit.preload" if "labkit.lockfree.spsc" in sys.modules else "labkit.launch"
     server = forkserver._forkserver
     if wanted not in server._preload_modules and not multiprocess.active_children():
-        if server._forkserver_address:
-            server._forkserver_address = "\0"  # nothing to unlink
-            server._stop()
+        server._forkserver_address = "\0"  # nothing to unlink
+        server._stop()
         _context.set_forkserver_preload([wanted])
-    forkserver.ensure_running()
-    _hide_listener(server)
+    if server._forkserver_pid is None:
+        _start_hidden(server)
+    elif not server._forkserver_address.startswith("/proc/"):
+        _hide(server)
 
 
-def _hide_listener(server: Any) -> None:
-    """Take the forkserver's socket out of the file system, where it would stay after a kill -9 of all of us.
+def _start_hidden(server: Any) -> None:
+    """Start the forkserver, and take its socket out of the file system, where a kill -9 of all of us would leave it."""
+    config = multiprocess.current_process()._config
+    usual = config.get("tempdir")
+    with tempfile.TemporaryDirectory(prefix="forkserver-") as folder:
+        config["tempdir"] = folder
+        try:
+            forkserver.ensure_running()
+        finally:
+            config["tempdir"] = usual
+        _hide(server)
 
-    A socket can be reached through a descriptor of its file as well, when the file has no name any more: open(2),
-    O_PATH; proc(5), /proc/self/fd.
-    """
+
+def _hide(server: Any) -> None:
+    """A socket can be reached through a descriptor of its file when that has no name any more: O_PATH in open(2)."""
     global _listener
-    address = server._forkserver_address
-    if address.startswith("/proc/"):
-        return
     if _listener is not None:
         os.close(_listener)
-    _listener = os.open(address, os.O_PATH | os.O_CLOEXEC)
-    os.unlink(address)
-    with contextlib.suppress(OSError):  # somebody else's sockets are in the folder
-        os.rmdir(os.path.dirname(address))
-        multiprocess.current_process()._config["tempdir"] = None
+    _listener = os.open(server._forkserver_address, os.O_PATH | os.O_CLOEXEC)
+    os.unlink(server._forkserver_address)
     server._forkserver_address = f"/proc/self/fd/{_listener}"
 
 
