@@ -93,6 +93,7 @@ def report_notebooks(
         return 2
     for failure in failures:
         print(f"labkit report: {failure}", file=sys.stderr)
+    print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
     return 1 if failures else 0
 
 

@@ -1087,7 +1087,7 @@ class View {
     this.spoken = element("div", { class: "spoken", role: "status", "aria-live": "polite" });
     this.stage = element("div", { class: "stage" }, this.canvas);
     const bar = element("div", { class: "bar", role: "group", "aria-label": "Replay" }, this.play, this.back, this.next, element("div", { class: "time" }, this.stripe, this.slider), this.clock, this.pick, this.follow);
-    this.root = element("section", { class: "labkit-flow", "aria-label": "Flow of messages" }, element("style", {}, CSS), this.stage, bar, this.note, this.tip, this.spoken);
+    this.root = element("section", { class: "labkit-flow", "aria-label": "Flow of messages", "data-lm-suppress-shortcuts": "true" }, element("style", {}, CSS), this.stage, bar, this.note, this.tip, this.spoken);
     this.el.replaceChildren(this.root);
     this.el.labkitView = { state: () => this.state() };
   }
@@ -1110,6 +1110,7 @@ class View {
     on(document, "visibilitychange", () => this.wake());
     on(window, "beforeprint", () => this.still());
     on(matchMedia("print"), "change", ({ matches }) => matches && this.still());
+    on(this.root, "keydown", (event) => event.stopPropagation()); // else JupyterLab takes arrows and d d for its cells
     on(this.canvas, "pointermove", (event) => this.hover(event));
     on(this.canvas, "pointerleave", () => this.hover(null));
   }
@@ -1129,7 +1130,7 @@ class View {
     for (const key of ["ground", "card", "line", "strong", "weak", "faint", "running", "waiting"]) this.root.style.setProperty(`--flow-${key}`, theme[key]);
     this.root.style.colorScheme = name;
     this.painter.theme = theme;
-    this.painter.family = getComputedStyle(this.root).fontFamily;
+    this.painter.family = getComputedStyle(this.root).fontFamily || "system-ui, sans-serif"; // none while not in the page
     this.paint();
   }
 
