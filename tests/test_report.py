@@ -169,11 +169,11 @@ def test_no_secret_gets_into_a_page(tmp_path, monkeypatch):
     assert not re.search(r"kernel-[0-9a-f-]{8,}\.json", page)
 
 
-@pytest.mark.parametrize("text", ["/rooted/x", "no/root/here", "plain text"])
+@pytest.mark.parametrize("text", ["/marigolds/x", "no/marigold/here", "plain text"])
 def test_scrubbing_takes_only_the_home_folder_itself(text, monkeypatch):
-    monkeypatch.setenv("HOME", "/root")
+    monkeypatch.setenv("HOME", "/marigold")
     assert scrub(text) == text
-    assert scrub("/root/x and '/root'") == "~/x and '~'"
+    assert scrub("/marigold/x and '/marigold'") == "~/x and '~'"
 
 
 def test_facts_about_the_machine_name_neither_host_nor_user():
