@@ -245,14 +245,16 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.fixture
-def queue_name() -> Iterator[str]:
-    """A name for a POSIX queue that is nobody else's."""
-    from labkit import unlink
+def a_name() -> Iterator[str]:
+    """A name for a channel that is nobody else's, whatever its mechanism."""
+    from labkit import facts, unlink
 
     name = f"{MARK}-{secrets.token_hex(3)}"
     yield name
-    with contextlib.suppress(FileNotFoundError):
-        unlink("posix_mq", name)
+    for kind, fact in facts().items():
+        if not fact.related_only:
+            with contextlib.suppress(FileNotFoundError):
+                unlink(kind, name)
 
 
 @pytest.fixture

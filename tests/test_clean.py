@@ -73,7 +73,7 @@ def start() -> Iterator[Start]:
 
 
 @pytest.fixture
-def queue_name() -> Iterator[str]:
+def a_name() -> Iterator[str]:
     name = f"test-clean-{secrets.token_hex(6)}"
     yield name
     with contextlib.suppress(posix_ipc.ExistentialError):
@@ -166,33 +166,33 @@ def test_a_segment_of_another_user_is_never_touched():
         path.unlink()
 
 
-def test_a_named_queue_is_kept_while_used_and_removed_once_its_process_was_killed(start, queue_name):
-    child, _ = start(QUEUE, queue_name)
-    assert found(f"/{queue_name}").users == (child.pid,)
-    assert not remove(found(f"/{queue_name}"))
+def test_a_named_queue_is_kept_while_used_and_removed_once_its_process_was_killed(start, a_name):
+    child, _ = start(QUEUE, a_name)
+    assert found(f"/{a_name}").users == (child.pid,)
+    assert not remove(found(f"/{a_name}"))
 
     kill(child)
-    assert found(f"/{queue_name}").removable
-    assert remove(found(f"/{queue_name}"))
+    assert found(f"/{a_name}").removable
+    assert remove(found(f"/{a_name}"))
     with pytest.raises(posix_ipc.ExistentialError):
-        posix_ipc.MessageQueue(f"/{queue_name}", write=False)
-    assert found(f"/{queue_name}") is None, "its note is gone as well"
+        posix_ipc.MessageQueue(f"/{a_name}", write=False)
+    assert found(f"/{a_name}") is None, "its note is gone as well"
 
 
-def test_a_queue_that_labkit_did_not_make_is_never_touched(queue_name):
-    posix_ipc.MessageQueue(f"/{queue_name}", posix_ipc.O_CREX, max_messages=1, max_message_size=16).close()
-    assert found(f"/{queue_name}") is None
+def test_a_queue_that_labkit_did_not_make_is_never_touched(a_name):
+    posix_ipc.MessageQueue(f"/{a_name}", posix_ipc.O_CREX, max_messages=1, max_message_size=16).close()
+    assert found(f"/{a_name}") is None
 
 
-def test_a_note_whose_queue_is_gone_is_removed(start, queue_name):
-    child, _ = start(QUEUE, queue_name)
+def test_a_note_whose_queue_is_gone_is_removed(start, a_name):
+    child, _ = start(QUEUE, a_name)
     kill(child)
-    posix_ipc.unlink_message_queue(f"/{queue_name}")
-    note = found(f"/{queue_name}")
+    posix_ipc.unlink_message_queue(f"/{a_name}")
+    note = found(f"/{a_name}")
     assert note.kind == "note"
     assert remove(note)
-    assert leftovers() == [one for one in leftovers() if one.name != f"/{queue_name}"]
-    assert not (runtime_dir() / "posix_mq" / queue_name).exists()
+    assert leftovers() == [one for one in leftovers() if one.name != f"/{a_name}"]
+    assert not (runtime_dir() / "posix_mq" / a_name).exists()
 
 
 def test_looking_changes_nothing_and_opens_nothing_for_long(start):
@@ -233,10 +233,10 @@ def test_the_command_lists_and_asks_before_it_removes(start):
     assert os.path.exists(path)
 
 
-def test_the_command_removes_after_yes_and_keeps_what_is_used(start, queue_name):
+def test_the_command_removes_after_yes_and_keeps_what_is_used(start, a_name):
     gone, gone_path = start(HOLD, "mapped")
     _, kept_path = start(HOLD, "mapped")
-    queue_child, _ = start(QUEUE, queue_name)
+    queue_child, _ = start(QUEUE, a_name)
     kill(gone)
     kill(queue_child)
     done = labkit_clean(answer="y\n")
@@ -245,7 +245,7 @@ def test_the_command_removes_after_yes_and_keeps_what_is_used(start, queue_name)
     assert os.path.exists(kept_path)
     assert "in use by" in done.stdout
     with pytest.raises(posix_ipc.ExistentialError):
-        posix_ipc.MessageQueue(f"/{queue_name}", write=False)
+        posix_ipc.MessageQueue(f"/{a_name}", write=False)
 
 
 def test_a_runtime_directory_that_is_not_ours_alone_is_one_sentence(tmp_path):

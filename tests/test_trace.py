@@ -181,9 +181,9 @@ def test_messages_that_are_refused_leave_no_event(trace):
 @pytest.mark.parametrize(
     "foreign", [b"short", b"12345678", b"a longer message of somebody else's", bytes(40), b"\xff" * 40]
 )
-def test_a_message_of_a_sender_that_is_not_traced_is_told(trace, queue_name, foreign):
-    tx, rx = channel("posix_mq", name=queue_name, trace=trace)
-    with sender("posix_mq", queue_name) as stranger:
+def test_a_message_of_a_sender_that_is_not_traced_is_told(trace, a_name, foreign):
+    tx, rx = channel("posix_mq", name=a_name, trace=trace)
+    with sender("posix_mq", a_name) as stranger:
         stranger.send(foreign)
     with pytest.raises(OSError, match="not traced"):
         rx.receive()

@@ -55,15 +55,26 @@ def channel(
         raise
 
 
-def sender(kind: str, name: str) -> Sender:
-    """The sending end of a channel that somebody made with this name. Raises FileNotFoundError when nobody did."""
-    end: Sender = _named(_module(kind), kind, "open_sender")(name)
+def sender(kind: str, name: str, create: bool = False, **options: Any) -> Sender:
+    """The sending end of a channel of this name, for processes that have nothing in common but the name.
+
+    Args:
+        kind: the mechanism, one that has names: `labkit.facts()`.
+        name: one word, the same for everybody who is to meet there.
+        create: make the name when it is not there yet. A socket's name is made by its receiver.
+        options: the mechanism's own, as for `channel`.
+
+    Raises:
+        FileNotFoundError: nobody has made the name.
+        ValueError: the name cannot be one, or the mechanism has no names.
+    """
+    end: Sender = _named(_module(kind), kind, "open_sender")(name, create=create, **options)
     return end
 
 
-def receiver(kind: str, name: str) -> Receiver:
-    """The receiving end of a channel that somebody made with this name. Raises FileNotFoundError when nobody did."""
-    end: Receiver = _named(_module(kind), kind, "open_receiver")(name)
+def receiver(kind: str, name: str, create: bool = False, **options: Any) -> Receiver:
+    """The receiving end of a channel of this name: as `sender`."""
+    end: Receiver = _named(_module(kind), kind, "open_receiver")(name, create=create, **options)
     return end
 
 

@@ -55,6 +55,10 @@ class Facts:
     """Messages of every size stay whole when several processes send."""
     many_receivers: bool
     """Several processes may receive; each message goes to one of them."""
+    reliable: bool
+    """Whatever send has accepted is received while the receiver lives; False where a full buffer drops messages."""
+    handed_over: bool
+    """When send returns the message has left the sender's process: it arrives also when that is killed next."""
     persistence: Literal["process", "kernel", "file system"]
     """How long unread messages survive: TLPI §43.2."""
     max_message: int | None
@@ -337,3 +341,25 @@ def runtime_dir() -> Path:
             errno.EPERM, "not a private directory of yours; move it away or set XDG_RUNTIME_DIR", str(path)
         )
     return path
+
+
+def kind_dir(kind: str) -> Path:
+    """The private directory for what a mechanism keeps in the file system: FIFOs, sockets, files, notes."""
+    path = runtime_dir() / kind
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def one_word(name: str, longest: int = 254) -> str:
+    """The name of a channel, checked: one word, so that it can be a file name. A leading slash, as POSIX wants, goes.
+
+    Raises:
+        TypeError: it is no text.
+        ValueError: it is empty, longer than `longest` bytes, or contains a slash or a NUL.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"a name is text, not {type(name).__name__}")
+    bare = name.removeprefix("/")
+    if not bare or "/" in bare or "\0" in bare or bare in (".", "..") or len(os.fsencode(bare)) > longest:
+        raise ValueError(f"a name is one word of 1 to {longest} bytes without a slash, not {name!r}")
+    return bare

@@ -40,7 +40,8 @@ from labkit.channels.base import (
     arrived,
     arrived_lifeline,
     as_bytes,
-    runtime_dir,
+    kind_dir,
+    one_word,
     travelling,
     unavailable,
 )
@@ -54,6 +55,8 @@ FACTS = Facts(
     related_only=False,
     many_senders=True,
     many_receivers=True,
+    reliable=True,
+    handed_over=True,
     persistence="kernel",
     max_message=2048,
     namespaced_by="ipc",
@@ -93,15 +96,7 @@ def open_named(
         FileExistsError: there is a queue of that name already.
         OSError, ValueError: as `open`, or the name is not one word of at most 254 bytes.
     """
-    path, note = _path(name), _note(name)
-    noted = note.exists()
-    note.touch(mode=0o600)  # first, so that nothing can be left that is not noted
-    try:
-        fd = _create(path, max_messages, max_message)
-    except BaseException:
-        if not noted:
-            note.unlink(missing_ok=True)
-        raise
+    fd = _create_named(name, max_messages, max_message)
     try:
         return _pair(fd, max_messages, max_message, named=True)
     except BaseException:
@@ -119,14 +114,14 @@ def _pair(fd: int, max_messages: int, max_message: int, named: bool) -> tuple[Mq
     return MqSender(fd, max_messages, max_message, left), MqReceiver(other, max_messages, max_message, right)
 
 
-def open_sender(name: str) -> MqSender:
-    """The sending end of an existing queue. Raises FileNotFoundError when there is none."""
-    return MqSender(*_existing(name), None)
+def open_sender(name: str, create: bool = False, **options: int) -> MqSender:
+    """The sending end of an existing queue, or of a new one (`create`, with the options of `open`)."""
+    return MqSender(*_existing(name, create, **options), None)
 
 
-def open_receiver(name: str) -> MqReceiver:
-    """The receiving end of an existing queue. Raises FileNotFoundError when there is none."""
-    return MqReceiver(*_existing(name), None)
+def open_receiver(name: str, create: bool = False, **options: int) -> MqReceiver:
+    """The receiving end of an existing queue, or of a new one (`create`, with the options of `open`)."""
+    return MqReceiver(*_existing(name, create, **options), None)
 
 
 def unlink(name: str) -> None:
@@ -139,21 +134,29 @@ def unlink(name: str) -> None:
     except posix_ipc.ExistentialError:
         raise FileNotFoundError(errno.ENOENT, "no POSIX message queue of this name", name) from None
     finally:
-        _note(name).unlink(missing_ok=True)
+        _note(path).unlink(missing_ok=True)
 
 
 def _path(name: str) -> str:
-    bare = name.removeprefix("/")
-    if not bare or "/" in bare or "\0" in bare or len(os.fsencode(bare)) > 254 or bare in (".", ".."):
-        raise ValueError(f"a POSIX queue's name is one word of 1 to 254 bytes without a slash, not {name!r}")
-    return "/" + bare
+    return "/" + one_word(name)
 
 
-def _note(name: str) -> Path:
+def _note(path: str) -> Path:
     """Where labkit remembers that it made the queue, for `labkit clean`: the kernel does not say who did."""
-    folder = runtime_dir() / "posix_mq"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder / name.removeprefix("/")
+    return kind_dir("posix_mq") / path.removeprefix("/")
+
+
+def _create_named(name: str, max_messages: int = MAX_MESSAGES, max_message: int = MAX_MESSAGE) -> int:
+    path = _path(name)
+    note = _note(path)
+    noted = note.exists()
+    note.touch(mode=0o600)  # first, so that nothing can be left that is not noted
+    try:
+        return _create(path, max_messages, max_message)
+    except BaseException:
+        if not noted:
+            note.unlink(missing_ok=True)
+        raise
 
 
 def _create(path: str, max_messages: int, max_message: int) -> int:
@@ -193,8 +196,11 @@ def _create(path: str, max_messages: int, max_message: int) -> int:
     return _descriptor(queue)
 
 
-def _existing(name: str) -> tuple[int, int, int]:
-    """Descriptor, max_messages and max_message of a queue that somebody made."""
+def _existing(name: str, create: bool = False, **options: int) -> tuple[int, int, int]:
+    """Descriptor, max_messages and max_message of a queue that somebody made, or that is made now."""
+    if create:
+        with contextlib.suppress(FileExistsError):
+            os.close(_create_named(name, **options))
     try:
         queue = posix_ipc.MessageQueue(_path(name))
     except posix_ipc.ExistentialError:
