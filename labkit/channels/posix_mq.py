@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import posix_ipc
-from cffi import FFI
 
 from labkit.channels.base import (
     DEFAULT_TIMEOUT,
@@ -45,6 +44,7 @@ from labkit.channels.base import (
     travelling,
     unavailable,
 )
+from labkit.libc import ffi, libc
 
 FACTS = Facts(
     boundaries=True,
@@ -229,17 +229,8 @@ def _limit(name: str) -> str:
     return "unknown"
 
 
-_ffi = FFI()
-_ffi.cdef(
-    """
-    int mq_send(int mqd, const char *message, size_t size, int priority);
-    ssize_t mq_receive(int mqd, char *room, size_t size, unsigned int *priority);
-    """
-)
-_libc = _ffi.dlopen(None)
-if not hasattr(_libc, "mq_send"):  # before glibc 2.34
-    _libc = _ffi.dlopen("librt.so.1")
-_mq_send, _mq_receive = _libc.mq_send, _libc.mq_receive
+# Looked up once: send and receive are called often.
+_mq_send, _mq_receive = libc.mq_send, libc.mq_receive
 
 
 class _MqEnd:
@@ -275,7 +266,7 @@ class _MqEnd:
 
     def _busy(self, call: str) -> None:
         """After a call that failed: return when it only would have had to wait, else raise what was wrong."""
-        number = _ffi.errno
+        number = ffi.errno
         if number not in (errno.EAGAIN, errno.EINTR):
             self._must_be_open()
             if number == errno.EINVAL:
@@ -316,13 +307,13 @@ class MqReceiver(_MqEnd, Receiver):
     def __init__(self, fd: int, max_messages: int, max_message: int, lifeline: Lifeline | None):
         super().__init__(fd, max_messages, max_message, lifeline)
         self._size = max_message + TAG_BYTES
-        self._room = _ffi.new("char[]", self._size)
-        self._bytes = _ffi.buffer(self._room)
+        self._room = ffi.new("char[]", self._size)
+        self._bytes = ffi.buffer(self._room)
 
     def receive(self, timeout: float | None = DEFAULT_TIMEOUT) -> bytes:
         waiter, last_look = None, False
         while True:
-            size = _mq_receive(self.fd, self._room, self._size, _ffi.NULL)
+            size = _mq_receive(self.fd, self._room, self._size, ffi.NULL)
             if size >= 0:
                 message: bytes = self._bytes[:size]
                 return message
