@@ -124,3 +124,14 @@ def pause(typingctx):
         return context.get_dummy_value()
 
     return types.void(), code
+
+
+@intrinsic
+def load_int(typingctx, address):
+    """Read a C int that the caller owns, a plain load: errno, for instance."""
+
+    def code(context, builder, signature, arguments):
+        number = builder.load(builder.inttoptr(arguments[0], ir.IntType(32).as_pointer()))
+        return builder.sext(number, WORD)
+
+    return types.int64(types.int64), code
