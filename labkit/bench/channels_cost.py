@@ -182,7 +182,8 @@ STREAMS = ("pipe", "fifo", "unix_stream", "tcp")
 
 @contextmanager
 def labkit_ends(kind: str, size: int) -> Iterator[Ends]:
-    tx, rx = channel(kind, **({"max_message": size} if kind == "posix_mq" and size > 2048 else {}))
+    options: dict[str, Any] = {"max_message": size} if kind == "posix_mq" and size > 2048 else {}
+    tx, rx = channel(kind, **options)
     with tx, rx:
         yield tx.send, lambda _: rx.receive()
 

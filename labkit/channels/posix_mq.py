@@ -44,6 +44,7 @@ from labkit.channels.base import (
     travelling,
     unavailable,
 )
+from labkit.channels.call_entry import Calls
 from labkit.libc import ffi, libc
 
 FACTS = Facts(
@@ -229,10 +230,6 @@ def _limit(name: str) -> str:
     return "unknown"
 
 
-# Looked up once: send and receive are called often.
-_mq_send, _mq_receive = libc.mq_send, libc.mq_receive
-
-
 class _MqEnd:
     """What both ends hold: the queue's descriptor, the size of its messages, and the lifeline of a pair."""
 
@@ -245,6 +242,7 @@ class _MqEnd:
         self.max_messages = max_messages
         self.max_message = self._limit = max_message
         self.lifeline = lifeline
+        self._calls = Calls(fd, ("queue_send", "queue_receive"), max_message, max_message + TAG_BYTES)
 
     def fileno(self) -> int:
         return self.fd
@@ -256,6 +254,7 @@ class _MqEnd:
 
     def _let_go(self) -> None:
         fd, self.fd = self.fd, -1
+        self._calls.close()
         os.close(fd)
         if self.lifeline:
             self.lifeline.close()
@@ -264,9 +263,8 @@ class _MqEnd:
         lifeline = self.lifeline and travelling(self.lifeline.fileno())
         return _arrives, (type(self), travelling(self.fd), self.max_messages, self.max_message, lifeline)
 
-    def _busy(self, call: str) -> None:
+    def _busy(self, call: str, number: int) -> None:
         """After a call that failed: return when it only would have had to wait, else raise what was wrong."""
-        number = ffi.errno
         if number not in (errno.EAGAIN, errno.EINTR):
             self._must_be_open()
             if number == errno.EINVAL:
@@ -283,13 +281,23 @@ class _MqEnd:
 
 
 class MqSender(_MqEnd, Sender):
+    def __init__(self, *state: Any):
+        super().__init__(*state)
+        self._send = self._calls.queue_send
+
     def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT, priority: int = 0) -> None:
         """As Sender.send; of the waiting messages those of the highest priority (0 to 32767) are received first."""
-        if type(message) is not bytes or not 0 < len(message) <= self._limit:
-            message = bytes(as_bytes(message, self._limit))
+        try:
+            if priority == 0 and self._send(message) == 0:
+                return
+        except (TypeError, ValueError, BufferError):
+            self._must_be_open()
+        self._retry(bytes(as_bytes(message, self._limit)), timeout, priority)
+
+    def _retry(self, message: bytes, timeout: float | None, priority: int) -> None:
         waiter = None
-        while _mq_send(self.fd, message, len(message), priority) != 0:
-            self._busy("mq_send")
+        while libc.mq_send(self.fd, message, len(message), priority) != 0:
+            self._busy("mq_send", ffi.errno)
             if timeout == 0:
                 if self.lifeline and self.lifeline.cut():
                     raise Closed("the queue is full and no receiver is left")
@@ -298,35 +306,40 @@ class MqSender(_MqEnd, Sender):
             if self._wait(select.POLLOUT, waiter, "the message queue stayed full"):
                 raise Closed("the queue is full and no receiver is left")
 
+    def _allow_tag(self) -> None:
+        super()._allow_tag()
+        self._calls.allow(self._limit)
+
     @property
     def capacity(self) -> Capacity:
         return Capacity(self.max_messages, "messages")
 
 
 class MqReceiver(_MqEnd, Receiver):
-    def __init__(self, fd: int, max_messages: int, max_message: int, lifeline: Lifeline | None):
-        super().__init__(fd, max_messages, max_message, lifeline)
-        self._size = max_message + TAG_BYTES
-        self._room = ffi.new("char[]", self._size)
-        self._bytes = ffi.buffer(self._room)
+    def __init__(self, *state: Any):
+        super().__init__(*state)
+        self._receive = self._calls.queue_receive
 
     def receive(self, timeout: float | None = DEFAULT_TIMEOUT) -> bytes:
-        waiter, last_look = None, False
+        message = self._receive()
+        return self._retry(timeout) if message is None else message
+
+    def _retry(self, timeout: float | None) -> bytes:
+        waiter = None
         while True:
-            size = _mq_receive(self.fd, self._room, self._size, ffi.NULL)
-            if size >= 0:
-                message: bytes = self._bytes[:size]
+            self._busy("mq_receive", self._calls.errno)
+            if timeout != 0:
+                waiter = waiter or Waiter(timeout)
+                gone = self._wait(select.POLLIN, waiter, "nothing came through the message queue")
+            else:
+                gone = bool(self.lifeline and self.lifeline.cut())
+            message = self._receive()
+            if message is not None:
                 return message
-            self._busy("mq_receive")
-            if last_look:
+            if gone:
                 raise Closed("every sender has closed its end of this queue")
             if timeout == 0:
-                if not (self.lifeline and self.lifeline.cut()):
-                    raise TimeoutError("the message queue is empty")
-                last_look = True
-            else:
-                waiter = waiter or Waiter(timeout)
-                last_look = self._wait(select.POLLIN, waiter, "nothing came through the message queue")
+                raise TimeoutError("the message queue is empty")
 
 
 def _arrives(end: type[_MqEnd], ticket: Any, max_messages: int, max_message: int, lifeline: Any) -> _MqEnd:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit.channels.calls import BUFFER_BYTES, NOTHING, REFUSED, Calls
+from labkit.channels.call_entry import BUFFER_BYTES, NOTHING, REFUSED, Calls
 from labkit.channels.framing import LENGTH
 
 SENDS, RECEIVES = ("stream_send", "stream_write"), ("stream_receive", "stream_drop")
@@ -59,7 +59,7 @@ def test_a_message_that_went_in_part_is_owed_and_nothing_goes_before_its_rest(pi
 
 
 def test_the_error_of_a_failed_call_is_kept(pipe):
-    read_end, write_end = pipe
+    _, write_end = pipe
     calls = Calls(write_end, SENDS, most=1 << 20)
     while calls.stream_send(bytes(4000)) == 0:
         pass

@@ -343,6 +343,10 @@ class Calls:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         raise AttributeError(name)
 
+    def close(self) -> None:
+        """The descriptor is closed, and its number may soon be another's: every further call fails with EBADF."""
+        self._state[FD // 8] = -1
+
     def allow(self, most: int) -> None:
         """From now on messages may have so many bytes."""
         self._state[MOST // 8] = most
