@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
+import inspect
 from dataclasses import asdict
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from labkit.channels.base import Facts, Receiver, Sender
@@ -101,33 +104,58 @@ def _named(module: Any, kind: str, function: str) -> Any:
 
 
 class FactsTable(dict[str, Facts]):
-    """Mechanism -> Facts, shown as a table in a notebook."""
+    """Mechanism -> Facts, shown as a table in a notebook: a row a mechanism, a column a fact."""
 
     def rows(self) -> list[dict[str, Any]]:
         return [{"kind": kind, **asdict(facts)} for kind, facts in self.items()]
 
+    def __repr__(self) -> str:
+        heads, rows = list(_meanings()), []
+        for kind, fact in self.items():
+            values = (getattr(fact, name) for name in heads)
+            rows.append([kind, *(("–", "yes")[value] if isinstance(value, bool) else str(value) for value in values)])
+        table = [["", *(name.replace("_", " ") for name in heads)], *rows]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
+
     def _repr_html_(self) -> str:
         def cell(value: Any) -> str:
-            if value is None:
-                return "no limit"
-            return (
-                {True: "yes", False: "–"}[value]
-                if isinstance(value, bool)
-                else f"{value:,}"
-                if isinstance(value, int)
-                else str(value)
-            )
+            if isinstance(value, bool):
+                return f"<td style='text-align:center'>{'●' if value else '<span style=opacity:.35>–</span>'}</td>"
+            if isinstance(value, int):
+                return f"<td style='text-align:right'>{value:,}</td>"
+            return f"<td style='text-align:left;white-space:nowrap'>{'no limit' if value is None else value}</td>"
 
-        rows = self.rows()
-        head = "".join(f"<th style='text-align:left'>{kind}</th>" for kind in self)
-        body = "".join(
-            f"<tr><th style='text-align:left'>{field.replace('_', ' ')}</th>"
-            + "".join(f"<td style='text-align:left'>{cell(row[field])}</td>" for row in rows)
-            + "</tr>"
-            for field in rows[0]
-            if field != "kind"
+        meanings = _meanings()
+        head = "".join(
+            f"<th style='vertical-align:bottom;text-align:left' title='{escape(meanings[name], quote=True)}'>"
+            f"{name.replace('_', ' ')}</th>"
+            for name in meanings
         )
-        return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
+        body = "".join(
+            f"<tr><th style='text-align:left'>{kind}</th>"
+            + "".join(cell(getattr(fact, name)) for name in meanings)
+            + "</tr>"
+            for kind, fact in self.items()
+        )
+        return (
+            f"<div style='overflow-x:auto'><table><thead><tr><th></th>{head}</tr></thead>"
+            f"<tbody>{body}</tbody></table></div>"
+            "<small>● yes, – no. Rest the pointer on a heading to read what it means.</small>"
+        )
+
+
+def _meanings() -> dict[str, str]:
+    """What each field of Facts says about itself, the text below it in its source."""
+    (facts_class,) = ast.parse(inspect.getsource(Facts)).body
+    assert isinstance(facts_class, ast.ClassDef)
+    found, name = {}, ""
+    for line in facts_class.body:
+        if isinstance(line, ast.AnnAssign):
+            name = ast.unparse(line.target)
+        elif isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and name:
+            found[name] = inspect.cleandoc(str(line.value.value))
+    return found
 
 
 def facts() -> FactsTable:
