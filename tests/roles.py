@@ -43,6 +43,12 @@ def send_all(tx: Any, messages: list[bytes]) -> None:
         tx.send(message)
 
 
+def send_slowly(tx: Any, messages: list[bytes]) -> None:
+    for message in messages:
+        tx.send(message)
+        time.sleep(0.0002)
+
+
 def send_many(tx: Any, mark: bytes, size: int, count: int) -> None:
     """Messages that can be told apart by sender and are recognisably whole."""
     for number in range(count):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import errno
@@ -674,6 +675,33 @@ def test_pollable_ends_have_a_descriptor_that_poll_understands(kind, fact):
             with pytest.raises(io.UnsupportedOperation, match="no descriptor"):
                 end.fileno()
     tx.close()
+    rx.close()
+
+
+def test_pollable_ends_are_received_from_with_asyncio_as_their_documentation_says(kind, fact):
+    if not fact.pollable:
+        pytest.skip("no descriptor")
+    tx, rx = channel(kind)
+    messages, received = [b"%d" % number for number in range(300)], []
+
+    async def receive_all():
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+
+        def ready():
+            with contextlib.suppress(TimeoutError):
+                while len(received) < len(messages):
+                    received.append(rx.receive(timeout=0))
+                done.set_result(None)
+
+        loop.add_reader(rx.fileno(), ready)
+        sending = launch(roles.send_slowly, tx, messages)
+        await done
+        loop.remove_reader(rx.fileno())
+        await sending
+
+    asyncio.run(receive_all())
+    assert received == messages
     rx.close()
 
 

@@ -115,7 +115,21 @@ class Endpoint:
             raise ValueError("this end is closed: it was closed here, or given away by launch")
 
     def fileno(self) -> int:
-        """The descriptor to poll. Raises io.UnsupportedOperation where the mechanism has none."""
+        """The descriptor to poll, where `facts.pollable`: poll(2), selectors, asyncio.
+
+        With asyncio, receive all that is there whenever it is readable, since one read(2) may have brought several
+        messages and the descriptor is quiet about those that have been read:
+
+            def ready():
+                with contextlib.suppress(TimeoutError):
+                    while True:
+                        handle(rx.receive(timeout=0))       # raises Closed at the end
+
+            asyncio.get_running_loop().add_reader(rx.fileno(), ready)
+
+        Raises:
+            io.UnsupportedOperation: the mechanism has none.
+        """
         raise io.UnsupportedOperation(f"{self.kind} has no descriptor that could be polled")
 
     def clone(self) -> Self:
