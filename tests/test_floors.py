@@ -109,7 +109,7 @@ def test_every_module_has_a_floor_and_imports_only_from_below(path):
     assert not wrong, "\n".join(wrong)
 
 
-BESIDE = ("base", "framing", "call_entry", "notes", "bounded_buffer")  # in the folder of the mechanisms, for all of them
+BESIDE = ("base", "framing", "call_entry", "notes", "bounded_buffer")  # in the folder of the mechanisms, for all
 
 
 def test_a_mechanism_uses_what_is_below_and_never_another_mechanism():

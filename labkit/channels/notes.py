@@ -52,7 +52,7 @@ CALLS = {
     "shm": (libc.shmget, (0,), libc.shmctl),
     "sem": (libc.semget, (0,), lambda sem, command, room: libc.semctl(sem, 0, command, room)),
 }
-"""The three kinds of objects: the call that finds one, what that takes between key and flags, the call that controls it."""
+"""The three kinds of objects: the call that finds one, what goes between key and flags, the call that controls it."""
 
 GONE = (errno.EINVAL, errno.EIDRM)
 """What the calls say of an identifier whose object has been removed."""
