@@ -76,6 +76,8 @@ ffi.cdef(
     int pthread_sigmask(int how, const sigset_t *set, sigset_t *before);
     int signalfd(int fd, const sigset_t *set, int flags);
 
+    int abs(int number);                 /* a handler that does nothing */
+
     /* Timers: timer_create(2), sigevent(3type) */
     struct sigevent { intptr_t sigev_value; int sigev_signo; int sigev_notify; int sigev_thread_id; int _rest[11]; };
     int timer_create(clockid_t clock, struct sigevent *event, timer_t *timer);
