@@ -14,6 +14,7 @@ import platform
 import resource
 import secrets
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -135,6 +136,13 @@ def _clock() -> tuple[str, Verdict]:
 def _open_files() -> tuple[str, Verdict]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return f"{_limit(soft)} (can be raised to {_limit(hard)})", "good" if soft < 0 or soft >= 1024 else "limited"
+
+
+def _queued_signals() -> tuple[str, Verdict]:
+    soft, _ = resource.getrlimit(resource.RLIMIT_SIGPENDING)
+    first, last = signal.SIGRTMIN, signal.SIGRTMAX
+    found = f"real-time signals {int(first)} to {int(last)}, {_limit(soft)} may be queued by this user"
+    return found, "good" if soft < 0 or soft >= 1000 else "limited"
 
 
 # POSIX message queues, System V, shared memory
@@ -320,14 +328,23 @@ PROBES: list[tuple[str, Callable[[], tuple[str, Verdict]], str]] = [
         _mqueue,
         'channel("posix_mq") cannot be opened, and the start page stops there; the other mechanisms work.',
     ),
-    ("System V IPC", _sysv, "Nothing yet: no lab uses System V objects so far."),
+    (
+        "queued signals",
+        _queued_signals,
+        'channel("signal") holds little before its sender has to wait, and lab 07 shows fewer queued signals.',
+    ),
+    (
+        "System V IPC",
+        _sysv,
+        "sysv_mq, sysv_shm and SysvSemaphores cannot be opened: the System V halves of labs 03, 04 and 05 stop.",
+    ),
     (
         "/dev/shm",
         _dev_shm,
-        "Nothing in labkit, whose rings use memfd; other programs' shared memory fails with ENOSPC.",
+        "posix_shm takes less: ask for fewer or smaller messages. Rings and traces use memfd and do not need it.",
     ),
     ("memfd with seals", _memfd, "No shm_ring and no traces: both live in such memory."),
-    ("pidfd", _pidfd, "Nothing yet: the death of a child is noticed through a pipe."),
+    ("pidfd", _pidfd, "Lab 07 cannot poll a process; labkit itself notices the death of a child through a pipe."),
     ("user namespaces", _user_namespace, "Nothing yet: no lab makes a namespace so far."),
     (
         "IPC namespaces",
