@@ -6,14 +6,15 @@ import os
 import random
 import socket
 import sys
+from struct import Struct
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit.channels.call_entry import BUFFER_BYTES, NOTHING, REFUSED, Calls
-from labkit.channels.framing import LENGTH
 
+LENGTH = Struct("=I")
 SENDS, RECEIVES = ("stream_send", "stream_write"), ("stream_receive", "stream_drop")
 
 
