@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import roles
 
+from labkit import KINDS
+
 jupyter_client = pytest.importorskip("jupyter_client")
 
 ROOT = Path(__file__).parents[1]
@@ -125,7 +127,7 @@ def middle_of(kernel: Kernel, blocking: str) -> tuple[str, list[int]]:
     request = kernel.begin(MIDDLE_CELL + BLOCKING[blocking])
     line = kernel.output(request, until="running")
     pids = [int(word) for word in line.split()[1:]]
-    assert len(pids) == 8
+    assert len(pids) == 2 * len(KINDS)
     time.sleep(0.2)
     return request, pids
 

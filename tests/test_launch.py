@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import roles
 
-from labkit import RemoteError, channel, jobs, launch, stop_all
+from labkit import KINDS, RemoteError, channel, jobs, launch, stop_all
 from labkit.launch import _jobs
 
 ROOT = Path(__file__).parents[1]
@@ -537,7 +537,7 @@ def test_killing_the_whole_process_group_leaves_nothing(tmp_path):
         start_new_session=True,
     )
     children = list(map(int, parent.stdout.readline().split()))
-    assert len(children) == 8
+    assert len(children) == 2 * len(KINDS)
     os.killpg(parent.pid, signal.SIGKILL)
     parent.communicate()
     assert roles.eventually(lambda: all(map(roles.gone, children)))
