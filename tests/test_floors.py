@@ -20,6 +20,7 @@ FLOORS = {
     "labkit.clean": 5,
     "labkit.bench": 5.5,  # measures everything below, the report too
     "labkit.exercises": 5,
+    "labkit.explore": 4.5,  # runs processes and shows itself in a view
     "labkit.views": 4,
     "labkit.doctor": 4,  # knows nothing of labkit; the report asks it for the browser
     "labkit.preload": 4,  # what the fork server loads: floor 3 and all below it
@@ -39,7 +40,7 @@ FLOORS = {
     "labkit.events": 0,
     "labkit.libc": 0,
 }
-PACKAGES = ("labkit.bench", "labkit.exercises", "labkit.views", "labkit.lockfree", "labkit.sync")
+PACKAGES = ("labkit.bench", "labkit.exercises", "labkit.explore", "labkit.views", "labkit.lockfree", "labkit.sync")
 
 MODULES = sorted((ROOT / "labkit").rglob("*.py"))
 
