@@ -242,7 +242,7 @@ def large_bare(kind: str) -> float:
     for number in range(LARGE_COUNT):
         pieces, missing = [], LARGE
         while missing:
-            pieces.append(os.read(rx.fileno(), missing))
+            pieces.append(os.read(rx.fileno(), min(missing, 1 << 16)))
             missing -= len(pieces[-1])
         b"".join(pieces)
         if not number:
