@@ -227,6 +227,7 @@ def run(path: Path, notebook: Any, timeout: float = CELL_SECONDS, tick: Callable
         allow_errors=True,
         store_widget_state=True,
         iopub_timeout=10,
+        coalesce_streams=True,
         interrupt_on_timeout=False,
         resources={"metadata": {"path": str(path.resolve().parent)}},
         on_cell_complete=tick,

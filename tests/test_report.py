@@ -92,6 +92,11 @@ def test_the_view_of_a_notebook_plays_offline(rich, tmp_path):
         assert page.complaints == []
 
 
+def test_what_a_cell_prints_bit_by_bit_is_one_piece(tmp_path):
+    _, page = written(tmp_path, "import time\nfor word in 'one', 'two': print(word, flush=True); time.sleep(0.3)")
+    assert "one\ntwo" in page
+
+
 def test_a_failing_notebook_is_reported_with_its_error_and_what_comes_after(tmp_path, capsys):
     status, page = written(tmp_path, "# Lab", "1 / 0", "print('still', 'running')")
     assert status == 1
