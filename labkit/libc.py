@@ -34,6 +34,9 @@ ffi.cdef(
 
     /* Semaphores: sem_overview(7) */
     typedef struct { long words[4]; } sem_t;
+    sem_t *sem_open(const char *name, int flags, ...);
+    int sem_close(sem_t *semaphore);
+    int sem_unlink(const char *name);
     int sem_init(sem_t *semaphore, int shared, unsigned int value);
     int sem_destroy(sem_t *semaphore);
     int sem_wait(sem_t *semaphore);

@@ -2,8 +2,10 @@
 
     from labkit.sync import PosixSemaphore
 
-    with PosixSemaphore(1) as mutex:                    # closed at the end
-        jobs = [launch(count, mutex) for _ in range(4)]  # each has it, and so have we
+    mutex = PosixSemaphore(1)
+    jobs = [launch(count, mutex) for _ in range(4)]     # each has it, and so have we
+    with mutex:                                         # taken here, given back at the end
+        ...
 
 Each can be handed to `launch(f, semaphore)` and is then *shared*: unlike the end of a channel it is not given away.
 Every wait has a `timeout` in seconds: 0 never waits, None waits for ever.
@@ -12,11 +14,18 @@ Every wait has a `timeout` in seconds: 0 never waits, None waits for ever.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_HOME: dict[str, str] = {}
+_HOME = {
+    "PosixSemaphore": "labkit.sync.posix_semaphore",
+    "SysvSemaphores": "labkit.sync.sysv_semaphore",
+}
 
 __all__ = sorted(_HOME)
+
+if TYPE_CHECKING:
+    from labkit.sync.posix_semaphore import PosixSemaphore as PosixSemaphore
+    from labkit.sync.sysv_semaphore import SysvSemaphores as SysvSemaphores
 
 
 def __getattr__(name: str) -> Any:

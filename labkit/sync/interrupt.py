@@ -68,6 +68,35 @@ def interruptible(
         libc.pthread_sigmask(signal.SIG_SETMASK, before, ffi.NULL)
 
 
+def patiently(
+    name: str, call: Callable[[float], int], waiter: Waiter, doing: str, gone: Callable[[], object] | None = None
+) -> int:
+    """Make a blocking call that has a timeout until it succeeds, looking at Ctrl-C meanwhile; returns what it returned.
+
+    It is made in turns of at most a second, so that a Ctrl-C that comes just before the call blocks is not lost either.
+
+    Args:
+        name, waiter, doing, gone: as for `interruptible`.
+        call: makes it with the seconds it may wait, and returns -1 with errno as the C library does.
+
+    Raises:
+        TimeoutError: the deadline has passed; the call was made at least once.
+        OSError: the call failed in another way than by waiting in vain.
+    """
+    turn = TICK if gone else 1.0
+    while True:
+        left = turn if waiter.deadline is None else min(turn, max(0.0, waiter.deadline - time.monotonic()))
+        result = call(left)
+        if result != -1:
+            return result
+        if ffi.errno not in (errno.EINTR, errno.EAGAIN, errno.ETIMEDOUT):
+            raise failed(name)
+        if gone is not None and gone():
+            return -1
+        if waiter.deadline is not None and time.monotonic() >= waiter.deadline:
+            raise TimeoutError(f"{doing} for {waiter.timeout:g} s")
+
+
 def _timer(number: int) -> Any:
     """A timer that sends the signal to this thread alone, and is deleted when it is released or forgotten."""
     event, timer = ffi.new("struct sigevent *"), ffi.new("timer_t *")
