@@ -236,6 +236,8 @@ def launch(f: Callable[..., Any], *args: Any, name: str | None = None) -> Job:
         with _ctrl_c_waits():
             job = Job(process, report, leash, name)
             undo.pop_all()  # from here on they are the job's
+    for clear_up in {end.aftermath for end in ends}:
+        job.when_ended(lambda _, clear_up=clear_up: clear_up())  # type: ignore[misc]
     for trace in {end.trace for end in ends if getattr(end, "trace", None)}:  # type: ignore[attr-defined]
         trace.add_process(job.pid, name)
         job.when_ended(lambda job, trace=trace: trace.process_ended(job.pid, job.status))  # type: ignore[misc]

@@ -367,6 +367,7 @@ class _Traced:
         self._memory = memory
         self._channel, self._number = channel, number
         self.kind, self.facts = inner.kind, inner.facts
+        self.aftermath = inner.aftermath
         ring = _map(memory, number)
         self._state = state = new_state(ring.ctypes.data, _RING_BYTES, getattr(inner, "max_message", 0))
         state[[TAG // 8, PID // 8, ORIGIN // 8]] = tag, os.getpid(), channel | number << 16
@@ -417,7 +418,8 @@ class TracedSender(_Traced, Sender):
         self._state[HEADER // 8] = inner.header_bytes
         self._send: Callable[..., None] = inner._write if inner.header_bytes else inner.send  # type: ignore[attr-defined]
 
-    def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT, priority: int | None = None) -> None:
+    def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT, **extra: Any) -> None:
+        """As Sender.send; what a mechanism takes beyond that (priority=, type=) is passed on."""
         try:
             framed = self._begins(message)
         except (TypeError, ValueError, BufferError):
@@ -426,10 +428,7 @@ class TracedSender(_Traced, Sender):
             self._must_be_open()
             as_bytes(message, self.max_message)  # raises what is wrong with it
         try:
-            if priority is None:
-                self._send(framed, timeout)
-            else:
-                self._send(framed, timeout, priority)
+            self._send(framed, timeout, **extra)
         except BaseException:
             self._record["dropped"](framed)
             raise
@@ -452,10 +451,11 @@ class TracedReceiver(_Traced, Receiver):
         self._begins, self._ends = self._record["receive_begins"], self._record["receive_ends"]
         self._receive = inner.receive
 
-    def receive(self, timeout: float | None = DEFAULT_TIMEOUT) -> bytes:
+    def receive(self, timeout: float | None = DEFAULT_TIMEOUT, **extra: Any) -> bytes:
+        """As Receiver.receive; what a mechanism takes beyond that (type=) is passed on."""
         self._begins()
         try:
-            tagged = self._receive(timeout)
+            tagged = self._receive(timeout, **extra)
         except BaseException:
             self._record["gave_up"]()
             raise

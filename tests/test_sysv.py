@@ -6,10 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
 
 import pytest
+import roles
 
+from labkit import Closed, RemoteError, Trace, channel, launch, sender, unlink
 from labkit.channels import notes
 from labkit.channels.base import kind_dir
 from labkit.libc import libc
@@ -113,5 +117,164 @@ def test_an_object_of_another_user_with_our_key_is_refused_and_not_removed():
             with pytest.raises(PermissionError, match="somebody else"):
                 ask()
         assert libc.msgget(key, 0) >= 0
+    finally:
+        libc.msgctl(libc.msgget(key, 0), notes.IPC_RMID, notes.ffi.NULL)
+
+
+# --- sysv_mq ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[False, True], ids=["bare", "traced"])
+def queue(request):
+    trace = Trace() if request.param else None
+    tx, rx = channel("sysv_mq", trace=trace)
+    yield tx, rx
+    tx.close()
+    rx.close()
+    if trace:
+        trace.close()
+
+
+def test_a_receiver_chooses_messages_by_their_type(queue):
+    tx, rx = queue
+    for number, message in ((3, b"three"), (1, b"one"), (2, b"two"), (1, b"one again")):
+        tx.send(message, type=number)
+    assert rx.receive(type=2) == b"two"
+    assert rx.receive(type=-3) == b"one"  # the lowest type up to 3
+    assert rx.receive(type=0) == b"three"  # the oldest
+    with pytest.raises(TimeoutError):
+        rx.receive(timeout=0.02, type=2)
+    assert rx.receive(type=1) == b"one again"
+
+
+def test_a_receiver_that_waits_for_a_type_is_not_woken_by_another(queue):
+    tx, rx = queue
+    sending = threading.Timer(0.1, lambda: [tx.send(b"no", type=1), tx.send(b"yes", type=7)])
+    sending.start()
+    assert rx.receive(type=7) == b"yes"
+    sending.join()
+    assert rx.receive() == b"no"
+
+
+def test_the_receiver_knows_the_type_of_what_came():
+    tx, rx = channel("sysv_mq")
+    sending = threading.Timer(0.1, tx.send, (b"late",), {"type": 2**31 - 1})
+    tx.send(b"x", type=42)
+    rx.receive()
+    assert rx.last_type == 42
+    sending.start()
+    rx.receive()
+    assert rx.last_type == 2**31 - 1
+    sending.join()
+
+
+@pytest.mark.parametrize("nonsense", [0, -1, 2**31, 2**70])
+def test_a_type_that_cannot_be_is_refused(queue, nonsense):
+    tx, rx = queue
+    with pytest.raises(ValueError, match="a type is 1"):
+        tx.send(b"x", type=nonsense)
+    tx.send(b"fine")
+    assert rx.receive() == b"fine"
+
+
+def test_what_a_closed_sender_left_is_received_by_type_before_closed_is_raised(queue):
+    tx, rx = queue
+    tx.send(b"5", type=5)
+    tx.close()
+    with pytest.raises(Closed):
+        rx.receive(type=4)
+    assert rx.receive(type=5) == b"5"
+    with pytest.raises(Closed):
+        rx.receive()
+
+
+@pytest.mark.parametrize("doing", ["sending", "receiving"])
+def test_a_process_that_waits_learns_at_once_that_the_queue_was_removed(a_name, doing):
+    tx, rx = channel("sysv_mq", name=a_name)
+    if doing == "sending":
+        with pytest.raises(TimeoutError):
+            while True:
+                tx.send(bytes(1000), timeout=0)
+    removing = threading.Timer(0.1, unlink, ("sysv_mq", a_name))
+    removing.start()
+    with pytest.raises(Closed, match="removed"):
+        tx.send(bytes(1000), None) if doing == "sending" else rx.receive(None)
+    removing.join()
+    for use in (lambda: tx.send(b"x"), lambda: rx.receive(), lambda: rx.receive(timeout=0)):
+        with pytest.raises(Closed, match="removed"):
+            use()
+    tx.close()
+    rx.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"max_message": 0}, ValueError, "max_message"),
+        ({"max_message": 1 << 20}, ValueError, "kernel.msgmax"),
+        ({"capacity": 100}, ValueError, "largest message"),
+        ({"capacity": 1 << 40}, ValueError, "capacity"),
+    ],
+    ids=str,
+)
+def test_an_option_out_of_range_is_refused(options, error, says):
+    with pytest.raises(error, match=says):
+        channel("sysv_mq", **options)
+
+
+def test_a_smaller_queue_holds_less():
+    tx, rx = channel("sysv_mq", max_message=100, capacity=500)
+    assert tx.capacity.amount == 500
+    for _ in range(5):
+        tx.send(bytes(100), timeout=0)
+    with pytest.raises(TimeoutError):
+        tx.send(bytes(100), timeout=0)
+    with pytest.raises(OSError, match="1 to 100"):
+        tx.send(bytes(101))
+    tx.close()
+    rx.close()
+
+
+def test_a_capacity_that_only_root_may_have_is_explained_and_leaves_nothing():
+    def ask():
+        os.getuid() or os.setuid(65533)
+        with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+            os.environ["XDG_RUNTIME_DIR"] = folder
+            try:
+                channel("sysv_mq", capacity=1 << 30)
+            except PermissionError as reason:
+                return str(reason), os.listdir(kind_dir(notes.UNNAMED))
+            return None
+
+    text, left = launch(ask).wait()
+    assert "kernel.msgmnb" in text
+    assert left == []
+
+
+def test_a_queue_whose_users_were_killed_is_gone_when_its_job_has_ended():
+    tx, rx = channel("sysv_mq")
+    path = tx.note.path
+    jobs = launch(roles.hold, tx), launch(roles.hold, rx)
+    assert path.exists()
+    for job in jobs:
+        job.kill()
+    for job in jobs:
+        with pytest.raises(RemoteError, match="SIGKILL"):
+            job.wait()
+    assert not path.exists()
+    assert notes.find("msg", notes.read(path)[1]) is None
+
+
+def test_unrelated_processes_do_not_get_somebody_elses_queue(a_name):
+    """A queue of another user that happens to have our key is refused, and stays as it is."""
+    if os.geteuid() != 0:
+        pytest.skip("needs a second user: run as root")
+    key = notes.key_of("sysv_mq", a_name)
+    code = f"import os; from labkit.libc import libc; os.setuid(65534); assert libc.msgget({key}, 0o3666) >= 0"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    try:
+        for ask in (lambda: channel("sysv_mq", name=a_name), lambda: sender("sysv_mq", a_name)):
+            with pytest.raises(PermissionError, match="somebody else"):
+                ask()
     finally:
         libc.msgctl(libc.msgget(key, 0), notes.IPC_RMID, notes.ffi.NULL)

@@ -79,15 +79,15 @@ def test_events_are_sorted_by_time_whoever_recorded_them(trace):
     pairs = [channel(kind, trace=trace) for kind in KINDS]
     running = [launch(roles.count_all, rx) for _, rx in pairs]
     running += [launch(roles.send_numbered, tx, 500, 100) for tx, _ in pairs]
-    assert [job.wait() for job in running[:4]] == [500] * 4
+    assert [job.wait() for job in running[: len(KINDS)]] == [500] * len(KINDS)
     times = trace.events()["time_ns"].astype(np.int64)
     assert (np.diff(times) >= 0).all()
     messages = trace.messages()
-    assert len(messages) == 2000
+    assert len(messages) == 500 * len(KINDS)
     assert (messages["receive_ends"] > messages["send_begins"]).all()
-    assert len(np.unique(messages["message"])) == 2000
-    assert {int(pid) for pid in messages["sender"]} == {job.pid for job in running[4:]}
-    assert {int(pid) for pid in messages["receiver"]} == {job.pid for job in running[:4]}
+    assert len(np.unique(messages["message"])) == 500 * len(KINDS)
+    assert {int(pid) for pid in messages["sender"]} == {job.pid for job in running[len(KINDS) :]}
+    assert {int(pid) for pid in messages["receiver"]} == {job.pid for job in running[: len(KINDS)]}
 
 
 def test_messages_are_matched_although_the_queue_reorders_them(trace):

@@ -19,6 +19,7 @@ KINDS = {
     "pipe": "labkit.channels.pipe",
     "unix_seqpacket": "labkit.channels.unix_seqpacket",
     "posix_mq": "labkit.channels.posix_mq",
+    "sysv_mq": "labkit.channels.sysv_mq",
     "mp_queue": "labkit.channels.mp_queue",
     "shm_ring": "labkit.channels.shm_ring",
 }

@@ -114,6 +114,10 @@ class Endpoint:
         if self.closed:
             raise ValueError("this end is closed: it was closed here, or given away by launch")
 
+    @staticmethod
+    def aftermath() -> None:
+        """Remove what a killed process has left of such ends where the kernel does not: called when a job has ended."""
+
     def fileno(self) -> int:
         """The descriptor to poll, where `facts.pollable`: poll(2), selectors, asyncio.
 

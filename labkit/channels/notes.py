@@ -33,6 +33,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,10 +121,12 @@ class Note:
         finally:
             os.close(fd)
 
-    def __del__(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+    def __del__(self, _finalizing: Any = sys.is_finalizing) -> None:
+        if not _finalizing():  # then _at_exit has done it
+            try:  # noqa: SIM105
+                self.close()
+            except Exception:
+                pass
 
     def __reduce__(self) -> Any:
         return _arrives, (str(self.path), self.objects, self.key, travelling(self.fd))
