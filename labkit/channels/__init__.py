@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 KINDS = {
     "pipe": "labkit.channels.pipe",
+    "fifo": "labkit.channels.fifo",
     "unix_seqpacket": "labkit.channels.unix_seqpacket",
     "posix_mq": "labkit.channels.posix_mq",
     "sysv_mq": "labkit.channels.sysv_mq",

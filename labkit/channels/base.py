@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import io
 import os
 import select
@@ -366,6 +367,20 @@ def kind_dir(kind: str) -> Path:
     path = runtime_dir() / kind
     path.mkdir(mode=0o700, exist_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def making(kind: str) -> Iterator[int]:
+    """While names of this kind are made or removed nobody else does: an exclusive flock on their folder.
+
+    Yields a descriptor of the folder, for calls that take one (dir_fd).
+    """
+    fd = os.open(kind_dir(kind), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def one_word(name: str, longest: int = 254) -> str:

@@ -35,11 +35,11 @@ import os
 import secrets
 import sys
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from labkit.channels.base import arrived, kind_dir, one_word, travelling
+from labkit.channels.base import making as making  # also for those who use notes
 from labkit.libc import failed, ffi, libc
 
 UNNAMED = "sysv"
@@ -140,20 +140,6 @@ def key_of(kind: str, name: str) -> int:
     """The key of what has this name: the same in all processes of one user."""
     text = f"labkit {os.geteuid()} {kind} {one_word(name)}"
     return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=4).digest()) >> 1 or 1
-
-
-@contextlib.contextmanager
-def making(kind: str) -> Iterator[None]:
-    """While names of this kind are made or removed nobody else does: an exclusive flock on their folder.
-
-    It closes the gap between a semaphore set's making and its first value, for which System V is known (TLPI §47.5).
-    """
-    fd = os.open(kind_dir(kind), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
 
 
 def find(kind: str, key: int) -> int | None:

@@ -9,13 +9,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import select
 
-from labkit.channels.base import TAG_BYTES, Capacity, Facts
+from labkit.channels.base import Capacity, Facts
 from labkit.channels.call_entry import LENGTH_BYTES
-from labkit.channels.stream import LARGEST, StreamReceiver, StreamSender
-
-ATOMIC = select.PIPE_BUF - LENGTH_BYTES - TAG_BYTES
+from labkit.channels.stream import ATOMIC, LARGEST, StreamReceiver, StreamSender
 
 FACTS = Facts(
     boundaries=False,

@@ -31,6 +31,9 @@ from labkit.channels.call_entry import BUFFER_BYTES, LENGTH_BYTES, NOTHING, REFU
 LARGEST = 2**32 - 1 - TAG_BYTES
 """Bytes in the largest message: its length has four bytes, and a trace's tag must fit."""
 
+ATOMIC = select.PIPE_BUF - LENGTH_BYTES - TAG_BYTES
+"""Bytes in the largest message that a pipe or a FIFO takes whole, whoever else writes: pipe(7)."""
+
 
 class StreamSender(Sender):
     """Sends on a descriptor, which this end owns."""
