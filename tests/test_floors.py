@@ -23,6 +23,8 @@ FLOORS = {
     "labkit.explore": 4.5,  # runs processes and shows itself in a view
     "labkit.views": 4,
     "labkit.doctor": 4,  # knows nothing of labkit; the report asks it for the browser
+    "labkit.draw": 4,
+    "labkit.holders": 1,
     "labkit.preload": 4,  # what the fork server loads: floor 3 and all below it
     "labkit.trace": 3,
     "labkit.launch": 3,

@@ -1,0 +1,63 @@
+"""The pictures of the labs, and who holds a pipe."""
+
+import os
+from subprocess import PIPE, Popen
+
+import pytest
+
+from labkit.draw import plot_lines, plot_spans, plot_strips, stretches, torn
+from labkit.holders import Holder, holders
+
+
+def test_stretches_are_runs_of_equal_bytes():
+    assert stretches(b"AABA") == [("A", 0, 2), ("B", 2, 1), ("A", 3, 1)]
+    assert stretches(b"") == []
+
+
+@pytest.mark.parametrize("data, number", [(b"AAAABBBB", 0), (b"AABBBBAA", 1), (b"ABABABAB", 2), (b"AAAAAAAA", 0)])
+def test_a_write_is_torn_when_others_come_in_between(data, number):
+    assert torn(data, 4) == number
+
+
+def test_strips_mark_cut_writes_and_show_a_window():
+    svg = plot_strips({"four": b"AABBBBAA" * 3}, [4], window=(0, 8))._repr_svg_()
+    whole = plot_strips({"four": b"AAAABBBB"}, [4])._repr_svg_()
+    assert "#222222" in svg and "#222222" not in whole  # the ink of the marks
+    assert svg.count("#0072b2") > 0
+
+
+def test_spans_begin_at_zero_and_name_who_and_what():
+    axes = plot_spans([("reader", 10.0, 10.5, "waits"), ("writer", 10.2, 10.5, "waits")]).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["reader", "writer"]
+    assert axes.get_xlim()[0] == 0
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["waits"]
+
+
+def test_lines_have_a_legend_only_when_there_are_several():
+    assert plot_lines({"": [(1, 2), (3, 4)]}, "x (ms)", "y").axes.get_legend() is None
+    assert plot_lines({"a": [(1, 2)], "b": [(1, 3)]}, "x (ms)", "y", log="xy", style="dots").axes.get_legend()
+
+
+def test_holders_name_every_descriptor_of_a_pipe_and_what_it_is_open_for():
+    read_end, write_end = os.pipe()
+    cat = Popen(["cat"], stdin=read_end, stdout=PIPE)
+    try:
+        found = holders(write_end)
+        assert set(found) == {
+            Holder(os.getpid(), "this process", read_end, "reading"),
+            Holder(os.getpid(), "this process", write_end, "writing"),
+            Holder(cat.pid, "cat", 0, "reading"),
+        }
+        assert "cat" in repr(found) and "<td" in found._repr_html_()
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+        cat.communicate()
+
+
+def test_a_file_that_nobody_has_open_has_no_holders(tmp_path):
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    assert list(holders(path)) == [] and repr(holders(path)) == "nobody"
+    with pytest.raises(FileNotFoundError):
+        holders(tmp_path / "nothing")
