@@ -21,6 +21,9 @@ KINDS = {
     "unix_seqpacket": "labkit.channels.unix_seqpacket",
     "posix_mq": "labkit.channels.posix_mq",
     "sysv_mq": "labkit.channels.sysv_mq",
+    "mmap_file": "labkit.channels.mmap_file",
+    "posix_shm": "labkit.channels.posix_shm",
+    "sysv_shm": "labkit.channels.sysv_shm",
     "mp_queue": "labkit.channels.mp_queue",
     "shm_ring": "labkit.channels.shm_ring",
 }
