@@ -173,7 +173,7 @@ class Explorer:
         request, process = self._request(before, name), self.names.index(name)
         done = {
             "acquire": lambda words: f"takes {words}",
-            "release": lambda words: f"gives {words} back",
+            "release": lambda words: f"releases {words}",
             "until": lambda words: f"sees that {words}",
             "pass": lambda words: f"goes on after “{words}”" if words else "goes on",
         }
@@ -207,9 +207,11 @@ class Explorer:
 
         Args:
             times: how often.
-            pause: up to so many seconds each process sleeps at each yield, as if it had something to do there.
+            pause: at one yield in four a process is held up for at most so many seconds, as if the scheduler had taken
+                its processor away there. With 0 nothing is touched, and what goes wrong is rarer, but no less real.
 
-        `always` cannot be watched from outside without disturbing; `at_end`, deadlocks and exceptions are counted.
+        Conditions are looked at when all have ended: nobody can watch from outside without disturbing. Deadlocks and
+        exceptions are counted too.
         """
         from labkit.explore.processes import Ensemble
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 WORD = 8
 OWN = 3  # words of each process
 READY, WAITING, LOOKS = range(OWN)
+HELD_UP = 0.25
+"""At this share of the yields a free run pauses, when it is told to."""
 LOOK_AGAIN = 0.0002
 """Seconds between two looks at a condition."""
 PATIENCE = 20.0
@@ -167,7 +169,7 @@ class Actor:
         while any(words[own(other, READY)] < number for other in others):
             os.sched_yield()
         while True:
-            if pause and self.request:  # it stands at a yield
+            if pause and self.request and chance.random() < HELD_UP:  # it stands at a yield
                 time.sleep(chance.random() * pause)
             found = self.step()
             if found["line"] is None:
@@ -351,7 +353,7 @@ class Ensemble:
             if deadlock:
                 self._wake(pending)
         state = values(self.model.layout, self.memory.cells)
-        return judge(self.shared, state, errors, {}, self.model.at_end, not deadlock, deadlock, {})
+        return judge(self.shared, state, errors, self.model.always, self.model.at_end, not deadlock, deadlock, {})
 
     def _wake(self, pending: list[int]) -> None:
         """Let those go who would wait for ever; they see that the round is over."""

@@ -328,7 +328,7 @@ class View {
       if (here && column.code.scrollHeight > column.code.clientHeight) column.code.scrollTop = node.offsetTop - column.code.clientHeight / 2;
     });
     setText(column.own, own);
-    const wants = { [ACQUIRE]: `wants ${words}`, [RELEASE]: `gives ${words} back next`, [UNTIL]: `until ${words}`, [LABEL]: words ? `“${words}”` : "" }[action] ?? "has not begun";
+    const wants = { [ACQUIRE]: `wants ${words}`, [RELEASE]: `releases ${words} next`, [UNTIL]: `until ${words}`, [LABEL]: words ? `“${words}”` : "" }[action] ?? "has not begun";
     const [kind, text] = error ? ["raised", `✘ ${error}`] : line === null ? ["ended", "✔ has ended"] : waits ? ["waits", `■ ${waits}`] : ["", wants];
     column.what.className = `what ${kind}`;
     setText(column.what, text);
