@@ -97,6 +97,7 @@ def test_text_is_never_taken_for_markup(browser, pages):
         ready(page)
         run(page, "<i>B</i>").click()
         assert page.locator(".labkit-steps :is(b b, i, u)").count() == 0
+        assert not page.get_by_text("Semaphores").is_visible(), "there are none"
         assert "has <b>read</b>" in page.locator(".labkit-steps").inner_text()
         assert page.complaints == []
 

@@ -262,11 +262,13 @@ class Explorer:
             ways = f"{self.states:,} states, and interleavings without end, since a process can go round for ever"
             verdict = "some break" if self._verdicts else "none breaks"
         else:
-            ways = f"{self.interleavings:,} interleavings through {self.states:,} states"
+            plural = "" if self.interleavings == 1 else "s"
+            ways = f"{self.interleavings:,} interleaving{plural} through {self.states:,} states"
             verdict = f"{self.breaking:,} break" if self._verdicts else "none breaks"
         return f"<explorer of {', '.join(self.names)}: {ways}; {verdict}>"
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         from labkit.views.explorer import Steps
 
-        return Steps(table=self.table())._repr_mimebundle_(**options)
+        data, *metadata = Steps(table=self.table())._repr_mimebundle_(**options)
+        return {**data, "text/plain": repr(self)}, *metadata

@@ -15,9 +15,10 @@ const THEMES = {
 
 const CSS = `
 .labkit-steps { font: 13px/1.45 var(--jp-ui-font-family, system-ui, -apple-system, "Segoe UI", sans-serif); color: var(--steps-strong); background: var(--steps-ground); border: 1px solid var(--steps-faint); border-radius: 10px; box-sizing: border-box; width: 100%; min-width: 0; overflow: hidden; position: relative; }
-.labkit-steps * { box-sizing: border-box; } .labkit-steps [hidden] { display: none; }
+.labkit-steps * { box-sizing: border-box; } .labkit-steps [hidden] { display: none !important; }
 .labkit-steps:focus-visible, .labkit-steps button:focus-visible { outline: 2px solid var(--steps-here); outline-offset: -2px; }
 .labkit-steps .bar { display: flex; flex-wrap: wrap; align-items: center; gap: 6px 8px; padding: 8px 12px; border-bottom: 1px solid var(--steps-faint); }
+.labkit-steps button[aria-pressed=true] { border-color: var(--steps-here); color: var(--steps-here); font-weight: 600; }
 .labkit-steps .bar .count { flex: 1 1 auto; text-align: right; color: var(--steps-weak); }
 .labkit-steps button { font: inherit; color: inherit; background: var(--steps-card); border: 1px solid var(--steps-line); border-radius: 6px; min-height: 30px; padding: 2px 10px; cursor: pointer; }
 .labkit-steps button:hover:enabled { border-color: var(--steps-weak); }
