@@ -559,6 +559,7 @@ for fork in PosixSemaphore(1), SysvSemaphores([1]):
         print("  the fork has come back\n")
     except TimeoutError as error:
         print(f"  the fork is gone: {error}\n")
+    fork.close()
 
 # %% [markdown]
 # ## Exercises
