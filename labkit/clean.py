@@ -1,9 +1,9 @@
 """Find what labkit left in the kernel, and remove what nobody uses any more.
 
-Almost nothing can be left: rings and traces are memfds, and queues and sockets without a name go with their last user.
-A queue that was given a name by its user stays, as it should, and is noted as an empty file in
-`runtime_dir()/posix_mq`; whatever else labkit makes for a moment is called `labkit-<pid>-<hex>`. Anything else was made
-by somebody else and is never touched, whatever it looks like.
+Almost nothing can be left: rings and traces are memfds, and most of what has no name goes with its last user. What a
+user gave a name stays, as it should, and is noted as an empty file in a folder of `runtime_dir()`; so is every System V
+object, which has no descriptor to go with (labkit.channels.notes). Whatever else labkit makes for a moment is called
+`labkit-<pid>-<hex>`. Anything else was made by somebody else and is never touched, whatever it looks like.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from labkit.channels import notes
 from labkit.channels.base import runtime_dir
 
 OURS = re.compile(r"labkit-([1-9][0-9]*)-[0-9a-f]+")
@@ -26,18 +27,29 @@ SHM, MQUEUE = Path("/dev/shm"), Path("/dev/mqueue")
 class Leftover:
     """One thing that labkit made and that is still there."""
 
-    kind: Literal["shared memory", "POSIX queue", "note"]
-    """A note is the record of a named POSIX queue that somebody else has unlinked since."""
+    kind: Literal[
+        "shared memory",
+        "mapped file",
+        "POSIX queue",
+        "POSIX semaphore",
+        "System V queue",
+        "System V segment",
+        "System V semaphores",
+        "note",
+    ]
+    """A note is the record of a named object that somebody else has removed since."""
     name: str
-    """The path in /dev/shm, or the name that mq_open(3) takes."""
+    """The path of a file, the name that mq_open(3) takes, or for System V what the note is called."""
     size: int | None
-    """Bytes of a segment; unknown (None) for a queue."""
+    """Bytes of a file in memory or on disk; unknown (None) for the others."""
     maker: int | None
-    """Pid of the process that made it, None for a queue that a user named."""
+    """Pid of the process that made it, where its name says so."""
     users: tuple[int, ...]
     """Pids of the processes that have it open or mapped, of those that we may look into."""
     made_by_living: bool = False
     """Its maker still runs: it may be about to open it."""
+    note: Path | None = None
+    """The file that says that labkit made it, which goes with it."""
 
     @property
     def removable(self) -> bool:
@@ -51,7 +63,7 @@ class Leftover:
             return "in use by " + ", ".join(map(str, self.users))
         if self.made_by_living:
             return f"its maker {self.maker} is alive"
-        return "its queue is gone" if self.kind == "note" else "nobody uses it"
+        return "what it notes is gone" if self.kind == "note" else "nobody uses it"
 
 
 def leftovers() -> list[Leftover]:
@@ -73,14 +85,54 @@ def leftovers() -> list[Leftover]:
                 else:
                     name = f"/{path.name}"
                     found.append(Leftover("POSIX queue", name, None, maker, users[name] or users[str(path)], alive))
-    for note in _notes():
+    for note in _notes("posix_mq"):
         name = f"/{note.name}"
         owner = _queue_owner(name)
         if owner is None:
-            found.append(Leftover("note", name, None, None, ()))
+            found.append(Leftover("note", name, None, None, (), note=note))
         elif owner == os.geteuid():
-            found.append(Leftover("POSIX queue", name, None, None, users[name] or users[str(MQUEUE / note.name)]))
-    return found
+            by_path = users[str(MQUEUE / note.name)]
+            found.append(Leftover("POSIX queue", name, None, None, users[name] or by_path, note=note))
+    for folder_name, (kind, prefix) in IN_MEMORY.items():
+        for note in _notes(folder_name):
+            path = SHM / f"{prefix}{note.name}"
+            if (size := _size_if_ours(path)) is not None:
+                found.append(Leftover(kind, str(path), size, None, users[str(path)], note=note))
+            elif not path.exists():
+                found.append(Leftover("note", f"{folder_name}/{note.name}", None, None, (), note=note))
+    found += [
+        Leftover("mapped file", str(path), size, None, users[os.path.realpath(path)])
+        for path in _notes("mmap_file")
+        if (size := _size_if_ours(path)) is not None
+    ]
+    every = [_system_v(note, users[os.path.realpath(note)]) for kept in SYSTEM_V for note in _notes(kept)]
+    return found + [one for one in every if one]
+
+
+IN_MEMORY: dict[str, tuple[Literal["shared memory", "POSIX semaphore"], str]] = {
+    "posix_shm": ("shared memory", ""),
+    "posix_semaphore": ("POSIX semaphore", "sem."),  # sem_overview(7)
+}
+"""Folders of notes about files in /dev/shm: what they are, and what stands there before their name."""
+SYSTEM_V = (notes.UNNAMED, *notes.NAMED)
+
+
+def _system_v(note: Path, users: tuple[int, ...]) -> Leftover | None:
+    """What a note about System V objects stands for, if it is ours."""
+    try:
+        objects, key = notes.read(note)
+        there = any(notes.find(one, key) is not None for one in objects)
+    except (ValueError, OSError):
+        return None
+    kind = SYSTEM_V_KINDS[objects] if there else "note"
+    return Leftover(kind, f"{note.parent.name}/{note.name}", None, None, users, note=note)
+
+
+SYSTEM_V_KINDS: dict[tuple[str, ...], Literal["System V queue", "System V segment", "System V semaphores"]] = {
+    ("msg",): "System V queue",
+    ("shm", "sem"): "System V segment",
+    ("sem",): "System V semaphores",
+}
 
 
 def remove(leftover: Leftover) -> bool:
@@ -91,9 +143,9 @@ def remove(leftover: Leftover) -> bool:
     """
     if not any(now.name == leftover.name and now.kind == leftover.kind and now.removable for now in leftovers()):
         return False
-    if leftover.kind == "shared memory":
-        Path(leftover.name).unlink(missing_ok=True)
-        return True
+    note = leftover.note
+    if note and note.parent.name in SYSTEM_V:
+        return notes.remove_if_unused(note)
     if leftover.kind == "POSIX queue":
         import posix_ipc
 
@@ -103,7 +155,10 @@ def remove(leftover: Leftover) -> bool:
             pass
         except posix_ipc.PermissionsError as refused:
             raise PermissionError(f"queue {leftover.name} belongs to somebody else: {refused}") from None
-    (runtime_dir() / "posix_mq" / leftover.name[1:]).unlink(missing_ok=True)
+    elif leftover.kind != "note":
+        Path(leftover.name).unlink(missing_ok=True)
+    if note:
+        note.unlink(missing_ok=True)
     return True
 
 
@@ -150,8 +205,8 @@ def _size_if_ours(path: Path) -> int | None:
     return found.st_size if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() else None
 
 
-def _notes() -> list[Path]:
-    folder = runtime_dir() / "posix_mq"
+def _notes(kind: str) -> list[Path]:
+    folder = runtime_dir() / kind
     return sorted(path for path in folder.iterdir() if not path.is_symlink()) if folder.is_dir() else []
 
 

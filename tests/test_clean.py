@@ -12,8 +12,10 @@ from pathlib import Path
 
 import posix_ipc
 import pytest
+import sysv_ipc
 
-from labkit.channels.base import runtime_dir
+from labkit.channels import notes, receiver
+from labkit.channels.base import kind_dir, runtime_dir
 from labkit.clean import hidden_processes, leftovers, remove
 
 SHM = Path("/dev/shm")
@@ -193,6 +195,88 @@ def test_a_note_whose_queue_is_gone_is_removed(start, a_name):
     assert remove(note)
     assert leftovers() == [one for one in leftovers() if one.name != f"/{a_name}"]
     assert not (runtime_dir() / "posix_mq" / a_name).exists()
+
+
+# A process that opens a channel, sends one message, and waits.
+OPEN = """
+import sys
+from labkit.channels import channel
+kind, name = sys.argv[1].split()
+tx, rx = channel(kind, name=None if name == "-" else name)
+tx.send(b"unread")
+print(name, flush=True)
+sys.stdin.read()
+"""
+SEGMENTS = {"posix_shm": "shared memory", "mmap_file": "mapped file"}
+SYSTEM_V = {"sysv_mq": "System V queue", "sysv_shm": "System V segment"}
+
+
+def found_by_note(kind: str, name: str):
+    wanted = {"posix_shm": f"/dev/shm/{name}", "mmap_file": str(runtime_dir() / kind / name)}
+    return found(wanted.get(kind, f"{kind}/{name}"))
+
+
+@pytest.mark.parametrize(("kind", "what"), (SEGMENTS | SYSTEM_V).items())
+def test_a_channel_with_a_name_is_kept_while_used_and_removed_once_its_process_was_killed(start, kind, what, a_name):
+    child, _ = start(OPEN, f"{kind} {a_name}")
+    one = found_by_note(kind, a_name)
+    assert (one.kind, one.users, one.removable) == (what, (child.pid,), False)
+    assert not remove(one)
+    assert unread(kind, a_name, child) == 0
+
+    kill(child)
+    assert found_by_note(kind, a_name).removable
+    assert remove(found_by_note(kind, a_name))
+    assert found_by_note(kind, a_name) is None
+    with pytest.raises(FileNotFoundError):
+        receiver(kind, a_name)
+    assert [path for path in runtime_dir().rglob("*") if path.is_file()] == []
+
+
+def unread(kind: str, name: str, child: subprocess.Popen[str]) -> int:
+    """0 when a channel is still there: whoever takes one receiver only says so."""
+    try:
+        receiver(kind, name).close()
+    except OSError as reason:
+        assert "receiver already" in str(reason)
+    return 0 if child.poll() is None else 1
+
+
+@pytest.mark.parametrize(("kind", "what"), SYSTEM_V.items())
+def test_system_v_objects_without_a_name_are_listed_and_removed_after_a_kill(start, kind, what):
+    child, _ = start(OPEN, f"{kind} -")
+    [one] = [one for one in leftovers() if one.kind == what]
+    assert one.users == (child.pid,)
+    assert not remove(one)
+    kill(child)
+    [one] = [one for one in leftovers() if one.kind == what]
+    assert one.removable
+    assert remove(one)
+    assert [one for one in leftovers() if one.kind == what] == []
+    assert remove(one) is False
+
+
+def test_a_note_whose_system_v_object_was_removed_by_somebody_is_removed(start, a_name):
+    child, _ = start(OPEN, f"sysv_mq {a_name}")
+    kill(child)
+    notes.remove_objects(("msg",), notes.key_of("sysv_mq", a_name))
+    note = found(f"sysv_mq/{a_name}")
+    assert (note.kind, note.state) == ("note", "what it notes is gone")
+    assert remove(note)
+    assert found(f"sysv_mq/{a_name}") is None
+
+
+def test_system_v_objects_that_labkit_did_not_make_are_never_touched():
+    key = 0x1AB0000 + os.getpid() % 60000
+    queue = sysv_ipc.MessageQueue(key, sysv_ipc.IPC_CREX)
+    try:
+        before = len(leftovers())
+        note = kind_dir("sysv") / "not-a-note"
+        note.touch()
+        assert len(leftovers()) == before
+        assert sysv_ipc.MessageQueue(key).id == queue.id
+    finally:
+        queue.remove()
 
 
 def test_looking_changes_nothing_and_opens_nothing_for_long(start):

@@ -45,6 +45,9 @@ from labkit.libc import failed, ffi, libc
 UNNAMED = "sysv"
 """The folder, in `runtime_dir()`, of the notes about objects without a name."""
 
+NAMED = {"sysv_mq": ("msg",), "sysv_shm": ("shm", "sem"), "sysv_semaphore": ("sem",)}
+"""The folders of the notes about objects with a name, and which objects those are."""
+
 IPC_CREAT, IPC_EXCL = 0o1000, 0o2000
 IPC_RMID, IPC_STAT = 0, 2
 
@@ -198,7 +201,7 @@ def sweep() -> None:
 
 
 def remove_if_unused(path: Path) -> bool:
-    """Remove an unnamed note's objects and the note when nobody holds it; returns whether they are gone."""
+    """Remove a note and its objects, with a name or without, when nobody holds it; returns whether they are gone."""
     objects, key = read(path)
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -214,10 +217,13 @@ def remove_if_unused(path: Path) -> bool:
 
 
 def read(path: Path) -> tuple[tuple[str, ...], int]:
-    """Which objects an unnamed note is about, and their key. Raises ValueError when it is no such note."""
-    kinds, _, key = path.name.partition("-")
+    """Which objects a note is about, and their key. Raises ValueError when it is no note."""
+    folder, name = path.parent.name, path.name
+    if folder in NAMED:
+        return NAMED[folder], key_of(folder, name)
+    kinds, _, key = name.partition("-")
     objects = tuple(kinds.split("+"))
-    if not set(objects) <= CALLS.keys():
+    if folder != UNNAMED or not set(objects) <= CALLS.keys():
         raise ValueError(f"not a note about System V objects: {path}")
     return objects, int(key, 16)
 
