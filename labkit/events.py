@@ -21,6 +21,13 @@ class Action(IntEnum):
     DROPPED = 5  # send gave up (timeout, closed, too large): the message never entered the channel
     GAVE_UP = 6  # receive came back without a message (timeout or end of file): message = 0
     CLOSED = 7  # this endpoint was closed: message = 0
+    # Of a lock or semaphore: channel is its number, message the thread's identity (pthread_self(3)).
+    LOCK_OPENED = 8  # this process can use it now
+    LOCK_WAITS = 9  # asks for it; ACQUIRED or GAVE_UP tells how that ended
+    LOCK_ACQUIRED = 10
+    LOCK_GAVE_UP = 11
+    LOCK_RELEASED = 12  # recorded just before it is given back, so that what is recorded as held never overlaps
+    LOCK_CLOSED = 13
 
 
 EVENT = np.dtype(
@@ -49,6 +56,20 @@ MESSAGE = np.dtype(
         ("dropped", "?"),
     ]
 )
+
+
+def of_channels(events: np.ndarray) -> np.ndarray:
+    """Those events that are about messages."""
+    return events if not len(events) or events["action"].max() < Action.LOCK_OPENED else events[~_of_locks(events)]
+
+
+def of_locks(events: np.ndarray) -> np.ndarray:
+    """Those events that are about locks and semaphores."""
+    return events[_of_locks(events)]
+
+
+def _of_locks(events: np.ndarray) -> np.ndarray:
+    return np.asarray(events["action"] >= Action.LOCK_OPENED)
 
 
 def messages(events: np.ndarray) -> np.ndarray:

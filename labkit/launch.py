@@ -238,7 +238,8 @@ def launch(f: Callable[..., Any], *args: Any, name: str | None = None) -> Job:
             undo.pop_all()  # from here on they are the job's
     for clear_up in {end.aftermath for end in ends}:
         job.when_ended(lambda _, clear_up=clear_up: clear_up())  # type: ignore[misc]
-    for trace in {end.trace for end in ends if getattr(end, "trace", None)}:  # type: ignore[attr-defined]
+    traced = (getattr(thing, "trace", None) for thing in (*ends, *_traced_locks(args)))
+    for trace in {trace for trace in traced if trace}:
         trace.add_process(job.pid, name)
         job.when_ended(lambda job, trace=trace: trace.process_ended(job.pid, job.status))  # type: ignore[misc]
     return job
@@ -325,7 +326,7 @@ def _run(payload: bytes, report: Any, leash: Any, parcel: bytes) -> None:
         if not code:  # sys.exit(0) is a way to end well
             outcome = ("result", _pickled(None))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # too late to stop: what is left is to say how it went
-    for end in _ends(args):
+    for end in (*_ends(args), *_traced_locks(args)):
         end.close()
     stop_all()  # jobs of our own; multiprocess would wait for them
     report.send(outcome)
@@ -361,13 +362,24 @@ F_SETSIG = 10  # fcntl(2); the module fcntl has no name for it
 
 def _ends(value: Any) -> Iterator[Endpoint]:
     """The endpoints in an argument list."""
-    if isinstance(value, Endpoint):
-        yield value
-    elif isinstance(value, list | tuple | set | frozenset):
+    return (item for item in _items(value) if isinstance(item, Endpoint))
+
+
+def _traced_locks(value: Any) -> Iterator[Any]:
+    """The traced locks in an argument list. There are none where labkit.trace was never loaded."""
+    trace = sys.modules.get("labkit.trace")
+    return (item for item in _items(value) if trace and isinstance(item, trace.TracedLock))
+
+
+def _items(value: Any) -> Iterator[Any]:
+    """What is in an argument list, also inside lists, tuples, sets and dictionaries."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple | set | frozenset):
         for item in value:
-            yield from _ends(item)
-    elif isinstance(value, dict):
-        yield from _ends(list(value.values()))
+            yield from _items(item)
+    else:
+        yield value
 
 
 def _dumped(f: Any, name: str) -> bytes:

@@ -19,7 +19,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,9 @@ from labkit.events import EVENT, Action, messages
 from labkit.lockfree import spsc
 from labkit.lockfree.entry import MOST, new_state
 from labkit.lockfree.spsc_entry import ring_functions
+from labkit.locks import Deadlock, History, LockInfo, Locks
 from labkit.stats import Comparison, Latency, Throughput
+from labkit.sync.shared import Held, Shared
 from labkit.trace_entry import ENDPOINTS, EVENT_BYTES, HEADER, ORIGIN, PID, TAG, trace_entries
 
 RING_EVENTS = 1 << 17
@@ -50,7 +52,8 @@ COLLECT_SECONDS = 0.01
 NOTIFY_SECONDS = 0.05
 
 _RING_BYTES = RING_EVENTS * EVENT_BYTES
-_STRIDE = spsc.DATA + _RING_BYTES
+_STRIDE = spsc.DATA + _RING_BYTES  # a ring's place; what a small ring leaves of it is a hole that takes no memory
+_LOCK_RING_BYTES = _RING_BYTES >> 2  # a lock has a ring in every process that it is handed to
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,15 @@ class ProcessInfo:
     name: str
     ended: str | None = None
     """How it ended, for example "exited 0" or "killed by SIGKILL"; None while it runs."""
+    ended_ns: int | None = None
+    """When the trace was told so, CLOCK_MONOTONIC."""
 
 
 class Trace:
-    """Records the messages of the channels that are opened with it: channel(kind, trace=trace).
+    """Records the messages of the channels that are opened with it, channel(kind, trace=trace), and who takes and
+    gives back the locks that are handed to it, trace.lock(semaphore, "fork 1").
 
-    A trace stays in the process that made it; the ends of its channels may travel.
+    A trace stays in the process that made it; the ends of its channels and its locks may travel.
 
     Args:
         keep: events kept in memory (32 bytes each); beyond that the oldest are forgotten, and counted.
@@ -90,6 +96,7 @@ class Trace:
 
     def __init__(self, keep: int = 8_000_000):
         self.channels: list[ChannelInfo] = []
+        self.traced_locks: list[LockInfo] = []
         self.processes: dict[int, ProcessInfo] = {}
         self.keep = keep
         self.forgotten = 0
@@ -114,12 +121,7 @@ class Trace:
         capacity = tx.capacity
         with self._lock:
             self._must_be_open()
-            taken = {c.label for c in self.channels}
-            unique = (
-                label
-                if label not in taken
-                else next(f"{label} {n}" for n in range(2, 1 << 16) if f"{label} {n}" not in taken)
-            )
+            unique = _unique(label, {c.label for c in self.channels})
             number = len(self.channels)
             ends = self._attach(TracedSender, tx, number), self._attach(TracedReceiver, rx, number)
             overhead = capacity.overhead + TAG_BYTES
@@ -127,8 +129,61 @@ class Trace:
             self._changed = True
         return ends
 
+    def lock(self, semaphore: Any, label: str | None = None) -> TracedLock:
+        """The same lock or semaphore, recording here from now on who waits for it, takes it and gives it back.
+
+        Hand the result to `launch` as you would the semaphore itself: it is shared with the child, and records there as
+        well. What is done through the semaphore itself is not recorded.
+
+        Args:
+            semaphore: anything of labkit.sync with acquire and release.
+            label: what views and sentences call it, "fork 1"; the kind of lock unless given. The semaphores of a
+                System V set are numbered from 0 behind it.
+
+        Raises:
+            TypeError: it has no acquire and release, or is traced already.
+            ValueError: the trace is closed.
+            OSError: the machine cannot reserve the memory.
+        """
+        if isinstance(semaphore, TracedLock) or not (hasattr(semaphore, "acquire") and hasattr(semaphore, "release")):
+            raise TypeError(f"a lock with acquire and release that is not traced yet can be, not {semaphore!r}")
+        kind = type(semaphore).__name__
+        with self._lock:
+            self._must_be_open()
+            first, counts = len(self.traced_locks), _counts(semaphore)
+            owned = not hasattr(semaphore, "value") and not hasattr(semaphore, "values")
+            gives_back = kind == "FileLock" or bool(getattr(semaphore, "undo", False))
+            for index, count in enumerate(counts):
+                text = f"{label or kind}{f' {index}' if len(counts) > 1 else ''}"
+                text = _unique(text, {known.label for known in self.traced_locks})
+                self.traced_locks.append(LockInfo(first + index, kind, text, count, owned, gives_back))
+            try:
+                number = self._reserve(_LOCK_RING_BYTES)
+            except BaseException:
+                del self.traced_locks[first:]
+                raise
+            made = TracedLock(semaphore, self._memory[0], first, number)
+            made.trace = self
+            self._changed = True
+            self._wake()
+        return made
+
     def _attach(self, wrapper: Any, inner: Any, channel: int) -> Any:
-        """Reserve a ring for a new endpoint."""
+        """A new endpoint, with a ring of its own."""
+        with self._lock:
+            number = self._reserve(_RING_BYTES)
+            try:
+                end = wrapper(inner, os.dup(self._memory[0]), channel, number, (number + 1) << 40)
+            except BaseException:
+                del self._rings[number]
+                self._rest()
+                raise
+            end.trace = self
+            self._wake()
+        return end
+
+    def _reserve(self, ring_bytes: int) -> int:
+        """The number of a new ring in the shared memory."""
         with self._lock:
             self._must_be_open()
             number = self._endpoints
@@ -140,24 +195,16 @@ class Trace:
                 fcntl.fcntl(self._memory[0], fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
             memory = self._memory[0]
             try:
-                os.posix_fallocate(memory, number * _STRIDE, _STRIDE)
+                os.posix_fallocate(memory, number * _STRIDE, spsc.DATA + ring_bytes)
             except OSError as reason:
                 self._rest()
-                advice = f"no memory for the trace of one more endpoint ({_STRIDE:,} bytes)"
+                advice = f"no memory for the trace of one more endpoint ({spsc.DATA + ring_bytes:,} bytes)"
                 raise unavailable("posix_fallocate", reason.errno or errno.ENOMEM, advice) from reason
-            ring = _map(memory, number)
-            ring_functions()["create"](ring.ctypes.data, _RING_BYTES)
+            ring = _map(memory, number, ring_bytes)
+            ring_functions()["create"](ring.ctypes.data, ring_bytes)
             self._rings[number] = ring
             self._endpoints += 1
-            try:
-                end = wrapper(inner, os.dup(memory), channel, number, (number + 1) << 40)
-            except BaseException:
-                del self._rings[number]
-                self._rest()
-                raise
-            end.trace = self
-            self._wake()
-        return end
+            return number
 
     def _wake(self) -> None:
         """Have the collector's thread run, which ends when there is nothing left to collect and to tell."""
@@ -187,6 +234,7 @@ class Trace:
         """Tell the trace that a process has ended, and how."""
         with self._lock:
             if pid in self.processes:
+                self.processes[pid].ended_ns = time.monotonic_ns()
                 self.processes[pid].ended = how
                 self._changed = True
                 self._wake()
@@ -211,20 +259,21 @@ class Trace:
         """Take everything that has been recorded out of the rings. The collector does this 100 times a second."""
         with self._lock:
             for number, ring in list(self._rings.items()):
-                there = min(int(ring[spsc.WRITE // 8] - ring[spsc.READ // 8]), _RING_BYTES)  # a hint, for its size
+                size = ring.nbytes - spsc.DATA
+                there = min(int(ring[spsc.WRITE // 8] - ring[spsc.READ // 8]), size)  # a hint, for its size
                 if there < EVENT_BYTES:
                     continue
                 # No numpy copy: it would let go of the GIL, and to get that back takes milliseconds in a busy process.
                 chunk = np.empty(there // EVENT_BYTES, EVENT)
-                if _take(ring.ctypes.data, chunk) != chunk.nbytes:
+                if _take(ring, chunk) != chunk.nbytes:
                     continue
                 self._chunks.append(chunk)
                 self._kept += len(chunk)
                 if self._subscribers:
                     self._news.append(chunk)
-                if chunk["action"][-1] == Action.CLOSED:  # it will not be used again: give its memory back
+                if chunk["action"][-1] in (Action.CLOSED, Action.LOCK_CLOSED):  # not used again: give its memory back
                     self._lost += int(ring[spsc.LOST // 8])
-                    ring.base.obj.madvise(mmap.MADV_REMOVE, spsc.DATA, _RING_BYTES)  # type: ignore[union-attr]
+                    ring.base.obj.madvise(mmap.MADV_REMOVE, spsc.DATA, size)  # type: ignore[union-attr]
                     del self._rings[number]
             while self._kept > self.keep:
                 gone = min(self._kept - self.keep, len(self._chunks[0]))
@@ -291,6 +340,26 @@ class Trace:
         every = self.messages()
         return Comparison.of([(c.label, every[every["channel"] == c.number]) for c in self.channels], self.lost)
 
+    def locks(self) -> Locks:
+        """Each traced lock in figures: how often it was taken, how long that took, who has it, who waits."""
+        return self._history().rows()
+
+    def deadlock(self) -> Deadlock | None:
+        """The processes that wait for each other in a circle at this moment, or None.
+
+        "A holds fork 1 and waits for fork 2, which B holds; B holds fork 2 and waits for fork 1, which A holds". It is
+        concluded from what was recorded: somebody who uses an untraced copy of a semaphore could still end it, and so
+        does a wait that gives up. While `lost` is not 0 it may be wrong.
+        """
+        found = self._history().deadlock()
+        # The rings are read one after another, not at one moment: what holds in two readings holds in between.
+        return found if found and found == self._history().deadlock() else None
+
+    def _history(self, events: np.ndarray | None = None) -> History:
+        with self._lock:
+            events = self.events() if events is None else events
+            return History(events, list(self.traced_locks), dict(self.processes), os.getpid())
+
     def close(self) -> None:
         """Stop collecting and give the shared memory back. What has been recorded stays; nothing more is recorded."""
         if not self._finalizer.alive:
@@ -322,16 +391,31 @@ class Trace:
     def __repr__(self) -> str:
         self.collect()
         lost = f", {self.lost:,} lost" if self.lost else ""
-        return f"<trace of {len(self.channels)} channels, {self._kept:,} events{lost}>"
+        locks = f" and {len(self.traced_locks)} locks" if self.traced_locks else ""
+        return f"<trace of {len(self.channels)} channels{locks}, {self._kept:,} events{lost}>"
 
 
-def _map(memory: int, number: int) -> np.ndarray:
-    mapping = mmap.mmap(memory, _STRIDE, offset=number * _STRIDE)
+def _unique(label: str, taken: set[str]) -> str:
+    if label not in taken:
+        return label
+    return next(f"{label} {n}" for n in range(2, 1 << 16) if f"{label} {n}" not in taken)
+
+
+def _counts(semaphore: Any) -> list[int]:
+    """How many there are to take at first, of each semaphore in it."""
+    if hasattr(semaphore, "values"):
+        return [int(value) for value in semaphore.values]
+    return [int(getattr(semaphore, "value", 1))]
+
+
+def _map(memory: int, number: int, ring_bytes: int = _RING_BYTES) -> np.ndarray:
+    mapping = mmap.mmap(memory, spsc.DATA + ring_bytes, offset=number * _STRIDE)
     return np.frombuffer(mapping, np.int64)  # keeps the mapping alive
 
 
-def _take(ring: int, room: np.ndarray) -> int:
-    return int(ring_functions()["take_bytes"](ring, _RING_BYTES, room.ctypes.data, room.nbytes))
+def _take(ring: np.ndarray, room: np.ndarray) -> int:
+    size = ring.nbytes - spsc.DATA
+    return int(ring_functions()["take_bytes"](ring.ctypes.data, size, room.ctypes.data, room.nbytes))
 
 
 def _collect(trace: weakref.ref[Trace], stop: threading.Event) -> None:
@@ -467,3 +551,119 @@ class TracedReceiver(_Traced, Receiver):
 
 def _arrives(wrapper: Any, inner: Any, ticket: Any, channel: int, number: int, tag: int) -> Any:
     return wrapper(inner, arrived(ticket), channel, number, tag)
+
+
+class TracedLock(Held, Shared):
+    """A lock or semaphore that records. It has the methods and attributes of the one inside it.
+
+    Every process that it is handed to has a ring of its own, reserved here when it is pickled for that process.
+    """
+
+    trace: Trace | None = None  # only in the process that made it
+
+    def __init__(self, inner: Any, memory: int, first: int, number: int):
+        self._inner, self._first, self._number = inner, first, number
+        ring = _map(memory, number, _LOCK_RING_BYTES)
+        self._records = []  # one dictionary for each semaphore in it
+        for lock in range(first, first + len(_counts(inner))):
+            state = new_state(ring.ctypes.data, _LOCK_RING_BYTES, 0)
+            state[[PID // 8, ORIGIN // 8]] = os.getpid(), lock | number << 16
+            entries = trace_entries().items()
+            self._records.append({name: e.builtin(state, ring) for name, e in entries if name.startswith("lock_")})
+            self._records[-1]["lock_opened"]()
+
+    def acquire(self, *args: Any, **kwargs: Any) -> Any:
+        """As the lock's own acquire."""
+        self._must_be_open()
+        record = self._records[self._index(args, kwargs)]
+        record["lock_waits"]()
+        try:
+            result = self._inner.acquire(*args, **kwargs)
+        except BaseException:
+            record["lock_gave_up"]()
+            raise
+        record["lock_acquired"]()
+        return result
+
+    def release(self, *args: Any, **kwargs: Any) -> Any:
+        """As the lock's own release."""
+        self._must_be_open()
+        self._records[self._index(args, kwargs)]["lock_released"]()
+        return self._inner.release(*args, **kwargs)
+
+    def ops(self, operations: Iterable[tuple[int, int, bool]], timeout: float | None = DEFAULT_TIMEOUT) -> None:
+        """As SysvSemaphores.ops; taking several at once is recorded as waiting for each of them."""
+        self._must_be_open()
+        operations = list(operations)
+        taken = [self._records[index] for index, delta, _ in operations for _ in range(-delta)]
+        given = [self._records[index] for index, delta, _ in operations for _ in range(delta)]
+        for record in taken:
+            record["lock_waits"]()
+        if not taken:  # who gives does not wait: before, as in release
+            for record in given:
+                record["lock_released"]()
+        try:
+            self._inner.ops(operations, timeout)
+        except BaseException:
+            for record in taken:
+                record["lock_gave_up"]()
+            raise
+        for record in taken:
+            record["lock_acquired"]()
+        if taken:
+            for record in given:
+                record["lock_released"]()
+
+    def recover(self, *args: Any, **kwargs: Any) -> Any:
+        """As Mutex.recover: take over what a dead process held."""
+        self._must_be_open()
+        result = self._inner.recover(*args, **kwargs)
+        self._records[0]["lock_acquired"]()
+        return result
+
+    def _index(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """Which semaphore of a set is meant."""
+        if len(self._records) == 1:
+            return 0
+        index = args[0] if args else kwargs.get("index", 0)
+        if index not in range(len(self._records)):
+            raise ValueError(
+                f"this set has {len(self._records)} semaphores, 0 to {len(self._records) - 1}, not {index}"
+            )
+        return int(index)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+    def _let_go(self) -> None:
+        for record in self._records:
+            record["lock_closed"]()
+        self._inner.close()
+
+    def _state(self) -> str:
+        return f"traced {self._inner!r}"
+
+    def __reduce__(self) -> Any:
+        self._must_be_open()
+        trace = self.trace
+        if trace is None:
+            raise ValueError("hand a traced lock on from the process that made the trace")
+        with trace._lock:
+            if not trace._finalizer.alive:
+                return _itself, (self._inner,)  # nothing more is recorded
+            ticket = travelling(trace._memory[0])
+            return _lock_arrives, (self._inner, ticket, self._first, trace._reserve(_LOCK_RING_BYTES))
+
+
+def _lock_arrives(inner: Any, ticket: Any, first: int, number: int) -> TracedLock:
+    memory = arrived(ticket)
+    try:
+        return TracedLock(inner, memory, first, number)
+    finally:
+        os.close(memory)
+
+
+def _itself(inner: Any) -> Any:
+    return inner

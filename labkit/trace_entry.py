@@ -38,6 +38,7 @@ HEADER = OWN + 40  # bytes of length that the mechanism wants in front: 0, or 4 
 SCRATCH = OWN + 48  # a word that is copied to or from where a message is not aligned
 
 SEND_BEGINS, SEND_ENDS, RECEIVE_BEGINS, RECEIVE_ENDS, DROPPED, GAVE_UP, CLOSED = range(1, 8)
+LOCK_OPENED, LOCK_WAITS, LOCK_ACQUIRED, LOCK_GAVE_UP, LOCK_RELEASED, LOCK_CLOSED = range(8, 14)
 """labkit.events.Action as constants for compiled code; a test holds the two together."""
 EVENT_BYTES = 32
 ENDPOINTS = 512
@@ -45,6 +46,7 @@ ENDPOINTS = 512
 TAG_BYTES = 8
 
 clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, WORD))
+PyThread_get_thread_ident = types.ExternalFunction("PyThread_get_thread_ident", WORD())
 CLOCK_MONOTONIC = 1
 
 
@@ -80,6 +82,12 @@ def record_sent(state, framed, action):
 @njit
 def record_bare(state, action):
     record(state, 0, 0, action)
+    return none(state)
+
+
+@njit
+def record_lock(state, action):
+    record(state, PyThread_get_thread_ident(), 0, action)
     return none(state)
 
 
@@ -160,8 +168,46 @@ def _compile(key: str) -> dict[str, Entry]:
         key  # see SOURCES
         return record_bare(PyLong_AsVoidPtr(self), CLOSED)
 
+    @cfunc(BUILTIN, cache=True)
+    def lock_opened(self, ignored):
+        """This process can use the lock now."""
+        key  # see SOURCES
+        return record_lock(PyLong_AsVoidPtr(self), LOCK_OPENED)
+
+    @cfunc(BUILTIN, cache=True)
+    def lock_waits(self, ignored):
+        """This thread asks for the lock."""
+        key  # see SOURCES
+        return record_lock(PyLong_AsVoidPtr(self), LOCK_WAITS)
+
+    @cfunc(BUILTIN, cache=True)
+    def lock_acquired(self, ignored):
+        """This thread has the lock."""
+        key  # see SOURCES
+        return record_lock(PyLong_AsVoidPtr(self), LOCK_ACQUIRED)
+
+    @cfunc(BUILTIN, cache=True)
+    def lock_released(self, ignored):
+        """This thread gives the lock back."""
+        key  # see SOURCES
+        return record_lock(PyLong_AsVoidPtr(self), LOCK_RELEASED)
+
+    @cfunc(BUILTIN, cache=True)
+    def lock_gave_up(self, ignored):
+        """This thread came back without the lock."""
+        key  # see SOURCES
+        return record_lock(PyLong_AsVoidPtr(self), LOCK_GAVE_UP)
+
+    @cfunc(BUILTIN, cache=True)
+    def lock_closed(self, ignored):
+        """This process uses the lock no longer."""
+        key  # see SOURCES
+        return record_lock(PyLong_AsVoidPtr(self), LOCK_CLOSED)
+
     entries = dict.fromkeys((send_begins, send_ends, dropped, receive_ends), METH_O)
     entries |= dict.fromkeys((receive_begins, gave_up, closed), METH_NOARGS)
+    of_locks = (lock_opened, lock_waits, lock_acquired, lock_gave_up, lock_released, lock_closed)
+    entries |= dict.fromkeys(of_locks, METH_NOARGS)
     return {f.__name__: Entry(f, flags) for f, flags in entries.items()}
 
 

@@ -120,3 +120,43 @@ def sleeping(pid: int) -> bool:
 def processor_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def take_often(lock: Any, count: int, pause: float = 0.0) -> None:
+    for _ in range(count):
+        with lock:
+            if pause:
+                time.sleep(pause)
+
+
+def hand_on(lock: Any) -> None:
+    from labkit import launch
+
+    launch(take_often, lock, 1).wait()
+
+
+def take_both(first: Any, second: Any, mine: Any, other: Any) -> None:
+    """Takes the first, waits until the other process has its first too, and takes the second."""
+    with first:
+        other.release()
+        mine.acquire()
+        with second:
+            pass
+
+
+def take_both_often(first: Any, second: Any, count: int) -> None:
+    for _ in range(count):
+        with first, second:
+            pass
+
+
+def move_tokens(source: Any, target: Any, count: int) -> None:
+    for _ in range(count):
+        source.acquire()
+        target.release()
+
+
+def take_and_sleep(lock: Any, ready: Any) -> None:
+    lock.acquire()
+    ready.release()
+    time.sleep(60)

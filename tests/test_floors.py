@@ -29,6 +29,7 @@ FLOORS = {
     "labkit.trace": 3,
     "labkit.launch": 3,
     "labkit.trace_entry": 2,
+    "labkit.locks": 1.5,
     "labkit.channels": 2,
     "labkit.channels.call_entry": 1.5,
     "labkit.channels.bounded_buffer": 1.6,

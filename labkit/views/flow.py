@@ -15,7 +15,7 @@ import anywidget
 import numpy as np
 import traitlets
 
-from labkit.events import messages
+from labkit.events import messages, of_channels
 from labkit.views import recording
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Flow(anywidget.AnyWidget):
 
     def _push(self, events: np.ndarray) -> None:
         """Send one batch: exact totals of everything, and a sample of the messages that something happened to."""
-        tally = self._tally
+        tally, events = self._tally, of_channels(events)
         tally.add(events)
         wanted = recording.sparsity(events, len(tally.channels), LIVE_ROWS)
         held = np.pad(self._every, (0, len(wanted) - len(self._every)), constant_values=1)

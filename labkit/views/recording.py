@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from labkit.events import EVENT, MESSAGE, Action, messages
+from labkit.events import EVENT, MESSAGE, Action, messages, of_channels
 
 if TYPE_CHECKING:
     from labkit.trace import Trace
@@ -38,7 +38,8 @@ class Tally:
         self.links: set[tuple[int, int, int]] = set()  # channel, pid, 0 sends | 1 receives
 
     def add(self, events: np.ndarray) -> None:
-        """Add events; each event must come exactly once."""
+        """Add events; each event must come exactly once. Those about locks are passed over."""
+        events = of_channels(events)
         if not len(events):
             return
         if self.epoch is None:
@@ -170,7 +171,7 @@ def median_latency(found: np.ndarray) -> float | None:
 
 def record(trace: Trace, epoch: int | None = None, limit: int = 100_000) -> bytes:
     """All of a trace as flow.js replays it: gzip of a JSON header and byte planes; at most about `limit` messages."""
-    events = trace.events()
+    events = of_channels(trace.events())
     every = sparsity(events, max([c.number for c in trace.channels], default=-1) + 1, limit)
     tally = Tally(len(every), np.unique(events["pid"]), epoch)
     whole = len(every) == 0 or every.max() == 1
