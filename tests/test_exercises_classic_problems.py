@@ -175,7 +175,7 @@ def holds_an_object(s, mine, theirs):
         (yields_text, "without having waited for the other"),
         (stops, "the battery is empty"),
         (sleeps_first, "The first meeting was right"),
-        (holds_an_object, "holds a object"),
+        (holds_an_object, "holds “object”"),
     ],
 )
 def test_a_meeting_that_fails_is_refused_with_its_reason(solution, reason):

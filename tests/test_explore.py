@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import random
+import time
 
 import pytest
 
-from labkit import RemoteError
+from labkit import RemoteError, jobs
 from labkit.explore import Explorer, acquire, release, until
+from tests.roles import interrupt_soon
 
 
 def steps_of(count):
@@ -201,6 +204,17 @@ def test_loops_are_told_apart_by_what_python_keeps_on_its_stack():
     assert explorer.interleavings == 1 and explorer.walk("AAA").shared == {"done": 3}
 
 
+def test_iterators_of_iterators_are_told_apart_too():
+    def program(s):
+        for _, (_, _) in enumerate(zip([1, 1, 1], (2, 2, 2), strict=True)):
+            yield from steps_of(2)(s)
+            for _ in reversed(range(2)):
+                yield
+
+    explorer = Explorer({"A": program, "B": program}, shared={"done": 0})
+    assert explorer.interleavings == math.comb(20, 10)  # ten steps each: three in every round, and the end
+
+
 def test_a_process_may_go_round_for_ever():
     def blink(s):
         while True:
@@ -289,13 +303,11 @@ def test_a_misspelt_variable_is_named():
 
 def test_what_cannot_be_compared_is_refused():
     def opens(s):
-        here = open("/dev/null")  # noqa: SIM115
-        here.close()
-        yield
         here = object()
         yield
+        del here
 
-    with pytest.raises(TypeError, match="holds a"):
+    with pytest.raises(TypeError, match="holds “object”"):
         Explorer({"A": opens})
 
 
@@ -338,8 +350,6 @@ def test_a_run_may_stop_in_the_middle():
 
 def test_a_program_that_depends_on_something_else_is_found_out():
     def moody(s):
-        import os
-
         yield
         s.counter = os.getpid()
 
@@ -349,14 +359,10 @@ def test_a_program_that_depends_on_something_else_is_found_out():
 
 def test_a_process_that_dies_is_told_of():
     def leaves(s):
-        import os
-
         if s.counter == 0:
             yield
             if os.getpid() != s.parent:
                 os._exit(3)
-
-    import os
 
     with pytest.raises(RemoteError, match="exited 3"):
         Explorer({"A": leaves}, shared={"counter": 0, "parent": os.getpid()}).run("AA")
@@ -396,4 +402,15 @@ def test_waiting_for_a_condition_that_never_comes_is_proven_too():
     assert race.outcomes == {"deadlock": 3}
 
 
-# ------------------------------------------------------------------------------------------- the view
+def test_ctrl_c_ends_a_race_and_its_processes():
+    def sleeps_in_a_step(s):
+        yield
+        if os.getpid() != s.parent:
+            time.sleep(60)
+
+    timer = interrupt_soon(0.5)
+    with pytest.raises(KeyboardInterrupt):
+        timer.start()
+        Explorer({"A": sleeps_in_a_step}, shared={"n": 0, "parent": os.getpid()}).race(1)
+    timer.join()
+    assert jobs() == []

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import nbformat
 import pytest
 
 from labkit.explore import Explorer, acquire, release
 from labkit.page import Page, in_base64
 from labkit.views.explorer import Steps
-from tests.browser import chromium, in_browser, opened, state, until
+from tests.browser import chromium, in_browser, jupyterlab, opened, state, until
 
 
 def increment(s):
@@ -225,6 +226,42 @@ def test_paper_shows_how_it_breaks(browser, pages):
         ready(page)
         page.emulate_media(media="print")
         until(page, lambda s: s["verdict"] == "wrong", "showed the end on paper")
+
+
+CELL = """
+from labkit.explore import Explorer
+
+def increment(s):
+    value = s.counter
+    yield "has read"
+    s.counter = value + 1
+
+Explorer({"A": increment, "B": increment}, shared={"counter": 0}, at_end={"both count": lambda s: s.counter == 2})
+"""
+
+
+@in_browser
+def test_in_jupyterlab_the_keys_are_the_views_and_not_the_notebooks(browser, tmp_path):
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    cells = [nbformat.v4.new_code_cell(CELL.strip()), nbformat.v4.new_markdown_cell("Below.")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), tmp_path / "live.ipynb")
+    with (
+        jupyterlab(tmp_path) as address,
+        opened(browser, address("lab/tree/live.ipynb"), offline=False) as page,
+    ):
+        page.locator(".jp-Notebook .jp-CodeCell").wait_for(timeout=60_000)
+        page.get_by_text("| Idle").wait_for(timeout=60_000)
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_text("Run All Cells", exact=True).first.click()
+        until(page, lambda s: s["states"] == 12, "appeared", seconds=90)
+
+        page.get_by_role("button", name="Run A one step").click()
+        for key in "2", "a", "b":  # a and b would insert cells above and below, 2 would make a heading
+            page.keyboard.press(key)
+        now = until(page, lambda s: s["verdict"] == "wrong", "broke")
+        assert now["chosen"] == ["A", "B", "A", "B"]
+        assert page.locator(".jp-Notebook .jp-Cell").count() == 2
+        assert page.complaints == []
 
 
 def test_a_notebook_shows_the_view_and_a_terminal_the_counts():

@@ -7,14 +7,15 @@ generator that is brought there again through the cells it met on its way.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import CodeType, FunctionType, GeneratorType
+from types import BuiltinFunctionType, CodeType, FunctionType, GeneratorType, ModuleType
 from typing import Any, NamedTuple
 
-from labkit.explore.program import Program, Request, Shared, asked, in_words, lay_out, values
+from labkit.explore.program import Program, Request, Row, Shared, asked, in_words, lay_out, values
 
 MOST_STATES = 50_000
 
@@ -75,7 +76,8 @@ class Model:
         self.places: list[list[Place]] = [[] for _ in self.programs]
         self._known: list[dict[Any, int]] = [{} for _ in self.programs]
         self._moves: dict[tuple[int, int, tuple[int, ...]], tuple[tuple[int, ...], int]] = {}
-        self._primed = [self._begins_without_touching(program) for program in self.programs]
+        # For each process: whether it stands at its first yield before anything has happened.
+        self.primed = [self._begins_without_touching(program) for program in self.programs]
         first = tuple(self._first_place(n) for n in range(len(self.programs)))
         self.states: list[State] = [State(self.cells, tuple(semaphores.values()), first)]
         self.next: list[list[int | None]] = []
@@ -153,7 +155,7 @@ class Model:
 
     def _first_place(self, process: int) -> int:
         program = self.programs[process]
-        if self._primed[process]:
+        if self.primed[process]:
             generator = program.start(Shared(self.layout, list(self.cells)))
             return self._stands(process, generator, next(generator), ())
         return self._place(process, "start", Place(program.first_line, None))
@@ -162,7 +164,7 @@ class Model:
         way = self.places[process][place].way
         memory = list(self.cells)
         generator = self.programs[process].start(Shared(self.layout, memory))
-        if self._primed[process]:
+        if self.primed[process]:
             next(generator)
         for met in way:
             memory[:] = met
@@ -331,18 +333,14 @@ def _fingerprint(thing: Any) -> Any:
         return dict, tuple((_fingerprint(key), _fingerprint(value)) for key, value in thing.items())
     if isinstance(thing, set | frozenset):
         return set, frozenset(map(_fingerprint, thing))
-    if hasattr(thing, "_cells"):
-        return "row", thing._at
-    if hasattr(thing, "__next__"):
-        try:
+    if isinstance(thing, Row):
+        return Row, thing._at
+    if isinstance(thing, type | range | BuiltinFunctionType | ModuleType):
+        return type(thing), thing
+    if hasattr(thing, "__next__"):  # an iterator tells how to make one like it
+        with contextlib.suppress(TypeError):
             return _fingerprint(thing.__reduce__())
-        except TypeError:
-            pass
-    elif isinstance(thing, type) or type(thing).__name__ in ("builtin_function_or_method", "module"):
-        return id(thing)
-    elif isinstance(thing, range):
-        return range, thing
     raise TypeError(
-        f"a process holds a {type(thing).__name__} across a yield: the explorer can compare numbers, text, lists, "
+        f"a process holds “{type(thing).__name__}” across a yield: the explorer can compare numbers, text, lists, "
         "tuples, dictionaries, sets and the iterators of loops over them"
     )

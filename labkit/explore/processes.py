@@ -11,6 +11,7 @@ All of it lies in one memfd that every process maps, and disappears with them:
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import mmap
 import os
@@ -152,7 +153,8 @@ class Actor:
     def _take(self, semaphore: Any) -> None:
         """sem_wait(3), again after a signal (EINTR)."""
         while libc.sem_wait(semaphore):
-            pass
+            if ffi.errno != errno.EINTR:
+                raise failed("sem_wait")
         self._unless_over()
 
     def _unless_over(self) -> None:
@@ -219,7 +221,7 @@ class Ensemble:
         self.reports.append(reports)
         given = program.name, program.function, program.args
         numbers = {name: n for n, name in enumerate(self.model.semaphores)}
-        arguments = (self.memory, me, given, self.model._primed[me], numbers, self.model.layout, rx, tx)
+        arguments = (self.memory, me, given, self.model.primed[me], numbers, self.model.layout, rx, tx)
         self.jobs.append(launch(act, *arguments, name=program.name))
 
     def __enter__(self) -> Ensemble:
