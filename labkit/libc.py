@@ -98,6 +98,9 @@ ffi.cdef(
     int fcntl(int fd, int command, ...);
     int flock(int fd, int operation);
 
+    void *mmap(void *address, size_t size, int protection, int flags, int fd, long offset);
+    int munmap(void *address, size_t size);
+
     long syscall(long number, ...);
     """
 )

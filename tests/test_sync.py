@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
+import pickle
 import resource
 import secrets
+import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +26,17 @@ from roles import eventually, gone, interrupt_soon, processor_seconds, sleeping
 from labkit import RemoteError, launch
 from labkit.channels import notes
 from labkit.libc import ffi, libc
-from labkit.sync import PosixSemaphore, SysvSemaphores
+from labkit.sync import (
+    Barrier,
+    BrokenBarrier,
+    Eventfd,
+    FileLock,
+    Futex,
+    Mutex,
+    OwnerDied,
+    PosixSemaphore,
+    SysvSemaphores,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -69,7 +83,85 @@ def named_sysv_semaphores() -> Iterator[tuple[Any, str, Let]]:
     semaphores.close()
 
 
-WAITING = [posix_semaphore, named_posix_semaphore, sysv_semaphores, named_sysv_semaphores]
+@contextlib.contextmanager
+def eventfd() -> Iterator[tuple[Any, str, Let]]:
+    bell = Eventfd()
+    yield bell, "wait", bell.notify
+    bell.close()
+
+
+class Zero(Futex):
+    """A futex whose wait is for it not to be 0 any more."""
+
+    def wait(self, timeout: float | None = None) -> Any:
+        return super().wait(0, timeout)
+
+    def let(self) -> None:
+        self.value = 1
+        self.wake()
+
+
+@contextlib.contextmanager
+def futex() -> Iterator[tuple[Any, str, Let]]:
+    word = Zero()
+    yield word, "wait", word.let
+    word.close()
+
+
+@contextlib.contextmanager
+def barrier() -> Iterator[tuple[Any, str, Let]]:
+    meeting = Barrier(2)
+    yield meeting, "wait", meeting.wait
+    meeting.close()
+
+
+@contextlib.contextmanager
+def held_elsewhere(lock: Any) -> Iterator[tuple[Any, str, Let]]:
+    """A lock that another process holds until it is told to give it back."""
+    tell, told = Eventfd(), Eventfd()
+    job = launch(hold_until, lock, told, tell)
+    told.wait()
+
+    def let() -> None:
+        tell.notify()
+
+    yield lock, "acquire", let
+    tell.notify()
+    job.wait()
+    for thing in (lock, tell, told):
+        thing.close()
+
+
+def hold_until(lock: Any, told: Any, tell: Any) -> None:
+    with lock:
+        told.notify()
+        tell.wait(timeout=60)
+
+
+def mutex() -> Any:
+    return held_elsewhere(Mutex())
+
+
+@contextlib.contextmanager
+def file_lock(how: Any) -> Iterator[Any]:
+    with tempfile.NamedTemporaryFile() as file, held_elsewhere(FileLock(file.name, how)) as case:
+        yield case
+
+
+def flock() -> Any:
+    return file_lock("flock")
+
+
+def ofd() -> Any:
+    return file_lock("ofd")
+
+
+def record_lock() -> Any:
+    return file_lock("fcntl")
+
+
+SEMAPHORES = [posix_semaphore, named_posix_semaphore, sysv_semaphores, named_sysv_semaphores]
+WAITING = [*SEMAPHORES, eventfd, futex, barrier, mutex, flock, ofd, record_lock]
 
 
 @pytest.fixture(params=WAITING, ids=lambda case: case.__name__)
@@ -144,6 +236,8 @@ def test_waiting_costs_next_to_no_processor_time(case):
 
 def test_a_killed_waiter_takes_nothing_with_it(case):
     thing, method, let = case
+    if isinstance(thing, Barrier):
+        pytest.skip("its waiters are counted: one who is killed breaks it, which has a test of its own")
     first, second = launch(wait_in_child, thing, method, None), launch(wait_in_child, thing, method, None)
     assert eventually(lambda: sleeping(first.pid) and sleeping(second.pid))
     first.kill()
@@ -201,7 +295,26 @@ def sysv_lock() -> Iterator[Any]:
     yield SysvSemaphores((1,))
 
 
-LOCKS = [posix_lock, sysv_lock]
+@contextlib.contextmanager
+def mutex_lock() -> Iterator[Any]:
+    yield Mutex()
+
+
+@contextlib.contextmanager
+def flock_lock(how: Any = "flock") -> Iterator[Any]:
+    with tempfile.NamedTemporaryFile() as file:
+        yield FileLock(file.name, how)
+
+
+def ofd_lock() -> Any:
+    return flock_lock("ofd")
+
+
+def fcntl_lock() -> Any:
+    return flock_lock("fcntl")
+
+
+LOCKS = [posix_lock, sysv_lock, mutex_lock, flock_lock, ofd_lock, fcntl_lock]
 
 
 @pytest.fixture(params=LOCKS, ids=lambda case: case.__name__)
@@ -231,7 +344,13 @@ def test_of_many_processes_only_one_is_inside(lock, tmp_path):
     assert path.read_text() == "400"
 
 
-def test_of_many_threads_only_one_is_inside(lock, tmp_path):
+def test_of_many_threads_only_one_is_inside_unless_the_lock_belongs_to_more(lock, tmp_path):
+    if isinstance(lock, FileLock):
+        lock.acquire()
+        thread = threading.Thread(target=lock.acquire, args=(0,))  # it is ours: nothing to wait for
+        thread.start()
+        thread.join()
+        return
     path = tmp_path / "count"
     path.write_text("0")
     threads = [threading.Thread(target=count_up, args=(lock, str(path), 100)) for _ in range(4)]
@@ -247,8 +366,14 @@ def hold(lock: Any) -> None:
     time.sleep(600)
 
 
-GIVES_BACK = {"posix_lock": False, "sysv_lock": True}
-"""Whether a killed holder's lock comes back."""
+OF_A_KILLED_HOLDER = {
+    "posix_lock": "stays taken",
+    "sysv_lock": "comes back",
+    "mutex_lock": "is reported",
+    "flock_lock": "comes back",
+    "ofd_lock": "comes back",
+    "fcntl_lock": "comes back",
+}
 
 
 def test_what_becomes_of_a_lock_whose_holder_is_killed(lock, request):
@@ -265,12 +390,12 @@ def test_what_becomes_of_a_lock_whose_holder_is_killed(lock, request):
     job.kill()
     with pytest.raises(RemoteError, match="SIGKILL"):
         job.wait()
-    gives_back = GIVES_BACK[request.node.callspec.id]
-    if gives_back:
+    becomes = OF_A_KILLED_HOLDER[request.node.callspec.id]
+    if becomes == "comes back":
         lock.acquire(timeout=5)
         lock.release()
     else:
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TimeoutError if becomes == "stays taken" else OwnerDied):
             lock.acquire(timeout=0.2)
 
 
@@ -589,3 +714,458 @@ def test_a_child_that_is_left_alone_with_a_set_removes_it_at_its_end():
     for job in jobs:
         job.wait()
     assert libc.semctl(semid, 0, 16, ffi.cast("int", 1)) == -1
+
+
+# --- eventfd -------------------------------------------------------------------------------------------------
+
+
+def test_an_eventfd_adds_up_what_nobody_has_waited_for():
+    with Eventfd(2) as bell:
+        bell.notify(3)
+        bell.notify()
+        assert bell.wait(timeout=0) == 6
+        with pytest.raises(TimeoutError):
+            bell.wait(timeout=0)
+
+
+def test_an_eventfd_as_a_semaphore_takes_one_at_a_time():
+    with Eventfd(2, semaphore=True) as bell:
+        assert [bell.wait(timeout=0), bell.wait(timeout=0)] == [1, 1]
+        with pytest.raises(TimeoutError):
+            bell.wait(timeout=0)
+
+
+def test_an_eventfd_can_be_polled_and_awaited():
+    with Eventfd() as bell:
+        assert select.select([bell], [], [], 0)[0] == []
+        bell.notify()
+        assert select.select([bell], [], [], 0)[0] == [bell]
+
+        async def hear() -> int:
+            heard = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().add_reader(bell, lambda: heard.done() or heard.set_result(bell.wait(timeout=0)))
+            number = await asyncio.wait_for(heard, 5)
+            asyncio.get_running_loop().remove_reader(bell)
+            return number
+
+        assert asyncio.run(hear()) == 1
+
+
+def test_an_eventfd_that_is_full_says_so():
+    with Eventfd() as bell:
+        bell.notify(2**64 - 2)
+        with pytest.raises(BlockingIOError, match="above"):
+            bell.notify()
+        for wrong in (0, -1, 2**64):
+            with pytest.raises(ValueError, match="can be added"):
+                bell.notify(wrong)
+    with pytest.raises(ValueError, match="starts at"):
+        Eventfd(-1)
+
+
+# --- futex and mutex -----------------------------------------------------------------------------------------
+
+
+def test_a_futex_whose_word_has_changed_does_not_sleep():
+    with Futex(5) as word:
+        assert word.wait(4, timeout=None) is False
+        assert (word.exchange(7), word.compare_exchange(7, 8), word.compare_exchange(7, 9), word.add(-1)) == (
+            5,
+            7,
+            8,
+            8,
+        )
+        assert word.value == 7
+        assert word.add(2**32 - 7) == 7
+        assert word.value == 0, "it wraps"
+        for wrong in (-1, 2**32):
+            with pytest.raises(ValueError, match="32 bits"):
+                word.value = wrong
+            with pytest.raises(ValueError, match="32 bits"):
+                word.wait(wrong)
+        with pytest.raises(ValueError, match="sleepers"):
+            word.wake(-1)
+
+
+def test_a_futex_wakes_as_many_as_it_is_told():
+    with Futex() as word:
+        jobs = [launch(wait_for_change, word) for _ in range(3)]
+        for job in jobs:
+            assert eventually(lambda job=job: sleeping(job.pid))
+        assert word.wake(2) <= 2
+        assert eventually(
+            lambda: word.wake(9) + sum(not job.alive for job in jobs) >= 3 or not any(j.alive for j in jobs)
+        )
+        for job in jobs:
+            assert job.wait() is True
+
+
+def wait_for_change(word: Any) -> bool:
+    return word.wait(0, timeout=20)
+
+
+def add_many(word: Any, times: int) -> None:
+    for _ in range(times):
+        word.add(1)
+
+
+def test_atomic_additions_of_several_processes_are_all_there():
+    with Futex() as word:
+        for job in [launch(add_many, word, 20_000) for _ in range(4)]:
+            job.wait()
+        assert word.value == 80_000
+
+
+def test_a_mutex_belongs_to_a_thread():
+    mutex = Mutex()
+    with pytest.raises(PermissionError, match="nobody holds it"):
+        mutex.release()
+    with mutex:
+        assert mutex.holder == threading.get_native_id()
+        assert f"held by thread {mutex.holder}" in repr(mutex)
+        with pytest.raises(OSError, match="wait for itself for ever") as deadlock:
+            mutex.acquire()
+        assert deadlock.value.errno == errno.EDEADLK
+        refused = []
+
+        def release() -> None:
+            try:
+                mutex.release()
+            except PermissionError as reason:
+                refused.append(str(reason))
+
+        thread = threading.Thread(target=release)
+        thread.start()
+        thread.join()
+        assert f"thread {mutex.holder} holds it" in refused[0]
+    assert "free" in repr(mutex)
+
+
+def test_who_waits_for_a_mutex_learns_that_its_holder_died_and_one_can_take_it_over():
+    mutex = Mutex()
+    job = launch(hold, mutex)
+    assert eventually(lambda: mutex.holder)
+    with pytest.raises(PermissionError, match="alive"):
+        mutex.recover()
+    soon = threading.Timer(0.3, job.kill)
+    soon.start()
+    with pytest.raises(OwnerDied, match=f"thread {job.pid} died while it held the mutex") as died:
+        mutex.acquire(timeout=None)
+    assert died.value.errno == errno.EOWNERDEAD
+    soon.join()
+    with pytest.raises(RemoteError):
+        job.wait()
+    with pytest.raises(OwnerDied):
+        mutex.acquire(timeout=0)
+    mutex.recover()
+    with pytest.raises(PermissionError):
+        mutex.recover()
+    mutex.release()
+    with mutex:
+        pass
+
+
+def test_a_mutex_is_taken_and_given_back_without_a_system_call():
+    program = (
+        "from labkit.sync import Mutex\nfrom labkit.sync import futex\nmutex = Mutex()\n"
+        "futex.futex_wait = futex.futex_wake = None\n"
+        "for _ in range(1000):\n    with mutex: pass\nprint('fine')"
+    )
+    assert elsewhere(program).stdout == "fine\n"
+
+
+# --- barrier -------------------------------------------------------------------------------------------------
+
+
+def meet(barrier: Any, counter: Any, parties: int, rounds: int) -> list[int]:
+    """How many had come, seen after each round; it must be all of them."""
+    seen = []
+    for turn in range(rounds):
+        counter.add(1)
+        barrier.wait()
+        seen.append(counter.value - parties * turn >= parties)
+        barrier.wait()
+    return seen
+
+
+@pytest.mark.parametrize("parties", [1, 2, 5])
+def test_nobody_passes_a_barrier_before_all_have_come_round_after_round(parties):
+    with Barrier(parties) as barrier, Futex() as counter:
+        jobs = [launch(meet, barrier, counter, parties, 50) for _ in range(parties)]
+        for job in jobs:
+            assert job.wait() == [True] * 50
+        assert counter.value == parties * 50
+
+
+def test_the_places_at_a_barrier_are_the_order_of_coming():
+    with Barrier(3) as barrier:
+        first = launch(wait_at, barrier)
+        assert eventually(lambda: barrier.waiting == 1)
+        second = launch(wait_at, barrier)
+        assert eventually(lambda: barrier.waiting == 2)
+        assert repr(barrier) == "<Barrier, 2 of 3 wait>"
+        assert barrier.wait() == 2
+        assert (first.wait(), second.wait()) == (0, 1)
+
+
+def wait_at(barrier: Any, timeout: float | None = 20) -> int:
+    return barrier.wait(timeout=timeout)
+
+
+def test_one_who_gives_up_breaks_the_barrier_for_all_until_it_is_reset():
+    with Barrier(3) as barrier:
+        job = launch(wait_at, barrier)
+        assert eventually(lambda: barrier.waiting == 1)
+        with pytest.raises(TimeoutError, match="not all came"):
+            barrier.wait(timeout=0.1)
+        with pytest.raises(RemoteError, match="BrokenBarrier.*gave up"):
+            job.wait()
+        assert repr(barrier) == "<Barrier, broken>"
+        with pytest.raises(BrokenBarrier, match="reset"):
+            barrier.wait()
+        barrier.reset()
+        jobs = [launch(wait_at, barrier) for _ in range(3)]
+        assert sorted(job.wait() for job in jobs) == [0, 1, 2]
+
+
+def test_one_who_is_killed_while_it_waits_breaks_the_barrier():
+    with Barrier(3) as barrier:
+        job = launch(wait_at, barrier, None)
+        assert eventually(lambda: barrier.waiting == 1)
+        soon = threading.Timer(0.2, job.kill)
+        soon.start()
+        with pytest.raises(BrokenBarrier, match=f"process {job.pid} died"):
+            barrier.wait(timeout=None)
+        soon.join()
+        with pytest.raises(RemoteError):
+            job.wait()
+
+
+def test_aborting_a_barrier_wakes_all():
+    with Barrier(3) as barrier:
+        jobs = [launch(wait_at, barrier, None) for _ in range(2)]
+        assert eventually(lambda: barrier.waiting == 2)
+        barrier.abort()
+        for job in jobs:
+            with pytest.raises(RemoteError, match="BrokenBarrier"):
+                job.wait()
+
+
+@pytest.mark.parametrize("parties", [0, -1, 100_000])
+def test_a_barrier_that_cannot_be_is_refused(parties):
+    with pytest.raises(ValueError, match="1 to 504"):
+        Barrier(parties)
+
+
+# --- file locks ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def path(tmp_path) -> str:
+    return str(tmp_path / "locked")
+
+
+def can_lock(path: str, how: Any) -> bool:
+    """Whether another process gets the lock now."""
+    program = "import sys; from labkit.sync import FileLock; FileLock(*sys.argv[1:]).acquire(timeout=0)"
+    done = elsewhere(program, path, how)
+    assert done.returncode == 0 or "TimeoutError" in done.stderr, done.stderr
+    return done.returncode == 0
+
+
+HOWS = ["flock", "fcntl", "ofd"]
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_a_lock_excludes_unrelated_processes_until_it_is_given_back_or_closed(path, how):
+    lock = FileLock(path, how)
+    with lock:
+        assert not can_lock(path, how)
+    assert can_lock(path, how)
+    lock.acquire()
+    lock.close()
+    assert can_lock(path, how)
+    assert os.stat(path).st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_those_who_share_a_lock_exclude_only_who_wants_it_alone(path, how):
+    lock = FileLock(path, how)
+    lock.acquire(shared=True)
+    launch(share, lock).wait()
+    with pytest.raises(RemoteError, match="TimeoutError"):
+        launch(wait_in_child, lock, "acquire", 0).wait()
+    lock.close()
+
+
+def share(lock: Any) -> None:
+    lock.acquire(timeout=0, shared=True)
+
+
+@pytest.mark.parametrize(("how", "kept"), [("flock", True), ("ofd", True), ("fcntl", False)])
+def test_a_process_loses_its_fcntl_lock_by_closing_any_descriptor_of_the_file(path, how, kept):
+    lock = FileLock(path, how)
+    lock.acquire()
+    open(path).close()
+    assert can_lock(path, how) is not kept
+    lock.close()
+
+
+@pytest.mark.parametrize(("how", "inherited"), [("flock", True), ("ofd", True), ("fcntl", False)])
+def test_a_forked_child_inherits_the_lock_of_an_open_file_description(path, how, inherited):
+    lock = FileLock(path, how)
+    lock.acquire()
+    go, ready = Eventfd(), Eventfd()
+    child = os.fork()
+    if child == 0:
+        ready.notify()
+        go.wait(timeout=20)
+        os._exit(0)
+    ready.wait()
+    lock.close()  # the child has the same open file description still
+    assert can_lock(path, how) is not inherited
+    go.notify()
+    os.waitpid(child, 0)
+    assert can_lock(path, how)
+    go.close()
+    ready.close()
+
+
+@pytest.mark.parametrize(("how", "excluded"), [("flock", True), ("ofd", True), ("fcntl", False)])
+def test_opening_the_file_anew_contends_within_one_process_except_with_fcntl(path, how, excluded):
+    first, second = FileLock(path, how), FileLock(path, how)
+    first.acquire()
+    if excluded:
+        with pytest.raises(TimeoutError, match="somebody kept"):
+            second.acquire(timeout=0.1)
+    else:
+        second.acquire(timeout=0)
+    first.close()
+    second.close()
+
+
+def test_flock_and_the_record_locks_do_not_know_each_other_but_those_two_do(path):
+    with FileLock(path, "ofd"):
+        assert not can_lock(path, "fcntl")
+        assert can_lock(path, "flock")
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_the_kernel_tells_who_holds_a_lock_unless_it_belongs_to_no_process(path, how):
+    lock = FileLock(path, how)
+    assert lock.holder() is None
+    with held_elsewhere(FileLock(path, how)) as (theirs, _, _):
+        holder = theirs.holder()
+        assert (holder is None) == (how == "ofd")
+        assert holder is None or not gone(holder)
+    lock.close()
+
+
+def test_the_kernel_sees_a_deadlock_of_fcntl_locks(tmp_path):
+    one, two = FileLock(tmp_path / "one", "fcntl"), FileLock(tmp_path / "two", "fcntl")
+    ready = Eventfd()
+    one.acquire()
+    job = launch(take_both, two, one, ready)
+    ready.wait()
+    assert eventually(lambda: sleeping(job.pid))
+    with pytest.raises(OSError, match="holder of this lock waits") as deadlock:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                two.acquire(timeout=0.2)
+    assert deadlock.value.errno == errno.EDEADLK
+    one.release()
+    job.wait()
+    for thing in (one, two, ready):
+        thing.close()
+
+
+def take_both(first: Any, second: Any, ready: Any) -> None:
+    with first:
+        ready.notify()
+        with second:
+            pass
+
+
+def test_a_file_lock_that_cannot_be_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='"flock", "fcntl" or "ofd"'):
+        FileLock(tmp_path / "file", "lockf")
+    with pytest.raises(FileNotFoundError):
+        FileLock(tmp_path / "missing" / "file")
+    with pytest.raises(IsADirectoryError):
+        FileLock(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user: run as root")
+def test_a_file_that_may_only_be_read_can_be_flocked_and_shared(tmp_path):
+    path = tmp_path / "file"
+    path.touch(mode=0o644)
+    tmp_path.chmod(0o755)
+    program = """
+import os, sys
+from labkit.sync import FileLock
+folder = os.open(os.path.dirname(sys.argv[1]), os.O_RDONLY)
+os.fchdir(folder)
+os.setuid(65534)
+FileLock("file").acquire(timeout=0)
+FileLock("file", "fcntl").acquire(timeout=0, shared=True)
+FileLock("file", "fcntl").acquire(timeout=0)
+"""
+    done = elsewhere(program, str(path))
+    assert "may write" in done.stderr
+    assert done.stderr.count("Error") == 1
+
+
+# --- all -----------------------------------------------------------------------------------------------------
+
+EVERY = {
+    "PosixSemaphore": PosixSemaphore,
+    "SysvSemaphores": SysvSemaphores,
+    "Eventfd": Eventfd,
+    "Futex": Futex,
+    "Mutex": Mutex,
+    "Barrier": lambda: Barrier(2),
+    "FileLock": lambda: FileLock(f"{tempfile.gettempdir()}/labkit-test-lock-{os.getpid()}"),
+}
+
+
+@pytest.fixture(params=EVERY)
+def make_one(request) -> Iterator[Callable[[], Any]]:
+    yield EVERY[request.param]
+    Path(f"{tempfile.gettempdir()}/labkit-test-lock-{os.getpid()}").unlink(missing_ok=True)
+
+
+def test_making_and_forgetting_many_leaks_nothing(make_one):
+    make_one()
+    before = len(os.listdir("/proc/self/fd")), mappings()
+    for number in range(300):
+        one = make_one()
+        if number % 2:
+            one.close()
+    del one
+    assert len(os.listdir("/proc/self/fd")) <= before[0]
+    assert mappings() <= before[1] + 20
+
+
+def test_without_descriptors_making_one_is_the_kernels_own_error(make_one):
+    make_one().close()
+    with no_descriptors():
+        try:
+            make_one()
+        except OSError as refused:
+            number = refused.errno
+    assert number == errno.EMFILE
+
+
+def test_only_launch_hands_one_over(make_one):
+    one = make_one()
+    if not isinstance(one, SysvSemaphores):
+        with pytest.raises(TypeError, match="launch"):
+            pickle.dumps(one)
+    one.close()
+
+
+def test_importing_labkit_sync_loads_next_to_nothing():
+    program = "import sys, labkit.sync; print(*sorted(set('numba numpy cffi multiprocess'.split()) & set(sys.modules)))"
+    assert elsewhere(program).stdout.split() == []
+    program = program.replace("labkit.sync;", "labkit.sync; labkit.sync.PosixSemaphore(); labkit.sync.Eventfd();")
+    assert elsewhere(program).stdout.split() == ["cffi"]

@@ -64,6 +64,78 @@ def store_relaxed(typingctx, address, value):
 
 
 @intrinsic
+def add(typingctx, address, amount):
+    """Add to a word and return what it was before; ordered with everything before and after."""
+
+    def code(context, builder, signature, arguments):
+        return builder.atomic_rmw("add", _pointer(builder, arguments[0]), arguments[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), code
+
+
+# A futex is an unsigned word of 32 bits: futex(2). These take and return it as an integer of 64.
+
+INT = ir.IntType(32)
+
+
+def _int_pointer(builder, address):
+    return builder.inttoptr(address, INT.as_pointer())
+
+
+@intrinsic
+def load_int_acquire(typingctx, address):
+    """Read a 32-bit word; nothing after it in program order is done before it."""
+
+    def code(context, builder, signature, arguments):
+        found = builder.load_atomic(_int_pointer(builder, arguments[0]), "acquire", 4, typ=INT)
+        return builder.zext(found, WORD)
+
+    return types.int64(types.int64), code
+
+
+@intrinsic
+def exchange_int(typingctx, address, value):
+    """Write a 32-bit word and return what it was before; ordered with everything before and after."""
+
+    def code(context, builder, signature, arguments):
+        address, value = arguments
+        new = builder.trunc(value, INT)
+        return builder.zext(builder.atomic_rmw("xchg", _int_pointer(builder, address), new, "seq_cst"), WORD)
+
+    return types.int64(types.int64, types.int64), code
+
+
+@intrinsic
+def add_int(typingctx, address, amount):
+    """Add to a 32-bit word, which wraps, and return what it was before; ordered with everything before and after."""
+
+    def code(context, builder, signature, arguments):
+        address, amount = arguments
+        new = builder.trunc(amount, INT)
+        return builder.zext(builder.atomic_rmw("add", _int_pointer(builder, address), new, "seq_cst"), WORD)
+
+    return types.int64(types.int64, types.int64), code
+
+
+@intrinsic
+def compare_exchange_int(typingctx, address, expected, value):
+    """Write a 32-bit word if it is `expected`, and return what it was before; ordered with everything around it."""
+
+    def code(context, builder, signature, arguments):
+        address, expected, value = arguments
+        pair = builder.cmpxchg(
+            _int_pointer(builder, address),
+            builder.trunc(expected, INT),
+            builder.trunc(value, INT),
+            "seq_cst",
+            "seq_cst",
+        )
+        return builder.zext(builder.extract_value(pair, 0), WORD)
+
+    return types.int64(types.int64, types.int64, types.int64), code
+
+
+@intrinsic
 def fence(typingctx):
     """Everything before is done before everything after, for all processes. Sequentially consistent."""
 

@@ -17,6 +17,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOME = {
+    "Barrier": "labkit.sync.barrier",
+    "BrokenBarrier": "labkit.sync.barrier",
+    "Eventfd": "labkit.sync.eventfd",
+    "FileLock": "labkit.sync.file_lock",
+    "Futex": "labkit.sync.futex",
+    "Mutex": "labkit.sync.futex",
+    "OwnerDied": "labkit.sync.futex",
     "PosixSemaphore": "labkit.sync.posix_semaphore",
     "SysvSemaphores": "labkit.sync.sysv_semaphore",
 }
@@ -24,6 +31,13 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
+    from labkit.sync.barrier import Barrier as Barrier
+    from labkit.sync.barrier import BrokenBarrier as BrokenBarrier
+    from labkit.sync.eventfd import Eventfd as Eventfd
+    from labkit.sync.file_lock import FileLock as FileLock
+    from labkit.sync.futex import Futex as Futex
+    from labkit.sync.futex import Mutex as Mutex
+    from labkit.sync.futex import OwnerDied as OwnerDied
     from labkit.sync.posix_semaphore import PosixSemaphore as PosixSemaphore
     from labkit.sync.sysv_semaphore import SysvSemaphores as SysvSemaphores
 

@@ -82,7 +82,7 @@ class PosixSemaphore(Held, Shared):
             ValueError: it would have to wait a negative time, or it is closed.
         """
         self._must_be_open()
-        semaphore = self._semaphore  # keeps it mapped while we sleep
+        semaphore = self._semaphore  # one with a name stays mapped while we sleep
         if libc.sem_trywait(semaphore) == 0:
             return
         if ffi.errno not in (errno.EAGAIN, errno.EINTR):
@@ -125,9 +125,11 @@ class PosixSemaphore(Held, Shared):
         _note(bare).unlink(missing_ok=True)
 
     def _let_go(self) -> None:
-        del self._semaphore  # unmapped when no other thread waits for it
+        # Unmapped when this object is forgotten: another thread may be asleep on it.
         if self._page:
             self._page.close()
+        else:
+            del self._semaphore
 
     def _state(self) -> str:
         return (f"{self.name!r}, " if self.name else "") + f"value {self.value}"

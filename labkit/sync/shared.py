@@ -9,7 +9,7 @@ import sys
 from typing import Any, Self
 
 from labkit.channels.base import arrived, travelling, unavailable
-from labkit.libc import ffi
+from labkit.libc import failed, ffi, libc
 
 PAGE = mmap.PAGESIZE
 
@@ -83,16 +83,21 @@ class Page:
                 os.close(fd)
                 raise unavailable("memfd_create", reason.errno or 0, "a page of shared memory cannot be had") from None
         self.fd = fd
-        self.memory = mmap.mmap(fd, PAGE)
+        # Not Python's mmap, which keeps a descriptor of its own for as long as the mapping is there.
+        page = libc.mmap(ffi.NULL, PAGE, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
+        if page == ffi.cast("void *", -1):
+            refused = failed("mmap")
+            self.close()
+            raise refused
+        self._page = ffi.gc(ffi.cast("char *", page), lambda page: libc.munmap(page, PAGE))
 
     def pointer(self, kind: str, offset: int = 0) -> Any:
-        """A pointer into the page, as `int *`. The mapping lives as long as the pointer, also when we are closed:
+        """A pointer into the page, as `int *`. It is good as long as this object is there, also when that is closed:
         another thread may be asleep on it."""
-        return ffi.from_buffer(kind, memoryview(self.memory)[offset:])
+        return ffi.cast(kind, self._page + offset)
 
     def close(self) -> None:
         os.close(self.fd)
-        del self.memory
 
     def __reduce__(self) -> Any:
         return _page_arrives, (travelling(self.fd),)

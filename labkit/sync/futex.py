@@ -1,0 +1,315 @@
+"""Futex: futex(2), futex(7). A word that processes share, and the two calls with which they sleep on it and wake.
+
+    wait(expected)     sleep until woken, unless the word is not `expected` any more: the kernel looks and falls asleep
+                       in one step, so that a change just before is never missed
+    wake(count)        wake so many of those that sleep
+
+The word itself is changed with atomic instructions, and the kernel is asked only when somebody has to sleep or to be
+woken. `Mutex` is what every lock is made of, after U. Drepper, "Futexes Are Tricky" (2011), his mutex2 of three states:
+
+    0                  free
+    tid                held by this thread, nobody sleeps: taken and given back without a system call
+    tid | WAITERS      held, and somebody may sleep: whoever gives it back has to wake one
+
+Drepper's "held" is a 1; here it is the holder's thread id, as in the kernel's own robust futexes (get_robust_list(2)),
+so that those who wait can see that the holder has died.
+
+The word is a page without a name (memfd_create(2)), gone with its last user.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from labkit.channels.base import DEFAULT_TIMEOUT, Waiter
+from labkit.libc import SYSCALLS, failed, ffi, libc, timespec
+from labkit.sync.interrupt import patiently
+from labkit.sync.shared import Held, Page, Shared
+
+FUTEX_WAIT, FUTEX_WAKE = 0, 1  # not PRIVATE: between processes
+WAITERS = 0x8000_0000
+"""The bit that says that somebody may sleep: FUTEX_WAITERS in linux/futex.h."""
+EVERYBODY = 2**31 - 1
+_TID = 0x3FFF_FFFF  # FUTEX_TID_MASK
+
+_FUTEX, _NOTHING = SYSCALLS["futex"], ffi.NULL
+
+
+class OwnerDied(OSError):
+    """Who held the mutex has died: what it guards may be half changed. `mutex.recover()` takes it over.
+
+    Attributes:
+        holder: thread id of who held it.
+    """
+
+    def __init__(self, holder: int):
+        super().__init__(
+            errno.EOWNERDEAD,
+            f"thread {holder} died while it held the mutex, and what it guards may be half changed: "
+            "recover() takes the mutex over, to look and mend",
+        )
+        self.holder = holder
+
+
+class Futex(Shared):
+    """A 32-bit word, 0 to 4,294,967,295, that processes share, sleep on and change atomically.
+
+    `with Futex() as futex:` closes it at the end.
+    """
+
+    def __init__(self, value: int = 0):
+        self._live_in(Page())
+        self.value = value
+
+    def _live_in(self, page: Page) -> None:
+        self._page, self._word = page, page.pointer("uint32_t *")
+
+    @property
+    def value(self) -> int:
+        """The word at this moment. Setting it is atomic and wakes nobody."""
+        self._must_be_open()
+        return int(atomics()["load_int_acquire"](address_of(self._word)))
+
+    @value.setter
+    def value(self, value: int) -> None:
+        self.exchange(value)
+
+    def exchange(self, value: int) -> int:
+        """Set the word and return what it was, in one step that nobody can come between."""
+        self._must_be_open()
+        return int(atomics()["exchange_int"](address_of(self._word), _word(value)))
+
+    def add(self, amount: int) -> int:
+        """Add to the word, which wraps at 2**32, and return what it was, in one step."""
+        self._must_be_open()
+        return int(atomics()["add_int"](address_of(self._word), amount))
+
+    def compare_exchange(self, expected: int, value: int) -> int:
+        """Set the word if it is `expected`, and return what it was, in one step. It was set if that is `expected`."""
+        self._must_be_open()
+        return int(atomics()["compare_exchange_int"](address_of(self._word), _word(expected), _word(value)))
+
+    def wait(self, expected: int, timeout: float | None = DEFAULT_TIMEOUT) -> bool:
+        """Sleep until somebody calls `wake`, if the word is `expected`.
+
+        Returns:
+            Whether we slept: False when the word was something else. A sleeper may also wake for no reason: look again.
+
+        Raises:
+            TimeoutError: nobody has woken us within `timeout` seconds; 0 never waits, None waits for ever.
+            ValueError: it would have to wait a negative time, or it is closed.
+        """
+        self._must_be_open()
+        _word(expected)
+        if self.value != expected:
+            return False
+        word = self._word
+        doing = f"the futex stayed at {expected} and nobody woke us"
+        return patiently("futex", lambda left: futex_wait(word, expected, left), Waiter(timeout), doing) == 0
+
+    def wake(self, count: int = 1) -> int:
+        """Wake up to `count` of those that sleep; returns how many were woken."""
+        self._must_be_open()
+        if not 0 <= count <= EVERYBODY:
+            raise ValueError(f"0 to {EVERYBODY:,} sleepers can be woken, not {count}")
+        return futex_wake(self._word, count)
+
+    def _let_go(self) -> None:
+        self._page.close()  # the mapping goes with this object: another thread may be asleep on it
+
+    def _state(self) -> str:
+        return f"value {self.value}"
+
+    def __enter__(self) -> Futex:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> Any:
+        self._must_be_open()
+        return _arrives, (type(self), self._page)
+
+
+class Mutex(Held, Shared):
+    """One thread of one process at a time holds it. `with mutex:` takes it and gives it back.
+
+    A holder that dies, also by kill -9, is noticed: whoever waits, or comes later, gets OwnerDied.
+    """
+
+    def __init__(self) -> None:
+        self._live_in(Page())
+        # Thread ids mean something in one pid namespace only: pid_namespaces(7).
+        self._page.pointer("uint64_t *", 8)[0] = _namespace()
+
+    def _live_in(self, page: Page) -> None:
+        self._page, self._word = page, page.pointer("uint32_t *")
+
+    def acquire(self, timeout: float | None = DEFAULT_TIMEOUT) -> None:
+        """Take it, waiting while somebody else holds it.
+
+        Args:
+            timeout: seconds to wait; 0 never waits, None waits for ever.
+
+        Raises:
+            TimeoutError: it stayed held.
+            OwnerDied: who held it has died; we do not hold it.
+            OSError: EDEADLK, this thread holds it already.
+            ValueError: it would have to wait a negative time, or it is closed.
+        """
+        self._must_be_open()
+        word, me = self._word, threading.get_native_id()
+        address, compare_exchange = address_of(word), atomics()["compare_exchange_int"]
+        found = compare_exchange(address, 0, me)
+        if found == 0:
+            return
+        if found & _TID == me:
+            raise OSError(errno.EDEADLK, "this thread holds the mutex already and would wait for itself for ever")
+        waiter = Waiter(timeout)
+
+        def turn(left: float) -> int:
+            """Take it, or say that somebody sleeps and sleep once; 0 when it was taken."""
+            found = compare_exchange(address, 0, me | WAITERS)  # others may sleep: we cannot know
+            if found and (found & WAITERS or compare_exchange(address, found, found | WAITERS) == found):
+                if left:
+                    futex_wait(word, found | WAITERS, left)
+                found = compare_exchange(address, 0, me | WAITERS)
+            ffi.errno = errno.EAGAIN
+            return -1 if found else 0
+
+        if patiently("futex", turn, waiter, "the mutex stayed held", gone=self._dead_holder) != 0:
+            raise OwnerDied(self._dead_holder() or 0)
+
+    def release(self) -> None:
+        """Give it back, and wake one that waits.
+
+        Raises:
+            PermissionError: this thread does not hold it.
+        """
+        self._must_be_open()
+        holder = self.holder
+        if holder != threading.get_native_id():
+            who = f"thread {holder} holds it" if holder else "nobody holds it"
+            raise PermissionError(errno.EPERM, f"this thread cannot give the mutex back: {who}")
+        if atomics()["exchange_int"](address_of(self._word), 0) & WAITERS:
+            futex_wake(self._word, 1)
+
+    @property
+    def holder(self) -> int | None:
+        """Thread id (the pid, in a process with one thread) of who holds it at this moment, None when nobody does."""
+        self._must_be_open()
+        return int(atomics()["load_int_acquire"](address_of(self._word)) & _TID) or None
+
+    def recover(self) -> None:
+        """Take over from a holder that has died. Only one of those who try gets it.
+
+        Raises:
+            PermissionError: its holder is alive, or nobody holds it: acquire() is the way.
+        """
+        self._must_be_open()
+        dead = self._dead_holder()
+        compare_exchange, address = atomics()["compare_exchange_int"], address_of(self._word)
+        mine = threading.get_native_id() | WAITERS
+        if not dead or not any(compare_exchange(address, old, mine) == old for old in (dead, dead | WAITERS)):
+            raise PermissionError(errno.EPERM, "nothing to recover: its holder is alive, or it is free: use acquire()")
+
+    def _dead_holder(self) -> int | None:
+        """The thread id of a holder that has died; None when it lives, when nobody holds it, or when we cannot know."""
+        found = atomics()["load_int_acquire"](address_of(self._word)) & _TID
+        if not found or not dead(found) or self._page.pointer("uint64_t *", 8)[0] != _namespace():
+            return None
+        # Still the same: who gives it back and ends meanwhile did not die with it.
+        return int(found) if atomics()["load_int_acquire"](address_of(self._word)) & _TID == found else None
+
+    def _let_go(self) -> None:
+        self._page.close()  # the mapping goes with this object: another thread may be asleep on it
+
+    def _state(self) -> str:
+        return f"held by thread {self.holder}" if self.holder else "free"
+
+    def __reduce__(self) -> Any:
+        self._must_be_open()
+        return _arrives, (type(self), self._page)
+
+
+def _arrives(kind: type[Futex | Mutex], page: Page) -> Futex | Mutex:
+    self = kind.__new__(kind)
+    self._live_in(page)
+    return self
+
+
+def futex_wait(word: Any, expected: int, seconds: float) -> int:
+    """futex(2) FUTEX_WAIT: 0 when woken, 1 when the word is not `expected`, else -1 and errno."""
+    result = libc.syscall(
+        _FUTEX,
+        word,
+        ffi.cast("long", FUTEX_WAIT),
+        ffi.cast("long", expected),
+        timespec(seconds),
+        _NOTHING,
+        ffi.cast("long", 0),
+    )
+    return 1 if result == -1 and ffi.errno == errno.EAGAIN else int(result)
+
+
+def futex_wake(word: Any, count: int) -> int:
+    """futex(2) FUTEX_WAKE: how many were woken."""
+    woken = libc.syscall(
+        _FUTEX,
+        word,
+        ffi.cast("long", FUTEX_WAKE),
+        ffi.cast("long", count),
+        _NOTHING,
+        _NOTHING,
+        ffi.cast("long", 0),
+    )
+    if woken < 0:
+        raise failed("futex(FUTEX_WAKE)")
+    return int(woken)
+
+
+def dead(tid: int) -> bool:
+    """Whether a thread has ended; a zombie that nobody has waited for has."""
+    try:
+        return Path(f"/proc/{tid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return os.path.exists("/proc/self/stat")  # no /proc at all: we cannot know
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+
+
+def address_of(pointer: Any) -> int:
+    return int(ffi.cast("uintptr_t", pointer))
+
+
+def _word(value: int) -> int:
+    if not 0 <= value < 2**32:
+        raise ValueError(f"a futex is 32 bits, 0 to 4,294,967,295, not {value}")
+    return value
+
+
+def _namespace() -> int:
+    """The pid namespace of this process, as a number; 0 where it cannot be known."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
+@cache
+def atomics() -> dict[str, Callable[..., int]]:
+    """The atomic instructions for calling from Python: address and integers in, one out.
+
+    Numba, which takes half a second to load, is loaded when the first one is needed.
+    """
+    from labkit.sync.futex_entry import compiled_atomics
+
+    return compiled_atomics()
