@@ -31,6 +31,16 @@ def torn(data: bytes, size: int) -> int:
     return found
 
 
+def liveliest(data: bytes, size: int) -> bytes:
+    """The `size` bytes of a stream of letters in which its writers alternate most."""
+    changes = np.flatnonzero(np.diff(np.frombuffer(data, np.uint8))) + 1
+    if not len(changes):
+        return data[:size]
+    within = np.searchsorted(changes, changes + size) - np.arange(len(changes))
+    start = min(int(changes[np.argmax(within)]), max(len(data) - size, 0))
+    return data[start : start + size]
+
+
 def plot_strips(
     strips: Mapping[str, bytes],
     sizes: Sequence[int] = (),
@@ -38,6 +48,8 @@ def plot_strips(
     ax: Any = None,
 ) -> Any:
     """Streams of letters as coloured strips: one colour a writer, in the order in which the bytes came out.
+
+    What nobody is known to have written is a question mark, and black.
 
     Args:
         strips: label -> bytes, every writer with a letter of its own.
@@ -48,6 +60,7 @@ def plot_strips(
     ax = _axes(ax, 8, 1.1 + 0.55 * max(len(strips), 1))
     found = [stretches(data) for data in strips.values()]
     letters = sorted({letter for runs in found for letter, _, _ in runs})
+    known = [letter for letter in letters if letter != "?"]
     for row, runs in enumerate(found):
         written = dict.fromkeys(letters, 0)
         shown: dict[str, list[tuple[int, int]]] = {letter: [] for letter in letters}
@@ -62,8 +75,8 @@ def plot_strips(
                 ax.text(centre, row, letter, color="white", ha="center", va="center", fontsize="small", weight="bold")
             if sizes and written[letter] % sizes[row] and stop < end:
                 ax.plot([stop, stop], [row - 0.47, row + 0.47], color=INK, lw=1.5)
-        for number, letter in enumerate(letters):
-            colour = COLOURS[number % len(COLOURS)]
+        for letter in letters:
+            colour = INK if letter == "?" else COLOURS[known.index(letter) % len(COLOURS)]
             ax.broken_barh(shown[letter], (row - 0.34, 0.68), facecolors=colour, label="" if row else letter)
     ax.set_yticks(range(len(strips)), list(strips))
     ax.set(xlabel="byte of the stream", xlim=(begin, end), ylim=(len(strips) - 0.45, -0.55))

@@ -4,9 +4,11 @@ import os
 from subprocess import PIPE, Popen
 
 import pytest
+from matplotlib.colors import to_rgb
 
-from labkit.draw import plot_lines, plot_spans, plot_strips, stretches, torn
+from labkit.draw import INK, liveliest, plot_lines, plot_spans, plot_strips, stretches, torn
 from labkit.holders import Holder, holders
+from labkit.stats import COLOURS
 
 
 def test_stretches_are_runs_of_equal_bytes():
@@ -24,6 +26,21 @@ def test_strips_mark_cut_writes_and_show_a_window():
     whole = plot_strips({"four": b"AAAABBBB"}, [4])._repr_svg_()
     assert "#222222" in svg and "#222222" not in whole  # the ink of the marks
     assert svg.count("#0072b2") > 0
+
+
+def test_the_liveliest_part_is_where_the_writers_alternate_most():
+    assert liveliest(b"AAAABBBBABABABBBBB", 6) == b"ABABAB"
+    assert liveliest(b"AAAAAAAA", 3) == b"AAA"
+    assert liveliest(b"AAAAAAAB", 4) == b"AAAB"
+    assert liveliest(b"", 4) == b""
+
+
+def test_what_nobody_wrote_is_black_and_takes_no_colour_from_the_writers():
+    axes = plot_strips({"one": b"A?B"}).axes
+    colours = {bars.get_label(): tuple(bars.get_facecolor()[0][:3]) for bars in axes.collections}
+    assert colours["?"] == to_rgb(INK)
+    assert colours["A"] == to_rgb(COLOURS[0])
+    assert colours["B"] == to_rgb(COLOURS[1])
 
 
 def test_spans_begin_at_zero_and_name_who_and_what():
