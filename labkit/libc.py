@@ -118,6 +118,7 @@ _NUMBERS = {  # x86-64 has its own, newer machines share one list: syscalls(2)
     "futex": (202, 98),
     "rt_sigqueueinfo": (129, 138),
     "rt_tgsigqueueinfo": (297, 240),
+    "tgkill": (234, 131),
 }
 SYSCALLS = {name: numbers[os.uname().machine != "x86_64"] for name, numbers in _NUMBERS.items()}
 """Numbers of system calls for which the C library has no function, for `libc.syscall`."""

@@ -28,7 +28,7 @@ int main(void) {
     printf("%zu %zu ", offsetof(siginfo_t, si_pid), offsetof(siginfo_t, si_value));
     printf("%zu %zu ", offsetof(struct sigaction, sa_mask), offsetof(struct sigaction, sa_flags));
     printf("%zu %zu ", offsetof(struct sigevent, sigev_signo), offsetof(struct sigevent, sigev_notify));
-    printf("%d %d %d", SYS_futex, SYS_rt_sigqueueinfo, SYS_rt_tgsigqueueinfo);
+    printf("%d %d %d %d", SYS_futex, SYS_rt_sigqueueinfo, SYS_rt_tgsigqueueinfo, SYS_tgkill);
 }
 """
 

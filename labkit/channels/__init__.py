@@ -24,6 +24,7 @@ KINDS = {
     "mmap_file": "labkit.channels.mmap_file",
     "posix_shm": "labkit.channels.posix_shm",
     "sysv_shm": "labkit.channels.sysv_shm",
+    "signal": "labkit.channels.signal",
     "mp_queue": "labkit.channels.mp_queue",
     "shm_ring": "labkit.channels.shm_ring",
 }
