@@ -102,7 +102,7 @@ def leftovers() -> list[Leftover]:
                 found.append(Leftover("note", f"{folder_name}/{note.name}", None, None, (), note=note))
     found += [
         Leftover("mapped file", str(path), size, None, users[os.path.realpath(path)])
-        for path in _notes("mmap_file")
+        for path in (path for folder in MAPPED for path in _notes(folder))
         if (size := _size_if_ours(path)) is not None
     ]
     every = [_system_v(note, users[os.path.realpath(note)]) for kept in SYSTEM_V for note in _notes(kept)]
@@ -114,6 +114,8 @@ IN_MEMORY: dict[str, tuple[Literal["shared memory", "POSIX semaphore"], str]] = 
     "posix_semaphore": ("POSIX semaphore", "sem."),  # sem_overview(7)
 }
 """Folders of notes about files in /dev/shm: what they are, and what stands there before their name."""
+MAPPED = ("mmap_file", "futex", "mutex", "barrier")
+"""Folders of files that processes map, and that are their own notes."""
 SYSTEM_V = (notes.UNNAMED, *notes.NAMED)
 
 

@@ -14,6 +14,7 @@ import posix_ipc
 import pytest
 import sysv_ipc
 
+from labkit import sync
 from labkit.channels import notes, receiver
 from labkit.channels.base import kind_dir, runtime_dir
 from labkit.clean import hidden_processes, leftovers, remove
@@ -230,6 +231,40 @@ def test_a_channel_with_a_name_is_kept_while_used_and_removed_once_its_process_w
     assert found_by_note(kind, a_name) is None
     with pytest.raises(FileNotFoundError):
         receiver(kind, a_name)
+    assert [path for path in runtime_dir().rglob("*") if path.is_file()] == []
+
+
+# A process that makes something of labkit.sync, and waits.
+SYNC = """
+import sys
+import labkit.sync
+kind, name = sys.argv[1].split()
+thing = labkit.sync.Barrier(2, name=name) if kind == "Barrier" else getattr(labkit.sync, kind)(name=name)
+print(name, flush=True)
+sys.stdin.read()
+"""
+SYNC_KINDS = {
+    "PosixSemaphore": ("POSIX semaphore", "/dev/shm/sem.{name}"),
+    "SysvSemaphores": ("System V semaphores", "sysv_semaphore/{name}"),
+    "Futex": ("mapped file", "{folder}/futex/{name}"),
+    "Mutex": ("mapped file", "{folder}/mutex/{name}"),
+    "Barrier": ("mapped file", "{folder}/barrier/{name}"),
+}
+
+
+@pytest.mark.parametrize("kind", SYNC_KINDS)
+def test_a_lock_with_a_name_is_kept_while_used_and_removed_once_its_process_was_killed(start, kind, a_name):
+    child, _ = start(SYNC, f"{kind} {a_name}")
+    what, pattern = SYNC_KINDS[kind]
+    name = pattern.format(name=a_name, folder=runtime_dir())
+    one = found(name)
+    assert (one.kind, one.users, one.removable) == (what, (child.pid,), False)
+    assert not remove(one)
+    kill(child)
+    assert remove(found(name))
+    assert found(name) is None
+    with pytest.raises(FileNotFoundError):
+        getattr(sync, kind).open(a_name)
     assert [path for path in runtime_dir().rglob("*") if path.is_file()] == []
 
 

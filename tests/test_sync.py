@@ -25,6 +25,7 @@ from roles import eventually, gone, interrupt_soon, processor_seconds, sleeping
 
 from labkit import RemoteError, launch
 from labkit.channels import notes
+from labkit.channels.base import kind_dir
 from labkit.libc import ffi, libc
 from labkit.sync import (
     Barrier,
@@ -401,7 +402,7 @@ def test_what_becomes_of_a_lock_whose_holder_is_killed(lock, request):
 
 # --- names ---------------------------------------------------------------------------------------------------
 
-NAMED = [PosixSemaphore, SysvSemaphores]
+NAMED = [PosixSemaphore, SysvSemaphores, Mutex]
 
 
 @pytest.fixture(params=NAMED, ids=lambda kind: kind.__name__)
@@ -417,8 +418,9 @@ def name(kind) -> Iterator[str]:
         kind.unlink(name)
 
 
-def make(kind: Any, value: int, name: str | None = None) -> Any:
-    return kind(value, name=name) if kind is PosixSemaphore else kind((value,), name=name)
+def make(kind: Any, name: str | None = None) -> Any:
+    """One that can be taken once."""
+    return kind(name=name)
 
 
 def elsewhere(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -431,20 +433,21 @@ OPEN = "import sys; from labkit.sync import {kind}; thing = {kind}.open(sys.argv
 
 
 def test_unrelated_processes_meet_at_a_name(kind, name):
-    ours = make(kind, 3, name)
-    done = elsewhere(
-        OPEN.format(kind=kind.__name__, then="thing.undo = False; thing.acquire(timeout=1); print(thing)"), name
-    )
-    assert name in done.stdout, done.stderr
-    ours.acquire(timeout=0)
-    ours.acquire(timeout=0)
-    with pytest.raises(TimeoutError):
-        ours.acquire(timeout=0)
+    ours = make(kind, name)
+    ours.acquire()
+    then = "print(thing, flush=True); thing.acquire(timeout=20); print('taken'); thing.release()"
+    program = OPEN.format(kind=kind.__name__, then=then)
+    other = subprocess.Popen([sys.executable, "-c", program, name], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert name in other.stdout.readline()
+    assert eventually(lambda: sleeping(other.pid))
+    ours.release()
+    assert other.communicate(timeout=20)[0] == "taken\n"
+    ours.acquire()
     ours.close()
 
 
 def test_a_name_outlives_its_users_until_it_is_unlinked(kind, name):
-    make(kind, 2, name).close()
+    make(kind, name).close()
     again = kind.open(name)
     again.acquire(timeout=0)
     again.close()
@@ -455,18 +458,20 @@ def test_a_name_outlives_its_users_until_it_is_unlinked(kind, name):
 
 
 def test_a_taken_name_is_refused_and_its_owner_not_disturbed(kind, name):
-    ours = make(kind, 1, name)
+    ours = make(kind, name)
     with pytest.raises(FileExistsError, match=name):
-        make(kind, 5, name)
+        make(kind, name)
     ours.acquire(timeout=0)
-    with pytest.raises(TimeoutError):
-        kind.open(name).acquire(timeout=0)
+    again = kind.open(name)
+    with pytest.raises(OSError) as refused:
+        again.acquire(timeout=0)
+    assert isinstance(refused.value, TimeoutError) or refused.value.errno == errno.EDEADLK
     ours.close()
 
 
 @pytest.mark.parametrize("wrong", ["two/words", "/", "..", "x" * 300, "nul\0"])
 def test_a_name_is_one_word(kind, wrong):
-    for attempt in (lambda: make(kind, 1, wrong), lambda: kind.open(wrong), lambda: kind.unlink(wrong)):
+    for attempt in (lambda: make(kind, wrong), lambda: kind.open(wrong), lambda: kind.unlink(wrong)):
         with pytest.raises(ValueError, match="one word"):
             attempt()
 
@@ -475,7 +480,7 @@ def test_the_longest_name_works(kind, name):
     from labkit.sync import posix_semaphore
 
     longest = (name + "x" * 300)[: posix_semaphore.LONGEST_NAME if kind is PosixSemaphore else 254]
-    make(kind, 1, longest).close()
+    make(kind, longest).close()
     kind.open(longest).close()
     kind.unlink(longest)
 
@@ -483,6 +488,7 @@ def test_the_longest_name_works(kind, name):
 ANOTHER_USER = """
 import os, sys, tempfile
 from labkit.channels import notes
+from labkit.channels.base import kind_dir
 from labkit.sync import {kind} as kind
 
 key = notes.key_of("sysv_semaphore", sys.argv[1])  # another user's would be another one
@@ -492,7 +498,7 @@ os.chown(folder, 65534, 65534)
 pid = os.fork()
 if pid == 0:
     os.setuid(65534)
-    for attempt in (kind.open, kind.unlink, lambda name: kind({value}, name=name)):
+    for attempt in (kind.open, kind.unlink, lambda name: kind(name=name)):
         try:
             attempt(sys.argv[1])
         except OSError as refused:
@@ -505,9 +511,10 @@ os.system("rm -r " + folder)
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user: run as root")
 def test_another_user_has_no_right(kind, name):
-    ours = make(kind, 1, name)
-    value = "1" if kind is PosixSemaphore else "(1,)"
-    done = elsewhere(ANOTHER_USER.format(kind=kind.__name__, value=value), name)
+    ours = make(kind, name)
+    if kind is Mutex:
+        pytest.skip("its file is in a directory that is ours alone: another user has names of his own")
+    done = elsewhere(ANOTHER_USER.format(kind=kind.__name__), name)
     opened, unlinked, made = done.stdout.splitlines()
     for answer in (opened, unlinked):
         assert answer.startswith("PermissionError")
@@ -523,18 +530,18 @@ def test_processes_that_were_killed_leave_nothing_that_has_no_name(kind):
         "print(thing, flush=True); os.kill(os.getpid(), 9)"
     )
     assert elsewhere(program).returncode == -signal.SIGKILL
-    make(kind, 1).close()  # which sweeps what System V cannot clean itself; the fixture looks whether anything is left
+    make(kind).close()  # which sweeps what System V cannot clean itself; the fixture looks whether anything is left
 
 
 # --- limits and leaks ----------------------------------------------------------------------------------------
 
 
 def test_opening_and_closing_many_leaks_nothing(kind, name):
-    make(kind, 1, name).close()
+    make(kind, name).close()
     kind.open(name).close()
     before = len(os.listdir("/proc/self/fd")), mappings()
     for _ in range(300):
-        make(kind, 1).close()
+        make(kind).close()
         kind.open(name).close()
     assert len(os.listdir("/proc/self/fd")) <= before[0]
     assert mappings() <= before[1] + 20
@@ -558,7 +565,7 @@ def no_descriptors() -> Iterator[None]:
 def test_without_descriptors_the_error_is_the_kernels_and_nothing_is_left(kind, name):
     with no_descriptors():
         errors = []
-        for attempt in (lambda: make(kind, 1), lambda: make(kind, 1, name), lambda: kind.open(name)):
+        for attempt in (lambda: make(kind), lambda: make(kind, name), lambda: kind.open(name)):
             try:
                 attempt()
             except OSError as refused:
@@ -953,8 +960,75 @@ def test_aborting_a_barrier_wakes_all():
 
 @pytest.mark.parametrize("parties", [0, -1, 100_000])
 def test_a_barrier_that_cannot_be_is_refused(parties):
-    with pytest.raises(ValueError, match="1 to 504"):
+    with pytest.raises(ValueError, match="1 to 496"):
         Barrier(parties)
+
+
+def test_a_barrier_and_a_futex_with_a_name_are_found_by_unrelated_processes():
+    meeting, word = Barrier(2, name=a_name()), Futex(7, name=a_name())
+    program = (
+        "import sys; from labkit.sync import Barrier, Futex; place = Barrier.open(sys.argv[1]).wait(timeout=20);"
+        "print(place, Futex.open(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", program, meeting.name, word.name]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert eventually(lambda: meeting.waiting == 1, 20)
+    assert meeting.wait() == 1
+    assert other.communicate(timeout=20)[0] == f"0 <Futex {word.name!r}, value 7>\n"
+    for thing in (meeting, word):
+        type(thing).unlink(thing.name)
+        thing.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"x" * 4096, b"x" * 5000])
+def test_a_file_that_is_something_else_is_refused(content):
+    name = a_name()
+    path = kind_dir("mutex") / name
+    path.write_bytes(content)
+    try:
+        with pytest.raises(OSError, match="not a mutex of labkit"):
+            Mutex.open(name)
+        with pytest.raises(FileExistsError):
+            Mutex(name=name)
+    finally:
+        path.unlink()
+
+
+# --- limits of the machine -----------------------------------------------------------------------------------
+
+
+def in_namespaces(prepare: str, program: str) -> str:
+    """What a program prints in a mount and an IPC namespace of its own, which the shell prepares."""
+    command = ["unshare", "--mount", "--ipc", "sh", "-ec", f'{prepare}; exec "$@"', "sh", sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    if "unshare failed" in done.stderr or "mount:" in done.stderr or "cannot create /proc" in done.stderr:
+        pytest.skip(f"needs namespaces: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_full_dev_shm_is_said_by_a_named_posix_semaphore_and_is_nothing_to_one_without_a_name():
+    said = in_namespaces(
+        "mount -t tmpfs -o size=4k none /dev/shm; head -c 4096 /dev/zero > /dev/shm/full",
+        "from labkit.sync import PosixSemaphore\n"
+        "print(PosixSemaphore(1))\n"
+        "try: PosixSemaphore(1, name='test-full')\n"
+        "except OSError as refused: print(refused)",
+    )
+    assert "/dev/shm is full" in said
+    assert said.startswith("<PosixSemaphore, value 1>")
+
+
+@pytest.mark.parametrize("limits", ["250 32000 32 3", "250 3 32 128"])
+def test_a_machine_without_room_for_another_set_of_semaphores_says_which_limit(limits):
+    said = in_namespaces(
+        f"echo {limits} > /proc/sys/kernel/sem",
+        "from labkit.sync import SysvSemaphores\nmade = []\n"
+        "try:\n    while True: made.append(SysvSemaphores((1,)))\n"
+        "except OSError as refused: print(len(made), refused)",
+    )
+    assert said.startswith("3 ")
+    assert "at its limit of" in said
 
 
 # --- file locks ----------------------------------------------------------------------------------------------
@@ -1117,10 +1191,19 @@ FileLock("file", "fcntl").acquire(timeout=0)
 
 # --- all -----------------------------------------------------------------------------------------------------
 
+
+def once(kind: Any) -> Any:
+    """With a name that is removed at once."""
+    thing = kind(name=a_name())
+    kind.unlink(thing.name)
+    return thing
+
+
 EVERY = {
     "PosixSemaphore": PosixSemaphore,
     "SysvSemaphores": SysvSemaphores,
     "Eventfd": Eventfd,
+    "named Mutex": lambda: once(Mutex),
     "Futex": Futex,
     "Mutex": Mutex,
     "Barrier": lambda: Barrier(2),

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import errno
 import threading
-from typing import Any
 
 from labkit.channels.base import DEFAULT_TIMEOUT, Waiter
 from labkit.libc import ffi
 from labkit.sync.futex import EVERYBODY, _namespace, address_of, atomics, dead, futex_wait, futex_wake
 from labkit.sync.interrupt import patiently
-from labkit.sync.shared import PAGE, Page, Shared
+from labkit.sync.shared import USABLE, InPage, Page
 
 ARRIVED, PARTIES, NAMESPACE, PLACES = 8, 16, 24, 64
 BROKEN = 1
@@ -35,35 +34,39 @@ class BrokenBarrier(OSError):
         super().__init__(errno.EPIPE, f"the barrier is broken: {why}; reset() begins anew when all know it")
 
 
-class Barrier(Shared):
+class Barrier(InPage):
     """All `parties` wait until all of them have come; then all go on, and the next round begins.
 
     `with Barrier(3) as barrier:` closes it at the end.
 
     Args:
-        parties: how many come to each round, 1 to 504.
+        parties: how many come to each round, 1 to 496.
+        name: one word, to create it as a file that unrelated processes open with `Barrier.open(name)`.
 
     Raises:
-        ValueError: there are none, or too many.
+        ValueError: there are none, or too many, or the name is not allowed.
+        FileExistsError: there is one of this name already.
     """
 
-    MOST = (PAGE - PLACES) // 8
+    kind = "barrier"
+    MOST = (USABLE - PLACES) // 8
 
-    def __init__(self, parties: int):
-        self.closed = True  # until it is there
+    def __init__(self, parties: int, name: str | None = None):
+        self.closed = True
         if not 1 <= parties <= self.MOST:
             raise ValueError(f"a barrier is for 1 to {self.MOST} parties, not {parties}")
-        page = Page()
-        page.pointer("uint64_t *", PARTIES)[0] = parties
-        page.pointer("uint64_t *", NAMESPACE)[0] = _namespace()
-        self._live_in(page)
 
-    def _live_in(self, page: Page) -> None:
-        self._page = page
+        def prepare(page: Page) -> None:
+            page.pointer("uint64_t *", PARTIES)[0] = parties
+            page.pointer("uint64_t *", NAMESPACE)[0] = _namespace()
+
+        self._make(name, prepare)
+
+    def _live_in(self, page: Page, name: str | None) -> None:
         self._word = page.pointer("uint32_t *")
         self._words = page.pointer("uint64_t *")
-        self.parties = int(self._words[PARTIES // 8])
-        self.closed = False
+        self.parties = min(int(self._words[PARTIES // 8]), self.MOST)  # what comes from outside is never trusted
+        super()._live_in(page, name)
 
     def wait(self, timeout: float | None = DEFAULT_TIMEOUT) -> int:
         """Come, and wait until all have; returns our place in the order of coming, 0 to parties - 1.
@@ -156,9 +159,6 @@ class Barrier(Shared):
                 return f"process {came & 0xFFFF_FFFF} died while it waited"
         return ""
 
-    def _let_go(self) -> None:
-        self._page.close()  # the mapping goes with this object: another thread may be asleep on it
-
     def _state(self) -> str:
         return "broken" if self.broken else f"{self.waiting} of {self.parties} wait"
 
@@ -167,10 +167,6 @@ class Barrier(Shared):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def __reduce__(self) -> Any:
-        self._must_be_open()
-        return _arrives, (self._page,)
 
 
 def _over(state: int, ours: int) -> bool:
@@ -185,9 +181,3 @@ def _broken(state: int, ours: int) -> bool:
 def _open(state: int, ours: int) -> bool:
     """Whether our round is neither over nor broken."""
     return not state & BROKEN and not _over(state, ours)
-
-
-def _arrives(page: Page) -> Barrier:
-    self = Barrier.__new__(Barrier)
-    self._live_in(page)
-    return self

@@ -14,7 +14,7 @@ woken. `Mutex` is what every lock is made of, after U. Drepper, "Futexes Are Tri
 Drepper's "held" is a 1; here it is the holder's thread id, as in the kernel's own robust futexes (get_robust_list(2)),
 so that those who wait can see that the holder has died.
 
-The word is a page without a name (memfd_create(2)), gone with its last user.
+The word is in a page of memory without a name (memfd_create(2)), gone with its last user, or in a file with one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 from labkit.channels.base import DEFAULT_TIMEOUT, Waiter
 from labkit.libc import SYSCALLS, failed, ffi, libc, timespec
 from labkit.sync.interrupt import patiently
-from labkit.sync.shared import Held, Page, Shared
+from labkit.sync.shared import Held, InPage, Page
 
 FUTEX_WAIT, FUTEX_WAKE = 0, 1  # not PRIVATE: between processes
 WAITERS = 0x8000_0000
@@ -57,18 +57,34 @@ class OwnerDied(OSError):
         self.holder = holder
 
 
-class Futex(Shared):
+class Futex(InPage):
     """A 32-bit word, 0 to 4,294,967,295, that processes share, sleep on and change atomically.
 
     `with Futex() as futex:` closes it at the end.
+
+    Args:
+        value: the word at first.
+        name: one word, to create it as a file that unrelated processes open with `Futex.open(name)`.
+
+    Raises:
+        ValueError: the value or the name is not allowed.
+        FileExistsError: there is one of this name already.
     """
 
-    def __init__(self, value: int = 0):
-        self._live_in(Page())
-        self.value = value
+    kind = "futex"
 
-    def _live_in(self, page: Page) -> None:
-        self._page, self._word = page, page.pointer("uint32_t *")
+    def __init__(self, value: int = 0, name: str | None = None):
+        self.closed = True
+
+        def prepare(page: Page) -> None:
+            page.pointer("uint32_t *")[0] = value
+
+        _word(value)
+        self._make(name, prepare)
+
+    def _live_in(self, page: Page, name: str | None) -> None:
+        self._word = page.pointer("uint32_t *")
+        super()._live_in(page, name)
 
     @property
     def value(self) -> int:
@@ -120,9 +136,6 @@ class Futex(Shared):
             raise ValueError(f"0 to {EVERYBODY:,} sleepers can be woken, not {count}")
         return futex_wake(self._word, count)
 
-    def _let_go(self) -> None:
-        self._page.close()  # the mapping goes with this object: another thread may be asleep on it
-
     def _state(self) -> str:
         return f"value {self.value}"
 
@@ -132,24 +145,32 @@ class Futex(Shared):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __reduce__(self) -> Any:
-        self._must_be_open()
-        return _arrives, (type(self), self._page)
 
-
-class Mutex(Held, Shared):
+class Mutex(Held, InPage):
     """One thread of one process at a time holds it. `with mutex:` takes it and gives it back.
 
     A holder that dies, also by kill -9, is noticed: whoever waits, or comes later, gets OwnerDied.
+
+    Args:
+        name: one word, to create it as a file that unrelated processes open with `Mutex.open(name)`.
+
+    Raises:
+        ValueError: the name is not allowed.
+        FileExistsError: there is one of this name already.
     """
 
-    def __init__(self) -> None:
-        self._live_in(Page())
-        # Thread ids mean something in one pid namespace only: pid_namespaces(7).
-        self._page.pointer("uint64_t *", 8)[0] = _namespace()
+    kind = "mutex"
 
-    def _live_in(self, page: Page) -> None:
-        self._page, self._word = page, page.pointer("uint32_t *")
+    def __init__(self, name: str | None = None):
+        def prepare(page: Page) -> None:
+            # Thread ids mean something in one pid namespace only: pid_namespaces(7).
+            page.pointer("uint64_t *", 8)[0] = _namespace()
+
+        self._make(name, prepare)
+
+    def _live_in(self, page: Page, name: str | None) -> None:
+        self._word = page.pointer("uint32_t *")
+        super()._live_in(page, name)
 
     def acquire(self, timeout: float | None = DEFAULT_TIMEOUT) -> None:
         """Take it, waiting while somebody else holds it.
@@ -227,21 +248,8 @@ class Mutex(Held, Shared):
         # Still the same: who gives it back and ends meanwhile did not die with it.
         return int(found) if atomics()["load_int_acquire"](address_of(self._word)) & _TID == found else None
 
-    def _let_go(self) -> None:
-        self._page.close()  # the mapping goes with this object: another thread may be asleep on it
-
     def _state(self) -> str:
         return f"held by thread {self.holder}" if self.holder else "free"
-
-    def __reduce__(self) -> Any:
-        self._must_be_open()
-        return _arrives, (type(self), self._page)
-
-
-def _arrives(kind: type[Futex | Mutex], page: Page) -> Futex | Mutex:
-    self = kind.__new__(kind)
-    self._live_in(page)
-    return self
 
 
 def futex_wait(word: Any, expected: int, seconds: float) -> int:
