@@ -11,6 +11,7 @@ import io
 import os
 import resource
 import select
+import socket
 import subprocess
 import sys
 import threading
@@ -63,11 +64,15 @@ def fill(tx, message=b"x") -> int:
         pytest.skip("it is never full: it drops what does not fit, which has a test of its own")
     tx.send(message)  # a receiver that was just given away may still be on its way
     count = 1
+    patience = 0.5 if tx.kind == "tcp" else 0  # whose receiver makes a little more room when the sender probes it
     while True:
         try:
             tx.send(message, timeout=0 if tx.facts.handed_over else 0.05)  # else a thread moves on what was sent
         except TimeoutError:
-            return count
+            try:
+                tx.send(message, patience)
+            except TimeoutError:
+                return count
         count += 1
 
 
@@ -123,8 +128,8 @@ def test_messages_of_every_size_arrive_whole(ends):
 
 def test_messages_of_one_sender_arrive_in_order(ends):
     tx, rx = ends
-    assert tx.facts.ordered
     only_reliable(tx)
+    assert tx.facts.ordered
     messages = [b"%d" % n for n in range(2000)]
     job = launch(roles.send_all, tx, messages)
     assert list(rx) == messages
@@ -545,6 +550,7 @@ def test_a_sender_learns_in_the_end_that_no_receiver_is_left(ends, how):
 
 def test_a_sender_that_waits_learns_that_the_receiver_was_killed(ends):
     tx, rx = ends
+    only_reliable(tx)
     job = launch(roles.hold, rx)
     fill(tx)
     killer = threading.Timer(0.1, job.kill)
@@ -558,7 +564,7 @@ def test_a_half_sent_message_goes_out_before_the_next(kind):
     tx, rx = channel(kind)
     if tx.max_message < 1 << 22:
         pytest.skip("only a byte stream carries a message in parts")
-    big = os.urandom(300_000)
+    big = os.urandom(3_000_000)
     with pytest.raises(TimeoutError, match="go with the next send"):
         tx.send(big, timeout=0.02)
     with pytest.raises(TimeoutError):
@@ -574,7 +580,7 @@ def test_a_half_sent_message_travels_with_its_sender(kind):
     tx, rx = channel(kind)
     if tx.max_message < 1 << 22:
         pytest.skip("only a byte stream carries a message in parts")
-    big = os.urandom(300_000)
+    big = os.urandom(3_000_000)
     with pytest.raises(TimeoutError):
         tx.send(big, timeout=0)
     if kind == "pipe":
@@ -589,7 +595,7 @@ def test_a_half_received_message_travels_with_its_receiver(kind):
     tx, rx = channel(kind)
     if tx.max_message < 1 << 22:
         pytest.skip("only a byte stream carries a message in parts")
-    big = os.urandom(150_000)
+    big = os.urandom(3_000_000)
     with pytest.raises(TimeoutError):
         tx.send(big, timeout=0)
     with pytest.raises(TimeoutError):
@@ -659,9 +665,10 @@ def test_tells_close_the_kernel_tells_both_sides_or_does_not(kind, fact, a_name)
     job = launch(roles.hold, rx)
     job.kill()
     assert roles.eventually(lambda: not job.alive)
+    sender_told = False
     try:
-        tx.send(b"x")
-        sender_told = False
+        for _ in range(2):  # TCP takes one message, which the other side answers with a reset
+            tx.send(b"x")
     except Closed:
         sender_told = getattr(tx, "lifeline", None) is None
     tx.close()
@@ -865,6 +872,10 @@ def test_namespaced_by_a_new_namespace_hides_the_name(kind, fact, a_name):
     if fact.namespaced_by == "none":
         assert fact.related_only  # a descriptor crosses every namespace, and there is no name to hide
         return
+    if fact.namespaced_by == "net":  # the address itself, not the file in which labkit notes it
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            a_name = f"127.0.0.1:{free.getsockname()[1]}"
     tx, rx = channel(kind, name=a_name)
     make_way(tx)
     for space in ("mount", "ipc", "net", "pid"):
@@ -1342,12 +1353,12 @@ def test_two_threads_that_share_an_end_do_no_harm_to_the_process(ends):
 
     def send():
         while not stop.is_set():
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError, Closed, ValueError):
                 tx.send(b"x" * 50, timeout=0.01)
 
     def receive():
         while not stop.is_set():
-            with contextlib.suppress(OSError):  # a TimeoutError is one
+            with contextlib.suppress(OSError, Closed):  # a TimeoutError is one
                 rx.receive(timeout=0.01)
 
     users = [threading.Thread(target=user) for user in (send, send, receive, receive)]
@@ -1445,6 +1456,7 @@ def test_ctrl_c_in_a_large_message_never_swallows_the_next_ones():
 
 def test_a_sender_that_never_waits_learns_of_a_dead_receiver_too(kind):
     tx, rx = channel(kind)
+    only_reliable(tx)
     holding = launch(roles.hold, rx)
     fill(tx)
     holding.kill()

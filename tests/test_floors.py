@@ -41,6 +41,9 @@ FLOORS = {
     "labkit.channels.notes": 0.5,
     "labkit.channels.base": 0,
     "labkit.channels.stream": 1.7,
+    "labkit.channels.packet": 1.7,
+    "labkit.channels.listening": 1.7,
+    "labkit.channels.names": 0.5,
     "labkit.lockfree.atomics": 0,
     "labkit.events": 0,
     "labkit.libc": 0,
@@ -116,7 +119,7 @@ def test_every_module_has_a_floor_and_imports_only_from_below(path):
 
 
 BESIDE = (
-    "base call_entry signal_entry buffer_entry stream notes bounded_buffer".split()
+    "base call_entry signal_entry buffer_entry stream packet listening names notes bounded_buffer".split()
 )  # used by mechanisms
 
 

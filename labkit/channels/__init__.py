@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 KINDS = {
     "pipe": "labkit.channels.pipe",
     "fifo": "labkit.channels.fifo",
+    "unix_stream": "labkit.channels.unix_stream",
+    "unix_datagram": "labkit.channels.unix_datagram",
     "unix_seqpacket": "labkit.channels.unix_seqpacket",
+    "tcp": "labkit.channels.tcp",
+    "udp": "labkit.channels.udp",
     "posix_mq": "labkit.channels.posix_mq",
     "sysv_mq": "labkit.channels.sysv_mq",
     "mmap_file": "labkit.channels.mmap_file",

@@ -1,33 +1,23 @@
-"""Unix domain sequenced-packet socket pair: socketpair(2), unix(7). TLPI ch. 57.
+"""Unix domain sequenced-packet socket: unix(7), socketpair(2), connect(2). TLPI ch. 57.
 
-The kernel keeps messages apart, in order, and tells both sides when the other has gone.
+The kernel keeps messages apart, in order, and tells both sides when the other has gone. Without a name it is a
+connected pair. With a name the receiver listens, and each sender has a connection of its own. Only processes of the
+same user, and root's, are let in: the folder of the socket is closed to others, and the kernel says who the peer is
+(SO_PEERCRED).
 """
 
 from __future__ import annotations
 
-import errno
-import select
 import socket
-from typing import Any
+from functools import partial
 
-from labkit.channels.base import (
-    DEFAULT_TIMEOUT,
-    LOOK_AGAIN,
-    TAG_BYTES,
-    Capacity,
-    Closed,
-    Facts,
-    Message,
-    Receiver,
-    Sender,
-    Waiter,
-    arrived,
-    as_bytes,
-    travelling,
-)
+from labkit.channels import names
+from labkit.channels.base import DEFAULT_TIMEOUT, TAG_BYTES, Facts
+from labkit.channels.listening import Listener
+from labkit.channels.packet import PacketReceiver, PacketSender, checked, grant, too_large
 
-SOCKET_OVERHEAD = 32  # the kernel refuses a message larger than SO_SNDBUF - 32 (net/unix/af_unix.c, EMSGSIZE)
-BUFFER_OVERHEAD = 704  # a small message is charged with the kernel's own buffer for it: 64 bytes as 768 (skb->truesize)
+KIND, TYPE = "unix_seqpacket", socket.SOCK_SEQPACKET
+MAX_MESSAGE = 1 << 17
 
 FACTS = Facts(
     boundaries=True,
@@ -35,20 +25,20 @@ FACTS = Facts(
     tells_close=True,
     pollable=True,
     duplex=True,
-    related_only=True,
+    related_only=False,
     many_senders=True,
     many_receivers=True,
     reliable=True,
     handed_over=True,
     persistence="process",
-    max_message=1 << 17,
-    namespaced_by="none",
+    max_message=MAX_MESSAGE,
+    namespaced_by="mount",
     copies=2,
     manual="unix(7)",
 )
 
 
-def open(*, max_message: int = 1 << 17) -> tuple[SeqpacketSender, SeqpacketReceiver]:
+def open(*, max_message: int = MAX_MESSAGE) -> tuple[SeqpacketSender, SeqpacketReceiver]:
     """A new connected pair.
 
     Args:
@@ -57,111 +47,79 @@ def open(*, max_message: int = 1 << 17) -> tuple[SeqpacketSender, SeqpacketRecei
     Raises:
         ValueError: max_message is not positive, or more than net.core.wmem_max lets this user ask for.
     """
-    if not 0 < max_message < 1 << 30:
-        raise ValueError(f"max_message must be at least 1 byte and less than 1 GiB, not {max_message:,}")
-    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    needed = max_message + TAG_BYTES + SOCKET_OVERHEAD
-    granted = left.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-    if granted < needed:
-        left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, needed)  # the kernel doubles what it grants: socket(7)
-        granted = left.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-    if granted < needed:
-        left.close()
-        right.close()
-        raise ValueError(
-            f"max_message={max_message:,} needs a send buffer of {needed:,} bytes, but this machine grants {granted:,}"
-            ": ask for less, or raise net.core.wmem_max"
-        )
-    return SeqpacketSender(left, max_message), SeqpacketReceiver(right, max_message)
+    checked(max_message)
+    left, right = socket.socketpair(socket.AF_UNIX, TYPE)
+    with left, right:
+        grant(left, max_message)
+        return SeqpacketSender(left.detach(), max_message), SeqpacketReceiver(right.detach(), max_message)
 
 
-class SeqpacketSender(Sender):
-    kind, facts = "unix_seqpacket", FACTS
+def open_named(name: str, *, max_message: int = MAX_MESSAGE) -> tuple[SeqpacketSender, SeqpacketListener]:
+    """Listen at `name`, and connect to it. A name that was left by a dead process is taken over.
 
-    def __init__(self, end: socket.socket, max_message: int):
-        self.socket = end
-        self.max_message = self._limit = max_message
-        end.setblocking(False)
-
-    def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT) -> None:
-        if type(message) is not bytes or not 0 < len(message) <= self._limit:
-            message = as_bytes(message, self._limit)
-        waiter = None
-        while True:
-            try:
-                self.socket.send(message)
-                return
-            except BlockingIOError:
-                if timeout == 0:
-                    raise TimeoutError("the socket's buffer is full") from None
-                waiter = waiter or Waiter(timeout)
-                waiter.wait({self.fileno(): select.POLLOUT}, "the socket's buffer stayed full", LOOK_AGAIN)
-            except OSError as reason:
-                if reason.errno in (errno.EPIPE, errno.ECONNRESET):
-                    raise Closed(f"the receiver has closed its socket ({errno.errorcode[reason.errno]})") from reason
-                self._must_be_open()
-                raise
-
-    @property
-    def capacity(self) -> Capacity:
-        return Capacity(self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), "bytes", BUFFER_OVERHEAD)
-
-    def fileno(self) -> int:
-        return self.socket.fileno()
-
-    def clone(self) -> SeqpacketSender:
-        self._must_be_open()
-        return SeqpacketSender(self.socket.dup(), self.max_message)
-
-    def _let_go(self) -> None:
-        self.socket.close()
-
-    def __reduce__(self) -> Any:
-        return _arrives, (type(self), travelling(self.fileno()), self.max_message)
+    Raises:
+        FileExistsError: a living process listens at this name, or something else has it.
+        ValueError: as `open`, or the name is not one word of at most 80 bytes.
+    """
+    rx = open_receiver(name, create=True, max_message=max_message)
+    try:
+        return open_sender(name, max_message=max_message), rx
+    except BaseException:
+        rx.close()
+        raise
 
 
-class SeqpacketReceiver(Receiver):
-    kind, facts = "unix_seqpacket", FACTS
+def open_sender(
+    name: str, create: bool = False, *, max_message: int = MAX_MESSAGE, timeout: float | None = DEFAULT_TIMEOUT
+) -> SeqpacketSender:
+    """A new connection to the receiver of this name; `timeout` in seconds, if too many wait to be accepted.
 
-    def __init__(self, end: socket.socket, max_message: int):
-        self.socket = end
-        self.max_message = max_message
-        self._room = memoryview(bytearray(max_message + TAG_BYTES))
-        end.setblocking(False)
+    Raises:
+        FileNotFoundError: there is no such name.
+        ConnectionRefusedError: the process that listened has died.
+        ValueError: as `open`, or `create`: a socket's name is made by its receiver.
+    """
+    names.no_creation(create)
+    checked(max_message)
+    with names.connect(KIND, TYPE, name, timeout) as end:
+        grant(end, max_message)
+        return SeqpacketSender(end.detach(), max_message)
+
+
+def open_receiver(name: str, create: bool = False, *, max_message: int = MAX_MESSAGE) -> SeqpacketListener:
+    """Listen at `name`. The name goes when this end is closed.
+
+    Raises:
+        FileExistsError: a living process listens at this name, or something else has it.
+        FileNotFoundError: there is no such name, and `create` is not given.
+    """
+    checked(max_message)
+    return SeqpacketListener(*names.bind(KIND, TYPE, name, create), max_message)
+
+
+unlink = partial(names.unlink, KIND)
+
+
+class SeqpacketSender(PacketSender):
+    kind, facts = KIND, FACTS
+
+
+class SeqpacketReceiver(PacketReceiver):
+    kind, facts = KIND, FACTS
+    nothing_is_end = True
+
+
+class SeqpacketListener(Listener):
+    kind, facts = KIND, FACTS
 
     def receive(self, timeout: float | None = DEFAULT_TIMEOUT) -> bytes:
-        waiter = None
-        while True:
-            try:
-                size = self.socket.recv_into(self._room)
-                break
-            except BlockingIOError:
-                if timeout == 0:
-                    raise TimeoutError("the socket's buffer is empty") from None
-                waiter = waiter or Waiter(timeout)
-                waiter.wait({self.fileno(): select.POLLIN}, "nothing came through the socket")
-            except OSError:
-                self._must_be_open()
-                raise
-        if size == 0:
-            raise Closed("every sender has closed its socket")
-        return self._room[:size].tobytes()
+        message = super().receive(timeout)
+        if len(message) > self._options + TAG_BYTES:
+            raise too_large(self._options)
+        return message
 
-    def fileno(self) -> int:
-        return self.socket.fileno()
+    def _connection(self, fd: int) -> SeqpacketReceiver:
+        return SeqpacketReceiver(fd, self._options)
 
-    def clone(self) -> SeqpacketReceiver:
-        self._must_be_open()
-        return SeqpacketReceiver(self.socket.dup(), self.max_message)
-
-    def _let_go(self) -> None:
-        self.socket.close()
-
-    def __reduce__(self) -> Any:
-        return _arrives, (type(self), travelling(self.fileno()), self.max_message)
-
-
-def _arrives(
-    end: type[SeqpacketSender] | type[SeqpacketReceiver], ticket: Any, max_message: int
-) -> SeqpacketSender | SeqpacketReceiver:
-    return end(socket.socket(fileno=arrived(ticket)), max_message)
+    def _welcome(self, end: socket.socket) -> bool:
+        return names.same_user(end)
