@@ -26,7 +26,7 @@ from labkit.channels import channel
 from labkit.channels.base import Closed, Receiver, Sender, arrived, travelling
 from labkit.explore.model import Model, State, judge
 from labkit.explore.program import Program, Request, Shared, asked, values
-from labkit.launch import Job, launch
+from labkit.launch import Job, RemoteError, launch
 from labkit.libc import failed, ffi, libc
 
 if TYPE_CHECKING:
@@ -238,7 +238,8 @@ class Ensemble:
         for job in self.jobs:
             job.kill()
         for job in self.jobs:
-            job._ended.wait(PATIENCE)
+            with contextlib.suppress(RemoteError, TimeoutError):
+                job.wait(PATIENCE)
         self.memory.close()
 
     def _fill(self) -> None:

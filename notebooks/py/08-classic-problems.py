@@ -51,6 +51,7 @@ def value():
 
 
 # %%
+os.pwrite(fd, bytes(8), 0)
 times = 1_000_000
 jobs = [launch(count_up, memory, times) for _ in range(2)]
 for job in jobs:
@@ -68,8 +69,8 @@ dis.dis("counter[0] += 1")
 
 # %% [markdown]
 # It reads the number, adds one to what it has read, and stores the sum. If the other process runs *between* the reading and the
-# storing, its work is overwritten. (One machine instruction can be interrupted no less: another processor may be working on
-# the same memory.)
+# storing, its work is overwritten. (Nor would it help if this were a single machine instruction: another processor may be
+# working on the same memory.)
 #
 # ## Take the scheduler's place
 #
@@ -112,7 +113,7 @@ lost_update.run(["A", "B", "A", "B"])
 # And when nobody holds them back? `race` lets both go at the same moment, again and again, and counts how it ended:
 
 # %%
-lost_update.race(2000)
+lost_update.race(1000)
 
 # %% [markdown]
 # How often it goes wrong depends on your machine. With several processors the two really run at once. With a single one, the
@@ -122,7 +123,7 @@ lost_update.race(2000)
 # With `pause` a process is held up now and then at a yield, as happens on a busy machine:
 
 # %%
-lost_update.race(300, pause=0.001)
+lost_update.race(200, pause=0.001)
 
 # %% [markdown]
 # ### The right one
@@ -151,7 +152,7 @@ mutex = Explorer(
 mutex
 
 # %%
-mutex.race(2000)
+mutex.race(1000)
 
 # %% [markdown]
 # “None breaks” is more than any number of runs can tell you, since every order was tried. But it is said of the *model*, which knows
@@ -171,7 +172,7 @@ unmarked = Explorer(
     at_end={"all increments count": lambda s: s.counter == 4},
 )
 print(unmarked)
-unmarked.race(3000)
+unmarked.race(500)
 
 # %% [markdown]
 # Real processes are interrupted wherever the kernel pleases. Put a `yield` between any two touches of what is shared.
@@ -243,10 +244,10 @@ greedy
 greedy.run(greedy.shortest().schedule)
 
 # %%
-greedy.race(1000)
+greedy.race(500)
 
 # %%
-greedy.race(300, pause=0.001)
+greedy.race(200, pause=0.001)
 
 # %% [markdown]
 # Rare? The more they are, the more orders there are, and the fewer of them break: the larger the program, the better such a
@@ -304,7 +305,7 @@ ordered = Explorer(
     semaphores={"fork 1": 1, "fork 2": 1, "fork 3": 1},
 )
 print(ordered)
-ordered.race(1000)
+ordered.race(500)
 
 
 # %% [markdown]
@@ -355,7 +356,7 @@ careless = Explorer(
 careless
 
 # %%
-careless.race(300, pause=0.001)
+careless.race(200, pause=0.001)
 
 # %% [markdown]
 # A mutex around everything would do, but readers do not disturb each other. So the *first* reader locks the room for all of
@@ -393,7 +394,7 @@ def library(claims):
 
 
 print(library(whole))
-library(whole).race(300, pause=0.001)
+library(whole).race(200, pause=0.001)
 
 # %% [markdown]
 # Do the readers really read at the same time? Claim that they never do, and let the explorer refute you:
@@ -434,7 +435,7 @@ sleepy = Explorer({"barber": barber, "customer": customer}, shared={"waiting": 0
 sleepy
 
 # %%
-sleepy.race(300, pause=0.002)
+sleepy.race(200, pause=0.002)
 
 
 # %% [markdown]
@@ -461,7 +462,7 @@ alert = Explorer(
     semaphores={"customers": 0, "haircuts": 0},
 )
 print(alert)
-alert.race(300, pause=0.002)
+alert.race(200, pause=0.002)
 
 
 # %% [markdown]
@@ -500,7 +501,7 @@ gate = track(runner, "gate")
 gate
 
 # %%
-gate.race(300, pause=0.001)
+gate.race(200, pause=0.001)
 
 
 # %% [markdown]
@@ -529,7 +530,7 @@ def gate_of_all(gate, s, change, last):
 
 barrier = track(patient_runner, "in", "out")
 print(barrier)
-barrier.race(300, pause=0.001)
+barrier.race(200, pause=0.001)
 
 # %% [markdown]
 # ## Break it
