@@ -335,13 +335,14 @@ class History:
         rows, now = Locks(), FOREVER - 1
         for info in self.infos:
             own = self.spans[self.spans["lock"] == info.number]
+            actions = self.events["action"][self.events["channel"] == info.number]
             waits = own[np.isin(own["kind"], (GOT, IN_VAIN))]
             times = (waits["end"] - waits["begin"])[waits["end"] < FOREVER]
             open_now = own[own["end"] > now]
             rows.append(
                 LockRow(
                     *(info.label, info.kind, int(np.count_nonzero(waits["kind"] == GOT))),
-                    int(np.count_nonzero((waits["kind"] == IN_VAIN) & (waits["end"] < FOREVER))),
+                    int(np.count_nonzero(actions == Action.LOCK_GAVE_UP)),
                     *(float(np.median(times)), float(times.max())) if len(times) else (np.nan, np.nan),
                     most_at_once(own[own["kind"] == HELD]),
                     self._who(open_now[open_now["kind"] == HELD]),

@@ -30,7 +30,7 @@ BROWSER_FLAGS = (
 
 
 def report(trace: Trace, path: str | Path = "report.html") -> Path:
-    """Write what a trace recorded as one HTML page that works offline: the flow view, latency, throughput, the machine.
+    """Write what a trace recorded as one HTML page that works offline: the views, figures, the machine.
 
     Args:
         trace: may still be recording; the page holds what is known now.
@@ -39,18 +39,27 @@ def report(trace: Trace, path: str | Path = "report.html") -> Path:
     Raises:
         OSError: the file cannot be written.
     """
-    from labkit.views.flow import Flow
-    from labkit.views.recording import record
-
     page = Page("What the trace recorded")
     page.body.append("<h1>What the trace recorded</h1>")
     page.body.append(machine_facts())
-    state = {"_esm": str(Flow._esm), "key": "trace"}
-    page.body.append(page.view("trace", state, [{"path": ["recording"], "data": in_base64(record(trace))}]))
-    page.body.append(f'<h2>Channels</h2><div class="rich">{trace.compare()._repr_html_()}</div>')
+    if trace.channels or not trace.traced_locks:
+        from labkit.views import flow, recording
+
+        page.body.append(_view(page, "trace", flow.Flow, recording.record(trace)))
+        page.body.append(f'<h2>Channels</h2><div class="rich">{trace.compare()._repr_html_()}</div>')
+    if trace.traced_locks:
+        from labkit.views import locks
+
+        page.body.append(_view(page, "locks", locks.LocksView, locks.record(trace)))
+        page.body.append(f'<h2>Locks</h2><div class="rich">{trace.locks()._repr_html_()}</div>')
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     return _write(path, page.html())
+
+
+def _view(page: Page, key: str, view: Any, recording: bytes) -> str:
+    state = {"_esm": str(view._esm), "key": key}
+    return page.view(key, state, [{"path": ["recording"], "data": in_base64(recording)}])
 
 
 def report_notebooks(

@@ -144,7 +144,8 @@ def test_a_front_end_that_fails_does_not_break_the_run(monkeypatch):
 
 
 def test_a_closed_view_listens_no_longer():
-    from labkit.views.flow import Flow, live
+    from labkit.views.flow import Flow
+    from labkit.views.live import live
 
     with Trace() as trace:
         flow = Flow(trace)

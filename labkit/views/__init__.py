@@ -10,11 +10,14 @@ if TYPE_CHECKING:
 
 
 def watch(trace: Trace, **options: Any) -> None:
-    """Show the messages of a trace as they travel: live while they do, as a replay afterwards.
+    """Show a trace: its messages as they travel, and who holds and awaits its locks; live, and afterwards.
+
+    A trace that has locks and no channels shows locks, one that has both shows both, one under the other.
 
     Args:
-        trace: what to show; call this before the processes are launched to see them live.
-        options: given to `labkit.views.flow.Flow`.
+        trace: what to show; call this before the processes are launched to see them live, and after the channels and
+            locks are made.
+        options: given to the views, `labkit.views.flow.Flow` and `labkit.views.locks.LocksView`.
 
     Outside of Jupyter this prints one sentence and returns.
     """
@@ -24,13 +27,18 @@ def watch(trace: Trace, **options: Any) -> None:
         return
     from IPython.display import display
 
-    from labkit.views.flow import Flow
+    if trace.channels or not trace.traced_locks:
+        from labkit.views.flow import Flow
 
-    display(Flow(trace, **options))
+        display(Flow(trace, **options))
+    if trace.traced_locks:
+        from labkit.views.locks import LocksView
+
+        display(LocksView(trace, **options))
 
 
 def settle() -> None:
     """Send every living view its whole recording, from the calling thread, before a notebook is saved or exported."""
-    flow = sys.modules.get("labkit.views.flow")
-    for view in list(flow.live) if flow else []:
+    views = sys.modules.get("labkit.views.live")
+    for view in list(views.live) if views else []:
         view.settle()

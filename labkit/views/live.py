@@ -1,0 +1,98 @@
+"""What the views of a trace have in common: fed from the trace while it records, sent whole when it is quiet."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+import uuid
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import anywidget
+import numpy as np
+import traitlets
+
+if TYPE_CHECKING:
+    from labkit.trace import Trace
+
+FIRST = 0.3  # seconds until the front end has loaded; batches before that would fall on deaf ears
+IDLE = 0.7  # seconds without an event after which the whole recording is sent
+
+live: weakref.WeakSet[Live] = weakref.WeakSet()
+"""The views that are not closed."""
+
+
+class Live(anywidget.AnyWidget):
+    """Shows a trace while it is recorded, and afterwards. A view says how: `_begin`, `_push` and `_record`."""
+
+    key = traitlets.Unicode().tag(sync=True)
+    recording = traitlets.Bytes().tag(sync=True)
+
+    def __init__(self, trace: Trace, **options: Any):
+        self._trace = trace
+        self._news: queue.SimpleQueue[np.ndarray | None] = queue.SimpleQueue()
+        self._working, self._made = threading.Lock(), time.monotonic()
+        self._worker: threading.Thread | None = None
+        with trace._lock:  # nothing may slip through between the past and the news
+            self._begin(trace.events())
+            self._unsubscribe = trace.subscribe(self._hear)
+        super().__init__(key=uuid.uuid4().hex, recording=self._record(), **options)
+        live.add(self)
+
+    def _begin(self, events: np.ndarray) -> None:
+        """Take what was recorded before the view was made."""
+
+    def _push(self, events: np.ndarray) -> None:
+        """Send a batch of news."""
+        raise NotImplementedError
+
+    def _record(self) -> bytes:
+        """Everything, as the drawing reads it."""
+        raise NotImplementedError
+
+    def settle(self) -> None:
+        """Send the recording now, from this thread, also when the browser should have it already."""
+        self.recording = self._record()
+        self.send_state("recording")
+
+    def close(self) -> None:
+        """Stop listening to the trace and remove the view from the page."""
+        live.discard(self)
+        if hasattr(self, "_unsubscribe"):
+            self._unsubscribe()
+            self._hear(None)
+        super().close()
+
+    def _hear(self, events: np.ndarray | None) -> None:
+        """Take news from the collector. A thread of our own sends it: no front end can hold the collector up."""
+        with self._working:
+            self._news.put(events)
+            if self._worker is None:
+                wait = FIRST if time.monotonic() - self._made < FIRST else 0.0
+                self._worker = threading.Thread(target=self._work, args=(wait,), name="labkit-view", daemon=True)
+                self._worker.start()
+
+    def _work(self, wait: float) -> None:
+        """Send batches until nothing has come for a while, then the whole recording."""
+        time.sleep(wait)
+        while True:
+            try:
+                news = [self._news.get(timeout=IDLE)]
+            except queue.Empty:
+                with contextlib.suppress(Exception):
+                    self.recording = self._record()
+                with self._working:
+                    if self._news.empty():
+                        self._worker = None
+                        return
+                continue
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    news.append(self._news.get_nowait())
+            if any(part is None for part in news) or self.comm is None:
+                self._unsubscribe()
+                return
+            with contextlib.suppress(Exception):  # a front end that went away never breaks the run
+                self._push(np.concatenate([part for part in news if part is not None]))

@@ -1,0 +1,625 @@
+// The locks view: one lane a process, solid where it holds a lock, hatched where it waits for one, and beside it who
+// waits for whom at the chosen moment. A circle in that is a deadlock, which labkit/locks.py has found and named.
+//
+//   table   what labkit/views/locks.py record() made: locks, actors (threads of processes), spans, deadlocks
+//   moment  the time under the cursor: the newest while live, else where the reader has put it
+//
+// All times are nanoseconds since the first wait. Text reaches the page as text, never as HTML.
+
+const GOT = 0, IN_VAIN = 1, HELD = 2, GIVEN = 3; // kinds of span
+const ACTOR = 0, LOCK = 1, KIND = 2, BEGIN = 3, END = 4; // a span
+const ROW = 17, FRAME = 50; // pixels of a lock in a lane; ms between two pictures while live
+
+// Okabe and Ito's palette, as in flow.js; hatching, signs and words say the same without colour.
+const THEMES = {
+  light: { ground: "#ffffff", card: "#f7f8fa", line: "#c9ced6", strong: "#1c2128", weak: "#5b6470", faint: "#e7eaef", on: "#ffffff", wrong: "#a3263a", wrongground: "#fdf1f2", here: "#0067a3", locks: ["#0072b2", "#b84a00", "#00805c", "#b0528d", "#8a6a00", "#4a5fc1"] },
+  dark: { ground: "#14171c", card: "#1e232b", line: "#414a57", strong: "#eef1f5", weak: "#a3adba", faint: "#2a303a", on: "#14171c", wrong: "#ff8d9c", wrongground: "#2b1a1e", here: "#6fbdf0", locks: ["#56b4e9", "#f0983e", "#2fc79b", "#e59cc7", "#e8d44d", "#9fb0ff"] },
+};
+
+const CSS = `
+.labkit-locks { font: 13px/1.45 var(--jp-ui-font-family, system-ui, -apple-system, "Segoe UI", sans-serif); color: var(--locks-strong); background: var(--locks-ground); border: 1px solid var(--locks-faint); border-radius: 10px; box-sizing: border-box; width: 100%; min-width: 0; overflow: hidden; position: relative; }
+.labkit-locks * { box-sizing: border-box; } .labkit-locks [hidden] { display: none; }
+.labkit-locks .legend { display: flex; flex-wrap: wrap; gap: 2px 16px; padding: 8px 12px 4px; color: var(--locks-weak); }
+.labkit-locks .legend span { display: inline-flex; align-items: center; gap: 6px; }
+.labkit-locks .legend i { width: 22px; height: 12px; border-radius: 3px; border: 1px solid var(--c, currentColor); background: var(--c, currentColor); }
+.labkit-locks .legend i.waits { background: repeating-linear-gradient(135deg, currentColor 0 2px, transparent 2px 6px); }
+.labkit-locks .lanes { position: relative; padding: 0 12px; } .labkit-locks canvas { display: block; width: 100%; cursor: crosshair; }
+.labkit-locks .bar { display: flex; flex-wrap: wrap; align-items: center; gap: 6px 8px; padding: 6px 12px; }
+.labkit-locks .bar input { flex: 1 1 160px; min-width: 100px; accent-color: var(--locks-here); }
+.labkit-locks button { font: inherit; color: inherit; background: var(--locks-card); border: 1px solid var(--locks-line); border-radius: 6px; min-height: 30px; min-width: 30px; padding: 2px 10px; cursor: pointer; }
+.labkit-locks button:hover:enabled { border-color: var(--locks-weak); } .labkit-locks button:disabled { opacity: .55; cursor: default; }
+.labkit-locks button:focus-visible, .labkit-locks input:focus-visible { outline: 2px solid var(--locks-here); outline-offset: 1px; }
+.labkit-locks button[aria-pressed="true"] { border-color: var(--locks-here); color: var(--locks-here); font-weight: 600; }
+.labkit-locks .clock { color: var(--locks-weak); font-variant-numeric: tabular-nums; }
+.labkit-locks .graph { padding: 0 12px; } .labkit-locks svg { display: block; width: 100%; font: inherit; }
+.labkit-locks .verdict { padding: 9px 12px; border-top: 1px solid var(--locks-faint); border-left: 5px solid var(--locks-line); overflow-wrap: anywhere; display: flex; flex-wrap: wrap; gap: 4px 12px; align-items: center; }
+.labkit-locks .verdict p { margin: 0; flex: 1 1 300px; }
+.labkit-locks .verdict.wrong { border-left-color: var(--locks-wrong); background: var(--locks-wrongground); color: var(--locks-wrong); font-weight: 600; }
+.labkit-locks .note { padding: 0 12px 8px; color: var(--locks-weak); }
+.labkit-locks .tip { position: absolute; pointer-events: none; background: var(--locks-ground); border: 1px solid var(--locks-line); border-radius: 6px; padding: 4px 8px; white-space: pre-line; max-width: 320px; box-shadow: 0 2px 8px #0003; z-index: 2; }
+@media print { .labkit-locks .bar { display: none; } .labkit-locks { break-inside: avoid; } }
+`;
+
+// ---------------------------------------------------------------- words
+
+const number = (n) => Math.round(n).toLocaleString("en-US");
+
+function duration(ns) {
+  const size = Math.abs(ns);
+  for (const [unit, name] of [[1e9, "s"], [1e6, "ms"], [1e3, "µs"]]) {
+    if (size >= unit) return `${(ns / unit).toFixed(size >= 100 * unit ? 0 : size >= 10 * unit ? 1 : 2)} ${name}`;
+  }
+  return `${Math.round(ns)} ns`;
+}
+
+/** A moment, as exact as the length of what is shown asks for. */
+function moment(ns, whole) {
+  const [unit, name] = whole >= 2e9 ? [1e9, "s"] : whole >= 2e6 ? [1e6, "ms"] : [1e3, "µs"];
+  return `${(ns / unit).toFixed(3)} ${name}`;
+}
+
+function element(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) name === "class" ? (node.className = value) : node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+
+function drawn(tag, attributes = {}, text = null) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  if (text != null) node.textContent = text;
+  return node;
+}
+
+function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+/** Whether the page is dark: JupyterLab and VS Code say so, else the reader's system does. */
+function darkPage() {
+  const { body } = document, root = document.documentElement;
+  if (body.dataset.jpThemeLight) return body.dataset.jpThemeLight === "false";
+  if (/vscode-(dark|high-contrast(?!-light))/.test(body.className)) return true;
+  if (body.classList.contains("vscode-light")) return false;
+  if (root.dataset.theme) return root.dataset.theme === "dark";
+  return matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+// ---------------------------------------------------------------- table
+
+async function unpack(packed) {
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return JSON.parse(await new Response(stream).text());
+}
+
+const EMPTY = { locks: [], actors: [], spans: [], every: 0, deadlocks: [], newest: 0, now: 0, over: true, lost: 0 };
+const until = (span) => (span[END] < 0 ? Infinity : span[END]);
+const dead = (actor) => actor.end >= 0 && !!actor.ended;
+const killed = (actor) => dead(actor) && actor.ended.startsWith("killed");
+
+/** What there is at a moment: open waits and holds, and the deadlock. */
+function situation(table, t) {
+  const open = table.spans.filter((s) => s[KIND] !== GIVEN && s[BEGIN] <= t && until(s) > t);
+  const gone = (s) => dead(table.actors[s[ACTOR]]) && table.actors[s[ACTOR]].end <= t;
+  const holds = open.filter((s) => s[KIND] === HELD), waits = open.filter((s) => s[KIND] !== HELD && !gone(s));
+  const deadlock = table.deadlocks.find((d) => d.begin <= t && (d.end < 0 || d.end > t)) ?? null;
+  const abandoned = waits.flatMap((w) => holds.filter((h) => h[LOCK] === w[LOCK] && gone(h)).map((h) => [w, h]));
+  return { waits, holds, deadlock, abandoned, gone };
+}
+
+// ---------------------------------------------------------------- view
+
+class View {
+  constructor(store, el) {
+    Object.assign(this, { store, el, cursor: null, from: 0, to: null, hits: [] });
+    this.quit = new AbortController();
+    this.build();
+    this.heard = () => this.onStore();
+    store.listeners.add(this.heard);
+    this.resizer = new ResizeObserver(() => this.paint());
+    this.resizer.observe(this.root);
+    this.themes = new MutationObserver(() => this.restyle());
+    for (const node of [document.body, document.documentElement]) this.themes.observe(node, { attributes: true, attributeFilter: ["class", "data-jp-theme-light", "data-theme"] });
+    this.sight = new IntersectionObserver((entries) => {
+      this.seen = entries.at(-1).isIntersecting;
+      this.wake();
+    });
+    this.sight.observe(this.root);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.restyle(), { signal: this.quit.signal });
+    el.labkitView = this;
+    this.restyle();
+  }
+
+  build() {
+    this.legend = element("div", { class: "legend" });
+    this.canvas = element("canvas", { role: "img" });
+    this.tip = element("div", { class: "tip", hidden: "" });
+    this.lanes = element("div", { class: "lanes" }, this.canvas);
+    this.slider = element("input", { type: "range", min: 0, max: 10000, value: 10000, "aria-label": "Moment" });
+    this.clock = element("span", { class: "clock" });
+    this.live = element("button", { title: "Follow what happens now", "aria-pressed": "false" }, "Now");
+    this.less = element("button", { title: "Zoom out", "aria-label": "Zoom out" }, "−");
+    this.more = element("button", { title: "Zoom in at the chosen moment", "aria-label": "Zoom in" }, "+");
+    this.whole = element("button", { title: "Show the whole time" }, "Whole");
+    const bar = element("div", { class: "bar" }, this.slider, this.clock, this.live, this.less, this.more, this.whole);
+    this.svg = drawn("svg", { role: "img" });
+    this.graph = element("div", { class: "graph" }, this.svg);
+    this.words = element("p");
+    this.jump = element("button", { hidden: "" }, "Show the deadlock");
+    this.verdict = element("div", { class: "verdict", role: "status" }, this.words, this.jump);
+    this.note = element("div", { class: "note" });
+    this.root = element("div", { class: "labkit-locks" }, element("style"), this.legend, this.lanes, bar, this.graph, this.verdict, this.note, this.tip);
+    this.root.firstChild.textContent = CSS;
+    this.el.append(this.root);
+    const on = (node, event, f) => node.addEventListener(event, f, { signal: this.quit.signal });
+    on(this.slider, "input", () => this.put(this.from + (this.right() - this.from) * (this.slider.value / 10000)));
+    on(this.live, "click", () => this.put(null));
+    on(this.less, "click", () => this.zoom(3));
+    on(this.more, "click", () => this.zoom(1 / 3));
+    on(this.whole, "click", () => this.zoom(Infinity));
+    on(this.jump, "click", () => this.put(this.best()));
+    on(this.canvas, "pointermove", (event) => this.hover(event));
+    on(this.canvas, "pointerleave", () => (this.tip.hidden = true));
+    on(this.canvas, "click", (event) => event.offsetX >= this.left && this.put(this.time(event.offsetX)));
+  }
+
+  close() {
+    this.quit.abort();
+    this.store.listeners.delete(this.heard);
+    for (const observer of [this.resizer, this.themes, this.sight]) observer.disconnect();
+    clearTimeout(this.timer);
+    this.closed = true;
+    delete this.el.labkitView;
+    this.root.remove();
+  }
+
+  restyle() {
+    const name = darkPage() ? "dark" : "light";
+    this.theme = THEMES[name];
+    for (const [key, value] of Object.entries(this.theme)) if (typeof value === "string") this.root.style.setProperty(`--locks-${key}`, value);
+    this.root.style.colorScheme = name;
+    this.family = getComputedStyle(this.root).fontFamily || "system-ui, sans-serif";
+    this.paint();
+  }
+
+  get table() { return this.store.table; }
+  colour(lock) { return this.theme.locks[lock % this.theme.locks.length]; }
+
+  // -- time
+
+  /** The newest time there is: it goes on while processes run and a kernel feeds us. */
+  end() {
+    const { table, store } = this;
+    if (table.over) return Math.max(1, table.newest * 1.03);
+    const passed = store.live ? (performance.now() - store.arrived) * 1e6 : 0;
+    return Math.max(1, table.newest, table.now) + Math.min(passed, 60e9);
+  }
+  right() { return this.to ?? this.end(); }
+  now() { return this.cursor ?? (this.table.over ? this.table.newest : this.end()); }
+  x(t) { return this.left + ((t - this.from) / (this.right() - this.from)) * (this.width - this.left - 6); }
+  time(x) { return Math.min(this.right(), Math.max(this.from, this.from + ((x - this.left) / (this.width - this.left - 6)) * (this.right() - this.from))); }
+
+  /** Where a deadlock is best seen: in the middle of the last one. */
+  best() {
+    const last = this.table.deadlocks.at(-1);
+    return last ? (last.begin + (last.end < 0 ? this.end() : last.end)) / 2 : null;
+  }
+
+  put(t) {
+    this.touched = true;
+    this.cursor = t;
+    if (t == null) this.to = null;
+    else if (t < this.from || t > this.right()) [this.from, this.to] = [0, null];
+    this.paint();
+    this.wake();
+  }
+
+  zoom(factor) {
+    const whole = this.end(), wide = Math.min(whole, Math.max(1000, (this.right() - this.from) * factor)), middle = this.now();
+    if (wide >= whole) [this.from, this.to] = [0, null];
+    else {
+      this.from = Math.min(Math.max(0, middle - wide / 2), whole - wide);
+      this.to = this.from + wide;
+    }
+    this.paint();
+  }
+
+  onStore() {
+    if (!this.touched) this.cursor = this.table.over ? this.best() : null;
+    this.paint();
+    this.wake();
+  }
+
+  wake() {
+    if (this.timer || this.closed || !this.seen || this.table.over || !this.store.live || document.hidden) return;
+    this.timer = setTimeout(() => {
+      this.timer = 0;
+      this.paint();
+      this.wake();
+    }, FRAME);
+  }
+
+  // -- drawing
+
+  paint() {
+    if (this.closed || !this.theme || !this.root.clientWidth) return;
+    this.here = situation(this.table, this.now());
+    this.paintLegend();
+    this.paintLanes();
+    this.paintGraph();
+    this.tell();
+  }
+
+  paintLegend() {
+    const key = JSON.stringify([this.table.locks, this.theme.ground]);
+    if (key === this.legendKey) return;
+    this.legendKey = key;
+    const chips = this.table.locks.map(({ label }, lock) => {
+      const chip = element("i");
+      chip.style.setProperty("--c", this.colour(lock));
+      return element("span", {}, chip, label);
+    });
+    const sign = (mark, text) => element("span", {}, mark, text);
+    this.legend.replaceChildren(...chips, sign(element("i"), "holds"), sign(element("i", { class: "waits" }), "waits"), sign("▲", "releases what others took"), sign("✕", "killed"));
+  }
+
+  status(actor) {
+    const { waits, holds, gone } = this.here, { table } = this, who = table.actors[actor];
+    const of = (list) => [...new Set(list.filter((s) => s[ACTOR] === actor).map((s) => table.locks[s[LOCK]].label))].join(", ");
+    const held = of(holds), waited = of(waits), at = this.now();
+    if (dead(who) && who.end <= at) return killed(who) ? `${who.ended}${held ? `, held ${held}` : ""}` : who.ended;
+    return [held && `holds ${held}`, waited && `waits for ${waited}`].filter(Boolean).join(", ") || (gone ? "" : "");
+  }
+
+  paintLanes() {
+    const { canvas, table, theme } = this, ratio = devicePixelRatio || 1;
+    this.width = canvas.clientWidth || this.root.clientWidth - 24;
+    this.left = Math.round(Math.min(190, Math.max(84, this.width * 0.24)));
+    let top = 6;
+    const rows = table.actors.map((_, actor) => [...new Set(table.spans.filter((s) => s[ACTOR] === actor).map((s) => s[LOCK]))].sort((a, b) => a - b));
+    const places = rows.map((locks) => {
+      const row = locks.length > 6 ? 9 : ROW, height = Math.max(38, locks.length * (row + 2) + 8), place = { top, height, row, locks };
+      top += height + 6;
+      return place;
+    });
+    this.height = Math.max(90, top + 22);
+    const size = [Math.round(this.width * ratio), Math.round(this.height * ratio)];
+    if (canvas.width !== size[0] || canvas.height !== size[1]) [canvas.width, canvas.height] = size;
+    canvas.style.height = `${this.height}px`;
+    const ctx = (this.ctx = canvas.getContext("2d"));
+    ctx.setTransform(ratio, 0, 0, ratio, 0, 0);
+    ctx.clearRect(0, 0, this.width, this.height);
+    this.hits = [];
+    places.forEach((place, actor) => this.lane(place, actor));
+    this.band(places);
+    this.axis(top);
+    const at = this.x(this.now());
+    if (at >= this.left - 1 && at <= this.width) {
+      ctx.fillStyle = theme.here;
+      ctx.fillRect(at - 1, 2, 2, top - 4);
+    }
+    const said = table.actors.map((a, i) => `${a.name}: ${this.status(i) || "neither holds nor waits"}.`).join(" ");
+    canvas.setAttribute("aria-label", `Who held and awaited which lock over time. At ${moment(this.now(), this.end())}: ${said}`);
+  }
+
+  text(text, x, y, colour, { width = Infinity, weight = 400, size = 12, align = "left" } = {}) {
+    const { ctx } = this;
+    ctx.font = `${weight} ${size}px ${this.family}`;
+    ctx.textAlign = align;
+    ctx.textBaseline = "middle";
+    ctx.fillStyle = colour;
+    if (ctx.measureText(text).width > width) {
+      while (text.length > 1 && ctx.measureText(`${text}…`).width > width) text = text.slice(0, -1);
+      text += "…";
+    }
+    ctx.fillText(text, x, y);
+  }
+
+  lane({ top, height, row, locks }, actor) {
+    const { ctx, table, theme, left } = this, who = table.actors[actor], middle = top + height / 2;
+    const caught = this.here.deadlock?.actors.includes(actor);
+    ctx.fillStyle = theme.card;
+    ctx.fillRect(left, top, this.width - left - 6, height);
+    this.text(who.name, 0, middle - 8, caught ? theme.wrong : theme.strong, { weight: 600, size: 13, width: left - 8 });
+    this.text(this.status(actor), 0, middle + 9, caught ? theme.wrong : theme.weak, { size: 11, width: left - 8 });
+    ctx.save();
+    ctx.beginPath();
+    ctx.rect(left, top, this.width - left - 6, height);
+    ctx.clip();
+    const first = top + (height - locks.length * (row + 2)) / 2, from = this.from, to = this.right();
+    for (const span of table.spans) {
+      if (span[ACTOR] !== actor || span[BEGIN] > to || until(span) < from) continue;
+      this.span(span, first + locks.indexOf(span[LOCK]) * (row + 2), row);
+    }
+    if (who.end >= 0) {
+      const x = this.x(who.end);
+      ctx.fillStyle = theme.ground;
+      ctx.globalAlpha = 0.6;
+      ctx.fillRect(x, top, this.width, height);
+      ctx.globalAlpha = 1;
+      ctx.fillStyle = killed(who) ? theme.wrong : theme.weak;
+      ctx.fillRect(x - 1, top, 2, height);
+      this.text(killed(who) ? "✕" : "", x + 5, middle, theme.wrong, { weight: 700, size: 15 });
+      this.hits.push({ x: x - 4, y: top, w: killed(who) ? 20 : 8, h: height, text: `${who.name} (pid ${who.pid}) ${who.ended}\nat ${moment(who.end, this.end())}` });
+    }
+    ctx.restore();
+  }
+
+  span(span, y, h) {
+    const { ctx, theme, table } = this, colour = this.colour(span[LOCK]), { label } = table.locks[span[LOCK]];
+    const x = Math.max(this.left - 2, this.x(span[BEGIN])), end = until(span);
+    const w = Math.max(1.5, Math.min(this.width, end === Infinity ? this.width : this.x(end)) - x), name = table.actors[span[ACTOR]].name;
+    const lasts = end === Infinity ? `since ${moment(span[BEGIN], this.end())}` : `for ${duration(end - span[BEGIN])}, from ${moment(span[BEGIN], this.end())}`;
+    ctx.fillStyle = ctx.strokeStyle = colour;
+    if (span[KIND] === GIVEN) {
+      ctx.beginPath();
+      ctx.moveTo(x, y + 2);
+      ctx.lineTo(x + 5, y + h - 2);
+      ctx.lineTo(x - 5, y + h - 2);
+      ctx.fill();
+      this.hits.push({ x: x - 5, y, w: 10, h, text: `${name} releases ${label}\nat ${moment(span[BEGIN], this.end())}` });
+      return;
+    }
+    if (span[KIND] === HELD) {
+      ctx.fillRect(x, y, w, h);
+      if (w > 34 && h > 12) this.text(label, x + 5, y + h / 2 + 0.5, theme.on, { size: 11, weight: 600, width: w - 8 });
+    } else {
+      this.hatch(x, y, w, h, colour);
+      if (w > 60 && h > 12) this.label(`waits for ${label}`, x + 6, y + h / 2 + 0.5, w - 12);
+      if (span[KIND] === IN_VAIN && end < Infinity && w > 6) ctx.fillRect(x + w - 2, y - 1, 2, h + 2);
+    }
+    const fate = span[KIND] === IN_VAIN && end < Infinity ? "\nin vain" : "";
+    this.hits.push({ x, y, w: Math.max(w, 4), h, text: `${name} ${span[KIND] === HELD ? "holds" : "waits for"} ${label}\n${lasts}${fate}` });
+  }
+
+  label(text, x, y, width) {
+    const { ctx, theme } = this;
+    ctx.font = `400 11px ${this.family}`;
+    const wide = Math.min(width, ctx.measureText(text).width);
+    ctx.fillStyle = theme.card;
+    ctx.fillRect(x - 3, y - 7, wide + 6, 13);
+    this.text(text, x, y, theme.strong, { size: 11, width });
+  }
+
+  hatch(x, y, w, h, colour) {
+    const { ctx } = this;
+    ctx.save();
+    ctx.beginPath();
+    ctx.rect(x, y, w, h);
+    ctx.clip();
+    ctx.strokeStyle = colour;
+    ctx.lineWidth = 1.6;
+    ctx.beginPath();
+    const begin = Math.floor((x - h) / 6) * 6; // stripes stay where they are while the bar grows
+    for (let at = begin; at < x + w; at += 6) {
+      ctx.moveTo(at, y + h);
+      ctx.lineTo(at + h, y);
+    }
+    ctx.stroke();
+    ctx.lineWidth = 2;
+    ctx.strokeRect(x, y, w, h);
+    ctx.restore();
+  }
+
+  /** Deadlocks: a red frame around the lanes that are caught. */
+  band(places) {
+    const { ctx, theme } = this;
+    for (const { begin, end, actors } of this.table.deadlocks) {
+      const x = Math.max(this.left, this.x(begin)), w = (end < 0 ? this.width - 6 : Math.min(this.width - 6, this.x(end))) - x;
+      if (w < 0 || x > this.width) continue;
+      ctx.strokeStyle = theme.wrong;
+      ctx.lineWidth = 2;
+      ctx.setLineDash([6, 3]);
+      for (const actor of actors) if (places[actor]) ctx.strokeRect(x, places[actor].top, Math.max(2, w), places[actor].height);
+      ctx.setLineDash([]);
+    }
+  }
+
+  axis(y) {
+    const { ctx, theme, left, width } = this, long = this.right() - this.from;
+    const about = long / Math.max(2, (width - left) / 110), power = 10 ** Math.floor(Math.log10(about));
+    const step = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= about);
+    for (let t = Math.ceil(this.from / step) * step; t <= this.right(); t += step) {
+      const x = this.x(t);
+      ctx.fillStyle = theme.line;
+      ctx.fillRect(x, y - 4, 1, 5);
+      if (x < width - 50) this.text(t === 0 ? "0" : duration(t).replace(/\.0+ /, " "), x, y + 10, theme.weak, { size: 11 });
+    }
+  }
+
+  // -- who waits for whom
+
+  paintGraph() {
+    const { table, theme, svg } = this, { waits, holds, deadlock } = this.here;
+    const edges = [...waits.map((s) => [`a${s[ACTOR]}`, `l${s[LOCK]}`, true]), ...holds.map((s) => [`l${s[LOCK]}`, `a${s[ACTOR]}`, false])];
+    const circle = deadlock ? deadlock.actors.flatMap((actor, i) => [`a${actor}`, `l${deadlock.locks[i]}`]) : [];
+    const after = (key) => circle[(circle.indexOf(key) + 1) % circle.length];
+    circle.forEach((key) => {
+      if (key[0] === "l" && !edges.some(([from, to]) => from === key && to === after(key))) edges.push([key, after(key), "owes"]);
+    });
+    const unique = [...new Map(edges.map((edge) => [edge.slice(0, 2).join(), edge])).values()];
+    const key = JSON.stringify([unique, circle, this.width, theme.ground, table.locks, table.actors.map((a) => a.name)]);
+    if (key === this.graphKey) return;
+    this.graphKey = key;
+    const spots = this.spots(unique, circle), height = spots.height;
+    svg.setAttribute("viewBox", `0 0 ${this.width} ${height}`);
+    svg.style.height = `${height}px`;
+    svg.replaceChildren(...this.arrowheads(), ...unique.map((edge) => this.edge(edge, spots, circle.includes(edge[0]) && after(edge[0]) === edge[1])));
+    for (const [name, spot] of spots) svg.append(this.node(name, spot, circle.includes(name)));
+    const label = (name) => (name[0] === "a" ? table.actors[name.slice(1)].name : table.locks[name.slice(1)].label);
+    const said = unique.map(([from, to, how]) => (how === true ? `${label(from)} waits for ${label(to)}` : how === "owes" ? `${label(to)} has not released ${label(from)}` : `${label(to)} holds ${label(from)}`));
+    svg.setAttribute("aria-label", unique.length ? `Who waits for whom: ${said.join("; ")}.` : "Nobody holds a lock or waits for one.");
+  }
+
+  /** Where everything stands: the circle in the middle, all others around it. */
+  spots(edges, circle) {
+    const spots = new Map(), names = [...new Set(edges.flatMap(([from, to]) => [from, to]))];
+    const rest = names.filter((name) => !circle.includes(name)), w = this.width;
+    const order = [], neighbours = (name) => edges.flatMap(([from, to]) => (from === name ? [to] : to === name ? [from] : []));
+    const visit = (name) => {
+      if (order.includes(name)) return;
+      order.push(name);
+      neighbours(name).forEach(visit);
+    };
+    if (!circle.length) rest.forEach(visit);
+    const ring = circle.length ? circle : order, outer = circle.length ? rest : [];
+    spots.height = ring.length ? Math.min(380, Math.max(64, ring.length < 3 ? 64 : 110 + 22 * ring.length)) + (outer.length ? 70 : 0) : 26;
+    const rx = Math.min(w * (outer.length ? 0.26 : 0.36), 60 + 42 * ring.length), ry = spots.height / 2 - 24 - (outer.length ? 45 : 0);
+    ring.forEach((name, i) => {
+      const angle = ring.length < 3 ? Math.PI * (1 - i) : Math.PI + (2 * Math.PI * i) / ring.length;
+      spots.set(name, [w / 2 + rx * Math.cos(angle), spots.height / 2 + ry * Math.sin(angle)]);
+    });
+    outer.forEach((name, i) => {
+      const near = neighbours(name).find((n) => spots.has(n)), spot = near ? spots.get(near) : [w / 2, spots.height / 2];
+      const angle = Math.atan2((spot[1] - spots.height / 2) / (ry || 1), (spot[0] - w / 2) / (rx || 1)) + 0.35 * (i % 2 ? 1 : -1);
+      spots.set(name, [w / 2 + Math.min(w * 0.42, rx + 150) * Math.cos(angle), spots.height / 2 + (spots.height / 2 - 20) * Math.sin(angle)]);
+    });
+    return spots;
+  }
+
+  arrowheads() {
+    const defs = drawn("defs");
+    for (const [id, colour] of [["plain", this.theme.weak], ["wrong", this.theme.wrong]]) {
+      const head = drawn("marker", { id: `${this.store.key}-${id}`, viewBox: "0 0 10 10", refX: 9, refY: 5, markerWidth: 8, markerHeight: 8, orient: "auto", markerUnits: "userSpaceOnUse" });
+      head.append(drawn("path", { d: "M0,0 L10,5 L0,10 z", fill: colour }));
+      defs.append(head);
+    }
+    return [defs];
+  }
+
+  edge([from, to, how], spots, wrong) {
+    const [a, b] = [spots.get(from), spots.get(to)], long = Math.hypot(b[0] - a[0], b[1] - a[1]) || 1;
+    const edge = (name) => (Math.abs(b[0] - a[0]) / long > 0.8 ? this.half(name) + 4 : 22);
+    const [u, v] = [(b[0] - a[0]) / long, (b[1] - a[1]) / long], [p, q] = [edge(from), edge(to)];
+    const line = { x1: a[0] + u * p, y1: a[1] + v * p, x2: b[0] - u * q, y2: b[1] - v * q, stroke: wrong ? this.theme.wrong : this.theme.weak, "stroke-width": wrong ? 3 : 1.6, "marker-end": `url(#${this.store.key}-${wrong ? "wrong" : "plain"})` };
+    if (how) line["stroke-dasharray"] = how === "owes" ? "2 4" : "7 4";
+    const group = drawn("g"), words = how === true ? "waits for" : how === "owes" ? "not released by" : "held by";
+    group.append(drawn("line", line));
+    const label = drawn("text", { x: (line.x1 + line.x2) / 2, y: (line.y1 + line.y2) / 2 - 5, "text-anchor": "middle", "font-size": 11, fill: wrong ? this.theme.wrong : this.theme.weak, stroke: this.theme.ground, "stroke-width": 4, "paint-order": "stroke" }, words);
+    if (long - p - q > 40) group.append(label);
+    return group;
+  }
+
+  named(name) { return name[0] === "a" ? this.table.actors[name.slice(1)].name : this.table.locks[name.slice(1)].label; }
+  half(name) { return Math.max(26, Math.min(90, this.named(name).length * 3.8 + 12)); }
+
+  node(name, [x, y], wrong) {
+    const { theme } = this, group = drawn("g"), process = name[0] === "a", half = this.half(name), colour = process ? theme.card : this.colour(+name.slice(1));
+    const gone = process && dead(this.table.actors[name.slice(1)]) && this.table.actors[name.slice(1)].end <= this.now();
+    group.append(drawn("rect", { x: x - half, y: y - 15, width: 2 * half, height: 30, rx: process ? 4 : 15, fill: colour, stroke: wrong ? theme.wrong : process ? theme.weak : colour, "stroke-width": wrong ? 3 : 1.4, ...(gone ? { "stroke-dasharray": "4 3" } : {}) }));
+    const text = this.named(name), short = text.length * 7.6 > 2 * half ? `${text.slice(0, Math.floor(half / 4))}…` : text;
+    group.append(drawn("text", { x, y: y + 4.5, "text-anchor": "middle", "font-size": 13, "font-weight": 600, fill: process ? theme.strong : theme.on }, `${gone ? "✕ " : ""}${short}`));
+    group.append(drawn("title", {}, process ? `${text}, pid ${this.table.actors[name.slice(1)].pid}` : text));
+    return group;
+  }
+
+  // -- words
+
+  sentence() {
+    const { table } = this, { deadlock, abandoned, waits } = this.here, label = (s) => table.locks[s[LOCK]].label, name = (s) => table.actors[s[ACTOR]].name;
+    if (deadlock) {
+      const lasted = deadlock.end < 0 ? "" : ` It lasted ${duration(deadlock.end - deadlock.begin)}, until one of them gave up or was ended.`;
+      return [`Deadlock: ${deadlock.sentence}.${lasted}`, true];
+    }
+    if (abandoned.length) return [abandoned.map(([w, h]) => `${name(w)} waits for ${label(w)}, which ${name(h)} held when it was ${killed(table.actors[h[ACTOR]]) ? "killed" : "ended"}: it will not give it back.`).join(" "), true];
+    if (!table.actors.length) return ["No lock has been used yet.", false];
+    const times = table.deadlocks.length;
+    const past = times ? ` ${times === 1 ? "There was a deadlock" : `There were ${times} deadlocks`} at another time.` : "";
+    return [`No deadlock at this moment${waits.length ? "" : ": nobody waits"}.${past}`, false];
+  }
+
+  tell() {
+    const [sentence, wrong] = this.sentence(), { table } = this, whole = this.right() - this.from;
+    setText(this.words, sentence);
+    this.verdict.className = `verdict${wrong ? " wrong" : ""}`;
+    this.jump.hidden = !table.deadlocks.length || !!this.here.deadlock;
+    this.live.hidden = table.over;
+    this.live.setAttribute("aria-pressed", String(this.cursor == null));
+    const value = Math.round((10000 * (Math.min(this.now(), this.right()) - this.from)) / whole);
+    if (document.activeElement !== this.slider || this.cursor == null) this.slider.value = value;
+    const clock = table.actors.length ? `${moment(this.now(), this.end())}` : "";
+    setText(this.clock, clock);
+    this.slider.setAttribute("aria-valuetext", clock);
+    for (const control of [this.slider, this.less, this.more, this.whole]) control.disabled = !table.actors.length;
+    const shown = table.spans.length < table.every ? `${number(table.spans.length)} of ${number(table.every)} waits and holds are drawn, the longest. ` : "";
+    const lost = table.lost ? `${number(table.lost)} events could not be recorded. ` : "";
+    setText(this.note, this.store.problem ?? shown + lost);
+    this.note.hidden = !this.note.textContent;
+  }
+
+  hover({ offsetX: x, offsetY: y }) {
+    const found = this.hits.findLast((hit) => x >= hit.x && x <= hit.x + hit.w && y >= hit.y && y <= hit.y + hit.h);
+    this.tip.hidden = !found;
+    if (!found) return;
+    setText(this.tip, found.text);
+    const [left, top] = [this.lanes.offsetLeft + 12 + x, this.lanes.offsetTop + y];
+    this.tip.style.left = `${Math.max(4, Math.min(left + 12, this.root.clientWidth - this.tip.offsetWidth - 6))}px`;
+    this.tip.style.top = `${Math.max(4, top + 18 + this.tip.offsetHeight > this.root.clientHeight ? top - this.tip.offsetHeight - 8 : top + 18)}px`;
+  }
+
+  /** For tests: what is shown, read-only. Times in ns since the first event. */
+  state() {
+    const { table } = this, [sentence, wrong] = this.sentence();
+    return {
+      view: "locks", now_ns: this.now(), from_ns: this.from, to_ns: this.right(), over: table.over, spans: table.spans.length, sentence, wrong,
+      locks: table.locks.map((l) => l.label), deadlocks: table.deadlocks.map((d) => d.sentence),
+      lanes: table.actors.map((a, i) => ({ name: a.name, status: this.status(i) })), ticking: !!this.timer,
+      hits: this.hits.map(({ x, y, w, h, text }) => ({ x, y, w, h, text })),
+    };
+  }
+}
+
+// ---------------------------------------------------------------- anywidget
+
+class Store {
+  constructor(model) {
+    Object.assign(this, { key: model.get("key"), table: EMPTY, listeners: new Set(), live: false, arrived: performance.now() });
+    this.onBatch = (content, buffers) => content?.kind === "locks" && this.load(buffers[0], true);
+    this.onRecording = () => this.load(model.get("recording"), false);
+    model.on("msg:custom", this.onBatch);
+    model.on("change:recording", this.onRecording);
+    this.detach = () => {
+      model.off("msg:custom", this.onBatch);
+      model.off("change:recording", this.onRecording);
+    };
+    this.onRecording();
+  }
+
+  async load(packed, live) {
+    if (!packed || !packed.byteLength) return;
+    const version = (this.loading = {});
+    try {
+      const table = await unpack(packed);
+      if (version !== this.loading) return;
+      this.live = this.live || live;
+      Object.assign(this, { table, arrived: performance.now(), problem: null });
+    } catch (reason) {
+      this.problem = `This recording cannot be read (${reason.message ?? reason}).`;
+    }
+    for (const listener of this.listeners) listener();
+  }
+}
+
+const stores = new Map(); // key of the model -> its store, shared by all its views
+
+function storeOf(model) {
+  const key = model.get("key");
+  if (!stores.has(key)) stores.set(key, new Store(model));
+  return stores.get(key);
+}
+
+function initialize({ model }) {
+  const key = model.get("key"), store = storeOf(model);
+  return () => {
+    store.detach();
+    stores.delete(key);
+  };
+}
+
+function render({ model, el }) {
+  const view = new View(storeOf(model), el);
+  return () => view.close();
+}
+
+export default { initialize, render };
