@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,7 @@ class MadeUp:
             pid: SimpleNamespace(pid=pid, name=("producer", "consumer")[pid % 2], ended="exited 0")
             for pid in range(1000, 1000 + 2 * channels)
         }
+        self.traced_locks: list[Any] = []
         self.lost = 0
         self._lock = threading.RLock()
         self._events = np.sort(
