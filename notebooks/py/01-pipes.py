@@ -341,7 +341,7 @@ from labkit import channel, sender
 novel = [line for line in Path("../data/pride-and-prejudice.txt").read_bytes().splitlines() if line]
 
 
-def read_aloud(tx, lines, pause=0.0):
+def narrate(tx, lines, pause=0.0):
     for line in lines:
         tx.send(line)
         if pause:
@@ -358,7 +358,7 @@ def listen(rx, pause=0.0):
 
 
 tx, rx = channel("pipe")
-listener, reader = launch(listen, rx), launch(read_aloud, tx, novel)
+listener, narrator = launch(listen, rx), launch(narrate, tx, novel)
 print(f"{await listener:,} words in {len(novel):,} lines")
 
 # %% [markdown]
@@ -373,8 +373,8 @@ except ValueError as error:
 # %% [markdown]
 # ## Watch
 #
-# A slow listener behind a small pipe (one page), and a reader who does not wait for anybody. Watch how the pipe fills up, and
-# how from then on the reader goes at the listener's pace:
+# A slow listener behind a small pipe (one page), and a narrator who does not wait for anybody. Watch how the pipe fills up, and
+# how from then on the narrator goes at the listener's pace:
 
 # %%
 from labkit import Trace, watch
@@ -383,8 +383,8 @@ trace = Trace()
 tx, rx = channel("pipe", capacity=4096, trace=trace)
 watch(trace)
 
-listener, reader = launch(listen, rx, 0.008), launch(read_aloud, tx, novel[:250])
-await listener
+listener, narrator = launch(listen, rx, 0.008), launch(narrate, tx, novel[:250])
+print(await listener, "words")
 
 # %% [markdown]
 # How many lines had been sent, and how many received, at each moment? The distance between the two is what was in between:
@@ -398,8 +398,8 @@ for label, moments in (("sent", messages["send_ends"]), ("received", messages["r
 plot_lines(counts, "time (ms)", "messages")
 
 # %% [markdown]
-# The listener goes on steadily, the reader in leaps. That is how a byte stream is best received: one read(2) takes all that
-# the pipe holds, and the lines are handed out one by one from the receiver's own memory. Meanwhile the reader fills the empty
+# The listener goes on steadily, the narrator in leaps. That is how a byte stream is best received: one read(2) takes all that
+# the pipe holds, and the lines are handed out one by one from the receiver's own memory. Meanwhile the narrator fills the empty
 # pipe again, and sleeps until the next read.
 
 # %% [markdown]
@@ -443,7 +443,7 @@ plot_lines(speeds, "bytes in each write", "MB/s", log="xy", style="dots")
 # On the left the line is straight: a system call costs about the same for one byte as for a hundred, so a hundred times the
 # bytes are almost a hundred times the speed. On the right copying takes over. That is why stdio collects before it writes.
 #
-# And messages? Which word does Jane Austen use most? Counting takes longer than reading aloud, so lines pile up in the pipe,
+# And messages? Which word does Jane Austen use most? Counting takes longer than narrating, so lines pile up in the pipe,
 # and how many can is up to its size:
 
 # %%
@@ -460,7 +460,7 @@ def favourite(rx):
 race = Trace()
 for label, capacity in (("4 KiB", 4096), ("64 KiB", 1 << 16), ("1 MiB", 1 << 20)):
     tx, rx = channel("pipe", capacity=capacity, trace=race, label=label)
-    listener, reader = launch(favourite, rx), launch(read_aloud, tx, novel)
+    listener, narrator = launch(favourite, rx), launch(narrate, tx, novel)
     print(label, await listener)
 race.compare()
 

@@ -410,7 +410,7 @@ server = Popen(["sh", "-c", f"{SERVER} < {path}"], stdout=PIPE)
 for guest in ("Mr Bingley", "Mr Darcy"):
     client = Popen(["sh", "-c", f"echo {guest} > {path}"])
     try:
-        client.wait(timeout=0.5)
+        client.wait(timeout=1)
         print(f"{guest} was let in")
     except TimeoutExpired:
         print(f"{guest} stands at the door. The server: exit status {server.poll()}")
