@@ -414,3 +414,14 @@ def test_ctrl_c_ends_a_race_and_its_processes():
         Explorer({"A": sleeps_in_a_step}, shared={"n": 0, "parent": os.getpid()}).race(1)
     timer.join()
     assert jobs() == []
+
+
+def test_a_free_run_that_never_ends_is_given_up(monkeypatch):
+    def blink(s):
+        while True:
+            s.light = 1 - s.light
+            yield
+
+    monkeypatch.setattr("labkit.explore.processes.PATIENCE", 0.5)
+    with pytest.raises(TimeoutError, match="A still running; is there a loop"):
+        Explorer({"A": blink}, shared={"light": 0}).race(1)

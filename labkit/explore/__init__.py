@@ -67,6 +67,8 @@ class Explorer:
         at_end: words -> condition that must hold when all processes have ended.
         most_states: how many states it may look at.
 
+    Every step is tried in this process: one that never comes to its next yield has to be interrupted.
+
     Raises:
         TypeError: a process is not a generator function, or it yields or holds something the explorer cannot use.
         ValueError: a name does not exist, or there are more than `most_states` states.
@@ -212,6 +214,10 @@ class Explorer:
 
         Conditions are looked at when all have ended: nobody can watch from outside without disturbing. Deadlocks and
         exceptions are counted too.
+
+        Raises:
+            TimeoutError: a run does not come to an end, though its processes do not wait.
+            RemoteError: a process died.
         """
         from labkit.explore.processes import Ensemble
 

@@ -343,7 +343,13 @@ class Ensemble:
         """Wait until a round has ended, or can never end."""
         pending, errors = list(range(len(self.names))), {}
         deadlock: dict[str, Request | None] = {}
+        deadline = time.monotonic() + PATIENCE
         while pending:
+            if time.monotonic() > deadline:
+                late = " and ".join(self.names[me] for me in pending)
+                raise TimeoutError(
+                    f"a free run had not ended after {PATIENCE:g} s: {late} still running; is there a loop?"
+                )
             for nth, me in enumerate(list(pending)):
                 with contextlib.suppress(TimeoutError):
                     found = self._report(me, 0.0 if nth else 0.005)

@@ -533,6 +533,30 @@ print(barrier)
 barrier.race(200, pause=0.001)
 
 # %% [markdown]
+# For programs of your own there is `Barrier`: one atomic addition, and a futex(2) on which all but the last sleep. What does it cost
+# to wait for each other?
+
+# %%
+from labkit.sync import Barrier
+
+
+def laps(barrier, times):
+    barrier.wait()  # until all processes are there
+    began = time.monotonic_ns()
+    for _ in range(times):
+        barrier.wait()
+    return (time.monotonic_ns() - began) / times
+
+
+for runners in 2, 4, 8:
+    with Barrier(runners) as meeting_point:
+        jobs = [launch(laps, meeting_point, 300) for _ in range(runners)]
+        cost = max(job.wait() for job in jobs)
+    print(f"{runners} runners: {cost / 1000:6.1f} µs a lap, {cost / 1000 / runners:5.1f} µs for each of them")
+
+# %% [markdown]
+# Nearly all of it is the kernel putting processes to sleep and waking them up again.
+#
 # ## Break it
 #
 # A philosopher dies with a fork in his hand: kill -9, no time for a `finally`. A POSIX semaphore does not know who took it. For a
