@@ -288,13 +288,15 @@ class History:
                 found |= threads
         return found
 
-    def _named(self, next_of: dict[Actor, tuple[Actor, Any]], now: int) -> Deadlock:
+    def _named(self, next_of: dict[Actor, tuple[Actor, Any]], now: int) -> Deadlock | None:
         actor = next(iter(next_of))
         path: list[Actor] = []
         while actor not in path:
             path.append(actor)
             actor = next_of[actor][0]
         circle = path[path.index(actor) :]
+        if self._only_takers(circle, next_of, now):
+            return None
         start = circle.index(min(circle, key=lambda actor: self.names[actor]))
         circle = circle[start:] + circle[:start]
         holds = {(int(s["pid"]), int(s["thread"]), int(s["lock"])) for s in self._open((HELD,), now)}
@@ -317,6 +319,17 @@ class History:
             until if until < FOREVER else None,
             tuple(circle),
         )
+
+    def _only_takers(self, circle: list[Actor], next_of: dict[Actor, tuple[Actor, Any]], now: int) -> bool:
+        """Whether all wait for one semaphore that none of them is known to hold or to have released.
+
+        So consumers wait for the first message while their producer is still to be launched.
+        """
+        locks = {int(next_of[actor][1]["lock"]) for actor in circle}
+        gave = self.spans[(self.spans["kind"] == GIVEN) & (self.spans["begin"] <= now)]
+        known = np.concatenate([gave, self._open((HELD,), now)])
+        who = {(int(s["pid"]), int(s["thread"])) for s in known if int(s["lock"]) in locks}
+        return len(locks) == 1 and not who & set(circle)
 
     def deadlocks(self) -> list[Deadlock]:
         """Every deadlock so far, by the time it began. One ends only because somebody gives up or is killed."""

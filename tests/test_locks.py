@@ -294,6 +294,13 @@ def test_nothing_is_claimed_of_a_semaphore_that_nobody_else_is_known_to_have():
     assert history((1, 0, O), (1, 0, W), counts=(0,)).deadlock() is None
 
 
+def test_consumers_that_wait_for_a_producer_still_to_be_launched_are_no_deadlock():
+    consumers = ((1, 0, O), (2, 0, O), (1, 0, W), (2, 0, W))
+    assert history(*consumers, counts=(0,)).deadlock() is None
+    producer = ((3, 0, O), (3, 0, R), (1, 0, A))
+    assert history(*consumers, *producer, (1, 0, W), counts=(0,)).deadlock() is None
+
+
 def test_holds_are_matched_first_taken_first_given_back():
     spans = history((1, 0, W), (1, 0, A), (1, 0, W), (1, 0, A), (1, 0, R), (1, 0, R), counts=(2,)).spans
     held = spans[spans["kind"] == HELD]
