@@ -256,7 +256,7 @@ class History:
             dead = [pid for pid, _ in self.actors if self.died(pid) <= now]
             theirs = self.spans[np.isin(self.spans["pid"], dead) & (self.spans["lock"] == lock)]
             theirs = theirs[(theirs["kind"] == HELD) & (theirs["end"] <= now)]
-            count += sum(self._undone(span) for span in theirs)
+            count += self._undone(theirs, own[action == Action.LOCK_RELEASED])
             free = bool(count > 0)
         if free:
             return set()
@@ -268,10 +268,13 @@ class History:
         alive = {actor for actor in found if self.died(actor[0]) > now}
         return alive if found else self._who_has_it(own, waiter[0], now)
 
-    def _undone(self, span: Any) -> bool:
-        """Whether a hold ended without a release of its own: the kernel, or the next holder, has taken it back."""
-        own = self.events[(self.events["time_ns"] == span["end"]) & (self.events["pid"] == span["pid"])]
-        return not np.any((own["action"] == Action.LOCK_RELEASED) & (own["channel"] == span["lock"]))
+    def _undone(self, holds: np.ndarray, releases: np.ndarray) -> int:
+        """How many holds ended without a release of their own: the kernel, or the next holder, has taken them back."""
+        gone = 0
+        for pid in np.unique(holds["pid"]):
+            ends = holds["end"][holds["pid"] == pid]
+            gone += int(np.count_nonzero(~np.isin(ends, releases["time_ns"][releases["pid"] == pid])))
+        return gone
 
     def _who_has_it(self, own: np.ndarray, waiting_pid: int, now: int) -> set[Actor]:
         """The other threads that can use a semaphore that nobody holds and nobody has released yet."""

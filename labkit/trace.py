@@ -358,7 +358,8 @@ class Trace:
     def _history(self, events: np.ndarray | None = None) -> History:
         with self._lock:
             events = self.events() if events is None else events
-            return History(events, list(self.traced_locks), dict(self.processes), os.getpid())
+            known = list(self.traced_locks), dict(self.processes), os.getpid()
+        return History(events, *known)  # without the lock: the collector must not wait for it, or events are lost
 
     def close(self) -> None:
         """Stop collecting and give the shared memory back. What has been recorded stays; nothing more is recorded."""

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -299,6 +300,20 @@ def test_consumers_that_wait_for_a_producer_still_to_be_launched_are_no_deadlock
     assert history(*consumers, counts=(0,)).deadlock() is None
     producer = ((3, 0, O), (3, 0, R), (1, 0, A))
     assert history(*consumers, *producer, (1, 0, W), counts=(0,)).deadlock() is None
+
+
+def test_the_collector_works_while_a_deadlock_is_looked_for(trace, monkeypatch):
+    """Else the rings run over meanwhile."""
+    free = []
+
+    def look(*_):
+        other = threading.Thread(target=lambda: free.append(trace._lock.acquire(timeout=5) and trace._lock.release()))
+        other.start()
+        other.join()
+
+    monkeypatch.setattr("labkit.trace.History", lambda *_: look() or SimpleNamespace(deadlock=lambda: None))
+    assert trace.deadlock() is None
+    assert free == [None], "the lock of the trace was held"
 
 
 def test_holds_are_matched_first_taken_first_given_back():
