@@ -7,6 +7,8 @@ import contextlib
 import errno
 import os
 import pickle
+import random
+import re
 import resource
 import secrets
 import select
@@ -20,7 +22,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numba
 import pytest
+from llvmlite import binding
 from roles import eventually, gone, interrupt_soon, processor_seconds, sleeping
 
 from labkit import RemoteError, launch
@@ -595,6 +599,17 @@ def test_a_posix_semaphore_that_cannot_be_is_refused(value):
             PosixSemaphore(value, name=name)
 
 
+def test_a_c_library_without_sem_clockwait_waits_as_long(monkeypatch):
+    monkeypatch.setattr("labkit.sync.posix_semaphore.HAS_SEM_CLOCKWAIT", False)
+    semaphore = PosixSemaphore(0)
+    with pytest.raises(TimeoutError, match=r"for 0\.1 s"):
+        semaphore.acquire(timeout=0.1)
+    soon = threading.Timer(0.1, semaphore.release)
+    soon.start()
+    semaphore.acquire()
+    soon.join()
+
+
 def test_a_full_posix_semaphore_says_so():
     semaphore = PosixSemaphore(2**31 - 1)
     with pytest.raises(OSError, match="at its largest") as refused:
@@ -879,6 +894,79 @@ def test_a_mutex_is_taken_and_given_back_without_a_system_call():
         "for _ in range(1000):\n    with mutex: pass\nprint('fine')"
     )
     assert elsewhere(program).stdout == "fine\n"
+
+
+ORDERS = {
+    "load_int_acquire": (r"load atomic i32, .* acquire", "ldar|ldapr"),
+    "exchange_int": (r"atomicrmw xchg .* i32 .* seq_cst", "ldaxr|swpal"),
+    "add_int": (r"atomicrmw add .* i32 .* seq_cst", "ldaxr|ldaddal"),
+    "add": (r"atomicrmw add .* i64 .* seq_cst", "ldaxr|ldaddal"),
+    "compare_exchange_int": (r"cmpxchg .* i32 .* seq_cst seq_cst", "ldaxr|casal"),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_each_atomic_instruction_is_one_in_the_compiled_code_also_on_aarch64(name):
+    from labkit.lockfree import atomics
+
+    arguments = {"load_int_acquire": "a", "compare_exchange_int": "a, b, c"}.get(name, "a, b")
+    call = eval(f"lambda {arguments}: f({arguments})", {"f": getattr(atomics, name)})
+    compiled = numba.njit(call)
+    compiled.compile((numba.int64,) * (arguments.count(",") + 1))
+    text = compiled.inspect_llvm(compiled.signatures[0])
+    order, instruction = ORDERS[name]
+    assert re.search(order, text)
+
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    triple = "aarch64-unknown-linux-gnu"
+    try:
+        machine = binding.Target.from_triple(triple).create_target_machine()
+    except RuntimeError:
+        pytest.skip("this llvmlite knows no AArch64")
+    text = re.sub(r"^target (triple|datalayout) .*$", "", text, flags=re.M)
+    text = re.sub(r'"(target-cpu|target-features|tune-cpu)"="[^"]*"', "", text)
+    assert re.search(instruction, machine.emit_assembly(binding.parse_assembly(f'target triple = "{triple}"\n{text}')))
+
+
+def work_with(mutex: Any, inside: Any, done: Any, times: int) -> int:
+    """Take the mutex and give it back; returns how often a dead one's had to be taken over."""
+    recovered = 0
+    for _ in range(times):
+        try:
+            mutex.acquire()
+        except OwnerDied:
+            try:
+                mutex.recover()
+            except PermissionError:  # another was faster
+                continue
+            recovered += 1
+            inside.value = 0
+        assert inside.add(1) == 0, "two are inside"
+        done.add(1)
+        assert inside.add(-1) == 1, "two were inside"
+        mutex.release()
+    return recovered
+
+
+def test_a_mutex_excludes_while_its_users_are_killed_at_random():
+    with Futex() as inside, Futex() as done:
+        mutex = Mutex()
+        workers = [launch(work_with, mutex, inside, done, 3000) for _ in range(2)]
+        chance = random.Random(7)
+        for _ in range(10):
+            victim, before = launch(work_with, mutex, inside, done, 10**9), done.value
+            assert eventually(lambda before=before: done.value > before + chance.randrange(200))
+            victim.kill()
+            with pytest.raises(RemoteError, match="SIGKILL"):
+                victim.wait()
+            workers = [worker for worker in workers if worker.alive] or [launch(work_with, mutex, inside, done, 3000)]
+        for worker in workers:
+            worker.wait()
+        with contextlib.suppress(OwnerDied):
+            mutex.acquire(timeout=5)
+            mutex.release()
+        mutex.close()
 
 
 # --- barrier -------------------------------------------------------------------------------------------------
