@@ -13,7 +13,7 @@ DEBIAN := chromium fonts-liberation
 # The tests that run on every Python of the machine, and all that they need (versions: constraints.txt).
 CORE_TESTS := $(wildcard $(addprefix tests/test_,channels.py spsc.py launch.py trace.py))
 PYENV      := $(or $(PYENV_ROOT),$(HOME)/.pyenv)
-CORE_NEEDS := cffi dill multiprocess numba numpy posix_ipc sysv_ipc pytest pytest-timeout hypothesis
+CORE_NEEDS := cffi dill multiprocess numba numpy posix_ipc pyzmq sysv_ipc pytest pytest-timeout hypothesis
 
 .PHONY: help lab test report clean distclean lint test-pythons browser
 .DEFAULT_GOAL := help

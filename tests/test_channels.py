@@ -53,8 +53,8 @@ def ends(request) -> Iterator[tuple[base.Sender, base.Receiver]]:
     trace = Trace() if traced else None
     tx, rx = channel(kind, trace=trace)
     yield tx, rx
+    rx.close()  # first: a sender that buffers in its own process may wait for its receiver
     tx.close()
-    rx.close()
     if trace:
         trace.close()
 
@@ -75,6 +75,15 @@ def fill(tx, message=b"x") -> int:
             except TimeoutError:
                 return count
         count += 1
+
+
+def what_is_left(tx, rx) -> list[bytes]:
+    """Close the sender and receive the rest, at the same time: closing may wait until all is on its way."""
+    closing = threading.Thread(target=tx.close)
+    closing.start()
+    left = list(rx)
+    closing.join()
+    return left
 
 
 def largest(tx) -> int:
@@ -346,8 +355,7 @@ def test_a_full_channel_times_out_and_loses_nothing(ends):
     for timeout in (0, 0.02):
         with pytest.raises(TimeoutError):
             tx.send(b"y", timeout)
-    tx.close()
-    assert list(rx) == [b"x"] * accepted
+    assert what_is_left(tx, rx) == [b"x"] * accepted
 
 
 def test_a_negative_timeout_is_refused_where_it_would_have_to_wait(ends):
@@ -359,8 +367,7 @@ def test_a_negative_timeout_is_refused_where_it_would_have_to_wait(ends):
     for nonsense in (-1, float("nan")):
         with pytest.raises(ValueError, match="timeout"):
             tx.send(b"y", nonsense)
-    tx.close()
-    assert list(rx) == [b"x"] * accepted
+    assert what_is_left(tx, rx) == [b"x"] * accepted
 
 
 def test_a_large_message_with_a_negative_timeout_leaves_the_stream_in_order(kind):
@@ -395,7 +402,7 @@ def test_a_sender_that_waits_goes_on_as_soon_as_its_message_fits(ends):
     fill(tx, message)
     sending = threading.Thread(target=tx.send, args=(message, None))
     sending.start()
-    for _ in range(4):  # a pipe frees whole pages
+    for _ in range(4 if tx.facts.handed_over else tx.capacity.amount):  # a pipe frees whole pages, zmq half a queue
         rx.receive()
     sending.join(10)  # nobody receives any more
     woke = not sending.is_alive()
@@ -408,7 +415,8 @@ def test_waiting_costs_no_processor_time(kind):
     (tx, far), (far_tx, rx) = channel(kind), channel(kind)
     jobs = [launch(roles.receive_forever, far)]
     if facts()[kind].reliable:
-        fill(far_tx)
+        if facts()[kind].handed_over:
+            fill(far_tx)
         jobs += [launch(roles.send_forever, far_tx, b"x")]
     time.sleep(0.3)
     before = [roles.processor_seconds(job.pid) for job in jobs]
@@ -433,8 +441,7 @@ def test_ctrl_c_ends_a_wait_and_loses_nothing(ends, doing):
         else:
             rx.receive(timeout=30)
     timer.join()
-    tx.close()
-    assert list(rx) == [b"x"] * accepted
+    assert what_is_left(tx, rx) == [b"x"] * accepted
 
 
 # --- the other side -----------------------------------------------------------------------------------------
@@ -899,7 +906,9 @@ def test_a_channel_without_clones_in_other_processes_says_how_much_it_holds(ends
     tx, _ = ends
     capacity = tx.capacity
     accepted = fill(tx, b"x" * 100)
-    if capacity.unit == "messages":
+    if capacity.unit == "messages" and not tx.facts.handed_over:  # the kernel's buffer comes on top
+        assert accepted >= capacity.amount
+    elif capacity.unit == "messages":
         assert accepted == capacity.amount
     else:  # a channel that takes no more is nearly full by its own account, so that views may show it
         assert 0.8 <= accepted * (100 + capacity.overhead) / capacity.amount <= 1.1
@@ -1264,7 +1273,7 @@ def test_without_descriptors_opening_fails_and_leaves_nothing(kind, traced):
             assert trace._rest()  # what it holds of its closed channels is given back
         resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
         failures = 0
-        for spare in range(16):
+        for spare in range(32):
             taken = []
             try:
                 while True:
@@ -1294,7 +1303,7 @@ def test_without_descriptors_opening_fails_and_leaves_nothing(kind, traced):
             assert free == len(taken), f"{len(taken) - free} descriptors leaked when {spare} were free"
         return failures
 
-    assert 0 < launch(starve, kind, traced).wait() < 16
+    assert 0 < launch(starve, kind, traced).wait() < 32
 
 
 def test_no_memory_for_a_ring_is_explained_and_leaves_nothing():

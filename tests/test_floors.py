@@ -118,9 +118,8 @@ def test_every_module_has_a_floor_and_imports_only_from_below(path):
     assert not wrong, "\n".join(wrong)
 
 
-BESIDE = (
-    "base call_entry signal_entry buffer_entry stream packet listening names notes bounded_buffer".split()
-)  # used by mechanisms
+# In the folder of the mechanisms, and used by them.
+BESIDE = "base call_entry signal_entry buffer_entry stream packet listening names notes bounded_buffer".split()
 
 
 def test_a_mechanism_uses_what_is_below_and_never_another_mechanism():

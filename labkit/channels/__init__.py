@@ -30,6 +30,7 @@ KINDS = {
     "sysv_shm": "labkit.channels.sysv_shm",
     "signal": "labkit.channels.signal",
     "mp_queue": "labkit.channels.mp_queue",
+    "zmq": "labkit.channels.zmq",
     "shm_ring": "labkit.channels.shm_ring",
 }
 """The mechanisms and the modules they live in; a module is imported when its mechanism is first used."""
