@@ -21,6 +21,7 @@ set another one's mask. But a handler can: each thread that has not blocked the 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import fcntl
@@ -35,6 +36,7 @@ import signal
 import struct
 import threading
 import time
+import weakref
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -56,10 +58,10 @@ from labkit.channels.base import (
     arrived_lifeline,
     as_bytes,
     kind_dir,
+    making,
     one_word,
     travelling,
 )
-from labkit.channels.notes import making
 from labkit.channels.signal_entry import (
     END,
     ERRNO,
@@ -441,6 +443,8 @@ class SignalReceiver(Receiver):
         self._read = signal_entries()["signal_read"].builtin(self._state, room)
         self._at = 0  # where in the room the next signal is that has not been looked at
         self.number, self.fd, self._started = listening
+        if path:
+            _with_names.add(self)
         self._state[FD // 8] = self.fd
         while self._read() == 0:  # what is left from an earlier channel with this number
             pass
@@ -565,6 +569,15 @@ class SignalReceiver(Receiver):
             self._take()
         lifeline = self.lifeline and travelling(self.lifeline.fileno())
         return _receiver_arrives, (travelling(self.memory), lifeline, self.path, tuple(self._ready), self._senders)
+
+
+_with_names: weakref.WeakSet[SignalReceiver] = weakref.WeakSet()
+
+
+@atexit.register
+def _at_exit() -> None:
+    for receiver in list(_with_names):
+        receiver.close()
 
 
 class Flow:

@@ -15,6 +15,7 @@ Without a name the place is one that no path leads to, so that nothing stays whe
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import fcntl
@@ -26,6 +27,7 @@ import stat
 import termios
 import threading
 import time
+import weakref
 from collections import deque
 from typing import Any
 
@@ -47,10 +49,10 @@ from labkit.channels.base import (
     arrived_lifeline,
     as_bytes,
     kind_dir,
+    making,
     one_word,
     travelling,
 )
-from labkit.channels.notes import making
 
 MAX_MESSAGE = 1 << 20
 MAX_MESSAGES = 1000
@@ -212,13 +214,9 @@ def _place(name: str) -> int:
 
 
 def _listens(place: int) -> bool:
-    """Whether somebody listens there still."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(f"/proc/self/fd/{place}")
-        except ConnectionRefusedError:
-            return False
-        return True
+    """Whether somebody listens there still, found out with a socket of another type, which disturbs nobody."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        return probe.connect_ex(f"/proc/self/fd/{place}") == errno.EPROTOTYPE
 
 
 def _context() -> zmq.Context[Any]:
@@ -375,6 +373,8 @@ class ZmqReceiver(Receiver):
         self._rest = deque(rest)
         self.socket: Any = None
         self._lock = threading.Lock()
+        if path:
+            _with_names.add(self)
         self._listen()
 
     def _listen(self) -> None:
@@ -463,6 +463,15 @@ class ZmqReceiver(Receiver):
         return _receiver_arrives, (
             travelling(self.listener.fileno()), self.max_messages, lifeline, self.path, self.inode, rest
         )  # fmt: skip
+
+
+_with_names: weakref.WeakSet[ZmqReceiver] = weakref.WeakSet()
+
+
+@atexit.register
+def _at_exit() -> None:
+    for receiver in list(_with_names):
+        receiver.close()
 
 
 def _wait(end: Any, event: int, lifeline: Lifeline | None, waiter: Waiter, doing: str) -> None:
