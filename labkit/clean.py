@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import stat
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from labkit.channels import notes
-from labkit.channels.base import runtime_dir
+from labkit.channels import names, notes
+from labkit.channels.base import making, runtime_dir
 
 OURS = re.compile(r"labkit-([1-9][0-9]*)-[0-9a-f]+")
 SHM, MQUEUE = Path("/dev/shm"), Path("/dev/mqueue")
@@ -35,9 +37,13 @@ class Leftover:
         "System V queue",
         "System V segment",
         "System V semaphores",
+        "FIFO",
+        "socket",
+        "port",
         "note",
     ]
-    """A note is the record of a named object that somebody else has removed since."""
+    """A port is the file in which the port of a named tcp or udp receiver is noted. A note is the record of a named
+    object that somebody else has removed since."""
     name: str
     """The path of a file, the name that mq_open(3) takes, or for System V what the note is called."""
     size: int | None
@@ -47,7 +53,7 @@ class Leftover:
     users: tuple[int, ...]
     """Pids of the processes that have it open or mapped, of those that we may look into."""
     made_by_living: bool = False
-    """Its maker still runs: it may be about to open it."""
+    """Its maker still runs: it may be about to open it, or it is a socket that somebody has."""
     note: Path | None = None
     """The file that says that labkit made it, which goes with it."""
 
@@ -62,7 +68,7 @@ class Leftover:
         if self.users:
             return "in use by " + ", ".join(map(str, self.users))
         if self.made_by_living:
-            return f"its maker {self.maker} is alive"
+            return f"its maker {self.maker} is alive" if self.maker else "a living process receives there"
         return "what it notes is gone" if self.kind == "note" else "nobody uses it"
 
 
@@ -106,7 +112,41 @@ def leftovers() -> list[Leftover]:
         if (size := _size_if_ours(path)) is not None
     ]
     every = [_system_v(note, users[os.path.realpath(note)]) for kept in SYSTEM_V for note in _notes(kept)]
-    return found + [one for one in every if one]
+    return found + [one for one in every if one] + _in_runtime_dir(users)
+
+
+SOCKETS = {
+    "unix_stream": socket.SOCK_STREAM,
+    "unix_seqpacket": socket.SOCK_SEQPACKET,
+    "unix_datagram": socket.SOCK_DGRAM,
+}
+"""Folders of sockets' files, and of which type they are."""
+PORTS = ("tcp", "udp")
+IN_FOLDERS = {"FIFO", "socket", "port"}
+
+
+def _in_runtime_dir(users: defaultdict[str, tuple[int, ...]]) -> list[Leftover]:
+    """FIFOs, sockets' files and noted ports. A receiver has its FIFO or note open; a socket answers."""
+    found = []
+    for folder in ("fifo", *PORTS):
+        for path in _notes(folder):
+            is_right, kind = (stat.S_ISREG, "port") if folder in PORTS else (stat.S_ISFIFO, "FIFO")
+            if _is_ours(path, is_right):
+                found.append(Leftover(kind, str(path), None, None, users[os.path.realpath(path)]))  # type: ignore[arg-type]
+    for folder, type_ in SOCKETS.items():
+        paths = [path for path in _notes(folder) if _is_ours(path, stat.S_ISSOCK)]
+        for path in paths:
+            alive = names.answers(path, type_)
+            found.append(Leftover("socket", str(path), None, None, (), made_by_living=alive))
+    return found
+
+
+def _is_ours(path: Path, is_right: Callable[[int], bool]) -> bool:
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return is_right(found.st_mode) and found.st_uid == os.geteuid()
 
 
 IN_MEMORY: dict[str, tuple[Literal["shared memory", "POSIX semaphore"], str]] = {
@@ -143,6 +183,13 @@ def remove(leftover: Leftover) -> bool:
     Raises:
         PermissionError: it belongs to somebody else.
     """
+    if leftover.kind in IN_FOLDERS:  # which are taken over, too: not while we look
+        with making(Path(leftover.name).parent.name):
+            return _remove(leftover)
+    return _remove(leftover)
+
+
+def _remove(leftover: Leftover) -> bool:
     if not any(now.name == leftover.name and now.kind == leftover.kind and now.removable for now in leftovers()):
         return False
     note = leftover.note
@@ -173,16 +220,16 @@ def _users() -> defaultdict[str, tuple[int, ...]]:
     """Who has what open or mapped: a path, or the name of a POSIX queue, to pids."""
     users: defaultdict[str, tuple[int, ...]] = defaultdict(tuple)
     for process in _processes():
-        names = set()
+        found = set()
         try:
             with os.scandir(process / "fd") as descriptors:
-                names = {_link(descriptor.path) for descriptor in descriptors}
+                found = {_link(descriptor.path) for descriptor in descriptors}
             # A line of maps is: address permissions offset device inode path, see proc_pid_maps(5).
             lines = (process / "maps").read_text(errors="surrogateescape").splitlines()
-            names |= {line.split(maxsplit=5)[5] for line in lines if line.count(" ") > 4 and "/" in line}
+            found |= {line.split(maxsplit=5)[5] for line in lines if line.count(" ") > 4 and "/" in line}
         except OSError:  # it has just ended, or is not ours
             pass
-        for name in names:
+        for name in found:
             users[name] += (int(process.name),)
     return users
 

@@ -374,3 +374,43 @@ def test_a_runtime_directory_that_is_not_ours_alone_is_one_sentence(tmp_path):
     assert failed.returncode == 2
     assert failed.stderr.count("\n") == 1
     assert "XDG_RUNTIME_DIR" in failed.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What lies in the runtime directory: FIFOs, sockets' files, noted ports
+
+RECEIVE = """
+import sys
+from labkit import receiver
+kind, name = sys.argv[1].split(":")
+rx = receiver(kind, name, create=True)
+print(name, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("kind", ["fifo", "unix_stream", "unix_seqpacket", "unix_datagram", "tcp", "udp"])
+def test_a_name_in_the_runtime_directory_is_kept_while_received_at_and_removed_once_its_process_was_killed(
+    start, a_name, kind
+):
+    child, _ = start(RECEIVE, f"{kind}:{a_name}")
+    path = runtime_dir() / kind / a_name
+    assert not found(str(path)).removable
+    assert not remove(found(str(path)))
+    assert path.exists()
+
+    kill(child)
+    assert found(str(path)).removable
+    assert remove(found(str(path)))
+    assert not path.exists()
+    assert found(str(path)) is None
+
+
+def test_what_is_no_name_of_ours_in_these_folders_is_never_touched(tmp_path):
+    folder = runtime_dir()
+    for kind in ("fifo", "unix_stream", "tcp"):
+        (folder / kind).mkdir()
+    (folder / "fifo" / "a-file").touch()
+    (folder / "unix_stream" / "a-file").touch()
+    (folder / "tcp" / "a-folder").mkdir()
+    assert [one for one in leftovers() if str(folder) in one.name] == []

@@ -21,6 +21,7 @@ import stat
 import struct
 import time
 import weakref
+from pathlib import Path
 from typing import Any
 
 from labkit.channels.base import LOOK_AGAIN, Waiter, arrived, making, one_word, travelling
@@ -150,12 +151,15 @@ def bind(kind: str, type_: socket.SocketKind, name: str, create: bool) -> tuple[
             raise
 
 
-def answers(path: str, type_: socket.SocketKind) -> bool:
+def answers(path: str | Path, type_: socket.SocketKind) -> bool:
     """Whether a living process has the socket whose file this is."""
     other = socket.SOCK_STREAM if type_ == socket.SOCK_DGRAM else socket.SOCK_DGRAM
-    with socket.socket(socket.AF_UNIX, other) as probe:
+    folder, word = os.path.split(path)
+    with socket.socket(socket.AF_UNIX, other) as probe, contextlib.ExitStack() as undo:
+        fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        undo.callback(os.close, fd)
         try:
-            probe.connect(path)
+            probe.connect(f"/proc/self/fd/{fd}/{word}")  # however long the path is
         except ConnectionRefusedError:
             return False
         except OSError:
