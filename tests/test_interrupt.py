@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import re
 import signal
 import subprocess
 import sys
@@ -171,17 +172,30 @@ def test_a_thousand_waits_leave_no_timer(locked):
     assert not timers.exists() or timers.read_text() == ""
 
 
-def test_the_limit_of_timers_is_named(locked):
-    program = """
-import resource
+LIMITED = """
+import resource, sys, threading
 from labkit.channels.base import Waiter
 from labkit.sync.interrupt import interruptible
 
-resource.setrlimit(resource.RLIMIT_SIGPENDING, (0, 0))
+hard = resource.getrlimit(resource.RLIMIT_SIGPENDING)[1]
+resource.setrlimit(resource.RLIMIT_SIGPENDING, (0, hard))
+if sys.argv[1] == "passes":
+    threading.Timer(0.3, resource.setrlimit, (resource.RLIMIT_SIGPENDING, (hard, hard))).start()
 try:
-    interruptible("pause", lambda: -1, Waiter(1), "nothing")
-except BlockingIOError as refused:
-    print(refused)
+    print(interruptible("call", lambda: 5, Waiter(0.1 if sys.argv[1] == "short" else None), "nothing came"))
+except OSError as refused:
+    print(type(refused).__name__, refused)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20)
-    assert "RLIMIT_SIGPENDING" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("stays", "BlockingIOError .*RLIMIT_SIGPENDING"),
+        ("passes", "5$"),
+        ("short", "TimeoutError nothing came for 0.1 s"),
+    ],
+)
+def test_the_limit_of_timers_is_named_unless_it_passes(how, says):
+    done = subprocess.run([sys.executable, "-c", LIMITED, how], capture_output=True, text=True, timeout=20)
+    assert re.match(says, done.stdout), done.stderr

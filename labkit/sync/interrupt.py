@@ -22,6 +22,8 @@ from labkit.libc import SIGEV_THREAD_ID, failed, ffi, libc
 
 TICK = 0.05
 """Seconds between two looks at the deadline and at Ctrl-C."""
+PATIENCE = 2.0
+"""Seconds that we try to get a timer when this user has as many queued signals and timers as allowed."""
 
 
 def interruptible(
@@ -40,14 +42,14 @@ def interruptible(
 
     Raises:
         TimeoutError: the deadline has passed.
-        OSError: the call failed in another way than EINTR.
+        OSError: the call failed in another way than EINTR; EAGAIN, this user is at RLIMIT_SIGPENDING.
     """
     number = _tick_signal()
     wanted, before = ffi.new("sigset_t *"), ffi.new("sigset_t *")
     libc.sigemptyset(wanted)
     libc.sigaddset(wanted, number)
     libc.pthread_sigmask(signal.SIG_UNBLOCK, wanted, before)  # some threads block every signal
-    timer = _timer(number)
+    timer = _timer(number, waiter, doing)
     try:
         while True:
             pause = TICK
@@ -97,13 +99,20 @@ def patiently(
             raise TimeoutError(f"{doing} for {waiter.timeout:g} s")
 
 
-def _timer(number: int) -> Any:
+def _timer(number: int, waiter: Waiter, doing: str) -> Any:
     """A timer that sends the signal to this thread alone, and is deleted when it is released or forgotten."""
     event, timer = ffi.new("struct sigevent *"), ffi.new("timer_t *")
     event.sigev_notify, event.sigev_signo = SIGEV_THREAD_ID, number
     event.sigev_thread_id = threading.get_native_id()
-    if libc.timer_create(time.CLOCK_MONOTONIC, event, timer) != 0:
-        raise failed("timer_create", "this user's queued signals and timers are at RLIMIT_SIGPENDING (ulimit -i)")
+    began = time.monotonic()
+    while libc.timer_create(time.CLOCK_MONOTONIC, event, timer) != 0:
+        refused = failed("timer_create", "this user's queued signals and timers are at RLIMIT_SIGPENDING (ulimit -i)")
+        now = time.monotonic()
+        if waiter.deadline is not None and now >= waiter.deadline:
+            raise TimeoutError(f"{doing} for {waiter.timeout:g} s")
+        if refused.errno != errno.EAGAIN or now - began > PATIENCE:
+            raise refused
+        time.sleep(TICK / 10)  # the limit is for all processes of a user: one of them may be full for a moment
     return ffi.gc(timer[0], libc.timer_delete)
 
 
