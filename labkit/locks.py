@@ -10,7 +10,7 @@ recorded is not known: a process that uses an untraced copy of a semaphore can e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
@@ -129,12 +129,20 @@ class History:
         infos: the traced locks by number.
         processes: by pid, with `name`, `ended` and `ended_ns`, as Trace.processes.
         own_pid: the process that made the trace: it has a copy of everything, and counts only where it took part.
+        unheard: numbers of locks that are on their way to processes that have not been heard of.
     """
 
-    def __init__(self, events: np.ndarray, infos: list[LockInfo], processes: Mapping[int, Any], own_pid: int):
+    def __init__(
+        self,
+        events: np.ndarray,
+        infos: list[LockInfo],
+        processes: Mapping[int, Any],
+        own_pid: int,
+        unheard: Collection[int] = (),
+    ):
         events = of_locks(events)
         self.events = events = events[np.argsort(events["time_ns"], kind="stable")]
-        self.infos, self.processes, self.own_pid = infos, processes, own_pid
+        self.infos, self.processes, self.own_pid, self.unheard = infos, processes, own_pid, unheard
         self.newest = int(events["time_ns"][-1]) if len(events) else 0
         used = events[np.isin(events["action"], (Action.LOCK_WAITS, Action.LOCK_ACQUIRED, Action.LOCK_RELEASED))]
         pairs, first = np.unique(np.stack([used["pid"].astype("u8"), used["message"]]), axis=1, return_index=True)
@@ -234,8 +242,16 @@ class History:
         next_of: dict[Actor, tuple[Actor, Any]] = {}
         for actor, wait, givers in needs:
             if givers and actor in stuck and givers <= stuck:
-                next_of.setdefault(actor, (min(givers, key=self.actors.index), wait))
+                took = self.spans[(self.spans["kind"] <= IN_VAIN) & (self.spans["lock"] == wait["lock"])]
+                takers = {(int(s["pid"]), int(s["thread"])) for s in took} if self._counts_things(wait) else set()
+                one = min(givers, key=lambda giver: (giver in takers, self.actors.index(giver)))
+                next_of.setdefault(actor, (one, wait))
         return self._named(next_of, now)
+
+    def _counts_things(self, wait: Any) -> bool:
+        """Whether others give than take, as in a bounded buffer, as far as can be guessed."""
+        info = self.infos[int(wait["lock"])]
+        return not info.owned and info.count != 1
 
     def _open(self, kinds: tuple[int, ...], now: int) -> np.ndarray:
         spans = self.spans
@@ -261,12 +277,17 @@ class History:
         if free:
             return set()
         gave = self.spans[(self.spans["kind"] == GIVEN) & (self.spans["lock"] == lock) & (self.spans["begin"] <= now)]
-        found = {(int(s["pid"]), int(s["thread"])) for s in (gave if len(gave) and not info.owned else held)}
-        if found == {waiter} and info.owned:
+        counts = len(gave) > 0 and not info.owned  # it counts things: those who have given will give again
+        found = {(int(s["pid"]), int(s["thread"])) for s in (gave if counts else held)}
+        if info.owned and found == {waiter}:
             return found
         found.discard(waiter)
-        alive = {actor for actor in found if self.died(actor[0]) > now}
-        return alive if found else self._who_has_it(own, waiter[0], now)
+        if not info.owned and not counts and (not found or info.count > 1):  # whoever has it may come to release it
+            others = self._who_has_it(own, waiter[0], now)
+            if others is None:
+                return set()
+            found |= others
+        return {actor for actor in found if self.died(actor[0]) > now}
 
     def _undone(self, holds: np.ndarray, releases: np.ndarray) -> int:
         """How many holds ended without a release of their own: the kernel, or the next holder, has taken them back."""
@@ -276,18 +297,20 @@ class History:
             gone += int(np.count_nonzero(~np.isin(ends, releases["time_ns"][releases["pid"] == pid])))
         return gone
 
-    def _who_has_it(self, own: np.ndarray, waiting_pid: int, now: int) -> set[Actor]:
-        """The other threads that can use a semaphore that nobody holds and nobody has released yet."""
+    def _who_has_it(self, own: np.ndarray, waiting_pid: int, now: int) -> set[Actor] | None:
+        """The threads of other processes that can use a semaphore; None while one has not come so far."""
         opened = own["pid"][own["action"] == Action.LOCK_OPENED]
         closed = own["pid"][own["action"] == Action.LOCK_CLOSED]
         found: set[Actor] = set()
+        if len(own) and int(own["channel"][0]) in self.unheard:
+            return None
         for pid in set(opened.tolist()) - {waiting_pid}:
             there = np.count_nonzero(opened == pid) > np.count_nonzero(closed == pid)
             took_part = pid != self.own_pid or np.any((own["pid"] == pid) & (own["action"] == Action.LOCK_RELEASED))
             if there and took_part and self.died(pid) > now:
                 threads = {actor for actor in self.actors if actor[0] == pid}
                 if not threads:
-                    return set()  # it runs, and has not come to its locks yet
+                    return None
                 found |= threads
         return found
 

@@ -103,6 +103,7 @@ class Trace:
         """Events that were recorded, and forgotten because there were more than `keep`."""
         self._memory: list[int] = []  # the memfd, while there are endpoints to record
         self._endpoints = 0
+        self._handed: dict[int, range] = {}  # locks by endpoint, of copies that children have not opened yet
         self._rings: dict[int, np.ndarray] = {}  # by endpoint, those that are not closed
         self._lost = 0  # as counted when a ring was given up
         self._chunks: list[np.ndarray] = []
@@ -358,7 +359,10 @@ class Trace:
     def _history(self, events: np.ndarray | None = None) -> History:
         with self._lock:
             events = self.events() if events is None else events
-            known = list(self.traced_locks), dict(self.processes), os.getpid()
+            for endpoint in np.unique(events["endpoint"][events["action"] == Action.LOCK_OPENED]):
+                self._handed.pop(int(endpoint), None)
+            unheard = {lock for locks in self._handed.values() for lock in locks}
+            known = list(self.traced_locks), dict(self.processes), os.getpid(), unheard
         return History(events, *known)  # without the lock: the collector must not wait for it, or events are lost
 
     def close(self) -> None:
@@ -655,7 +659,9 @@ class TracedLock(Held, Shared):
             if not trace._finalizer.alive:
                 return _itself, (self._inner,)  # nothing more is recorded
             ticket = travelling(trace._memory[0])
-            return _lock_arrives, (self._inner, ticket, self._first, trace._reserve(_LOCK_RING_BYTES))
+            number = trace._reserve(_LOCK_RING_BYTES)
+            trace._handed[number] = range(self._first, self._first + len(self._records))
+            return _lock_arrives, (self._inner, ticket, self._first, number)
 
 
 def _lock_arrives(inner: Any, ticket: Any, first: int, number: int) -> TracedLock:

@@ -316,8 +316,28 @@ def test_the_collector_works_while_a_deadlock_is_looked_for(trace, monkeypatch):
     assert free == [None], "the lock of the trace was held"
 
 
+def test_nothing_is_claimed_while_a_copy_is_on_its_way_to_a_process():
+    steps = [(pid, lock, O) for pid in (1, 2) for lock in (0, 1)] + [(1, 0, W), (2, 1, W)]
+    infos = [LockInfo(n, "made up", "ab"[n], 0, False, False) for n in range(2)]
+    assert History(made_up(*steps), infos, {}, 0).deadlock() is not None
+    assert History(made_up(*steps), infos, {}, 0, unheard={1}).deadlock() is None
+
+
 def test_holds_are_matched_first_taken_first_given_back():
     spans = history((1, 0, W), (1, 0, A), (1, 0, W), (1, 0, A), (1, 0, R), (1, 0, R), counts=(2,)).spans
     held = spans[spans["kind"] == HELD]
     assert (held["begin"].tolist(), held["end"].tolist()) == ([2000, 4000], [5000, 6000])
     assert most_at_once(held) == 2
+
+
+def test_a_full_buffer_whose_producer_keeps_the_mutex_is_a_deadlock_with_the_consumer():
+    """Two producers have filled two places; one waits for a third with the mutex held, all others for the mutex."""
+    filled = [step for pid in (1, 2) for step in ((pid, 0, W), (pid, 0, A))]
+    opened = [(pid, lock, O) for pid in (1, 2, 3) for lock in (0, 1)]
+    steps = (*opened, *filled, (1, 1, W), (1, 1, A), (1, 0, W), (2, 1, W))
+    assert history(*steps, counts=(2, 1)).deadlock() is None, "the consumer has not been seen yet"
+    found = history(*steps, (3, 1, W), counts=(2, 1)).deadlock()
+    assert str(found) == (
+        "process 1 holds b and waits for a, which process 3 has not released; "
+        "process 3 waits for b, which process 1 holds"
+    )
