@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from labkit.stats import COLOURS, LINES, Picture, _axes, amount
+from labkit.stats import COLOURS, LINES, Picture, _axes, amount, duration
 
 INK = "#222222"
 
@@ -144,4 +144,17 @@ def plot_lines(
     ax.grid(alpha=0.25)
     if len(lines) > 1:
         ax.legend(frameon=False, fontsize="small")
+    return Picture(ax)
+
+
+def plot_times(times: Mapping[str, float], xlabel: str, ax: Any = None) -> Any:
+    """How long each of several things takes, as bars: label -> nanoseconds."""
+    ax = _axes(ax, 8, 0.7 + 0.42 * max(len(times), 1))
+    colours = [COLOURS[number % len(COLOURS)] for number in range(len(times))]
+    bars = ax.barh(list(times), list(times.values()), color=colours, height=0.6)
+    ax.bar_label(bars, [f" {duration(time)}" for time in times.values()])
+    ax.set(xlabel=xlabel)
+    ax.xaxis.set_major_formatter(lambda value, _: duration(value) if value else "0")
+    ax.invert_yaxis()
+    ax.margins(x=0.15)
     return Picture(ax)

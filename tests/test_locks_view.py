@@ -202,9 +202,9 @@ def test_a_wait_for_what_a_killed_process_held_is_told(browser, tmp_path):
         assert roles.eventually(lambda: not holder.alive)
         heir = launch(roles.take_often, mutex, 1, name="heir")
         assert roles.eventually(lambda: trace.locks()[0].waited_for_by == ("heir",))
-        path = report(trace, tmp_path / "run.html")
         heir.kill()
         assert roles.eventually(lambda: not heir.alive)
+        path = report(trace, tmp_path / "run.html")
         mutex.close()
         ready.close()
     with opened(browser, path.as_uri()) as page:

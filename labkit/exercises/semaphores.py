@@ -85,10 +85,11 @@ def check_in_turn(f: Callable[..., Any]) -> Verdict:
     with _traced(gate_A=1, gate_B=0, gate_C=0) as (trace, locks):
         gates = list(locks.values())
         tx, rx = channel("unix_seqpacket")
-        running = []
+        running: list[Job] = []
         try:
-            for me in (2, 1, 0):  # the last first: who does not wait is heard too early
-                running.append(launch(_speak, f, me, gates, tx.clone(), name="ABC"[me]))
+            running += [  # the last first: who does not wait is heard too early
+                launch(_speak, f, me, gates, tx.clone(), name="ABC"[me]) for me in (2, 1, 0)
+            ]
             tx.close()
             problem, dead = _finish(trace, running)
             heard = b"".join(rx).decode()
@@ -105,8 +106,8 @@ def check_in_turn(f: Callable[..., Any]) -> Verdict:
     if heard and not sum(taken):
         return Verdict(
             False,
-            f"{_heard(heard)} Nobody waited at a gate: processes run in whatever order the scheduler likes, and a sleep "
-            "only makes the wrong order rarer. Acquire your own gate before you speak.",
+            f"{_heard(heard)} Nobody waited at a gate: processes run in whatever order the scheduler likes, and "
+            "a sleep only makes the wrong order rarer. Acquire your own gate before you speak.",
         )
     if dead or problem:
         return Verdict(False, f"{_heard(heard)} Then nobody went on: {_why_stuck(heard, dead, problem)}")
@@ -115,8 +116,8 @@ def check_in_turn(f: Callable[..., Any]) -> Verdict:
     if sum(taken) < len(expected):
         return Verdict(
             False,
-            f"{_heard(heard)} That was luck: {len(expected)} times somebody spoke, and only {sum(taken)} times somebody "
-            "waited at a gate.",
+            f"{_heard(heard)} That was luck: {len(expected)} times somebody spoke, and only {sum(taken)} times "
+            "somebody waited at a gate.",
         )
     return Verdict(
         True,
@@ -149,8 +150,8 @@ def _why_out_of_turn(heard: str, expected: str) -> str:
         f"“{heard[wrong]}” came where “{expected[wrong]}” should have" if wrong < len(expected) else "that was too much"
     )
     return (
-        f"{_heard(heard)} At place {wrong + 1}, {late}. Acquire your own gate before you speak, and open the next one's only "
-        "when you have spoken."
+        f"{_heard(heard)} At place {wrong + 1}, {late}. Acquire your own gate before you speak, and open the next "
+        "one's only when you have spoken."
     )
 
 
@@ -260,10 +261,10 @@ def _gather(
 def _judge(
     rows: list[bytes], heard: list[bytes], table: dict[str, Any], problem: str | None, dead: Deadlock | None
 ) -> Verdict:
-    if dead:
-        return Verdict(False, f"deadlock: {dead}. {_why_deadlocked(set(dead.locks))}")
     if problem and "stopped with" in problem:
         return Verdict(False, f"{problem} The items are bytes, and the semaphores have acquire() and release().")
+    if dead:
+        return Verdict(False, f"deadlock: {dead}. {_why_deadlocked(set(dead.locks))}")
     moved = collections.Counter(heard)
     missing = sum(row not in moved for row in rows)
     twice = sum(count - 1 for row, count in moved.items() if row and count > 1)
@@ -293,25 +294,25 @@ def _judge(
     if missing or twice:
         return Verdict(
             False,
-            f"{tally}, although everybody waited. Is the buffer used only while the mutex is held, and does take return "
-            "the item?",
+            f"{tally}, although everybody waited. Is the buffer used only while the mutex is held, and does take "
+            "return the item?",
         )
     return Verdict(
         True,
-        f"all {len(rows)} items came through, each once, from two producers to two consumers through {Slots.PLACES} places. "
-        f"The mutex was taken {table['mutex'].acquired} times and never by two at once.",
+        f"all {len(rows)} items came through, each once, from two producers to two consumers through {Slots.PLACES} "
+        f"places. The mutex was taken {table['mutex'].acquired} times and never by two at once.",
     )
 
 
 def _why_deadlocked(locks: set[str]) -> str:
     if "mutex" not in locks:
-        return "Who has taken an item has to wait for items before, and to release free afterwards; put the other way round."
+        return "take waits for items before it pops and releases free afterwards; put does it the other way round."
     if locks == {"mutex"}:
         return "Does everybody who takes the mutex give it back?"
     who, what = ("put", "free") if "free" in locks else ("take", "items")
     return (
-        f"{who} takes the mutex and then waits for {what}: it keeps everybody out while it waits for them. Wait for room or "
-        "an item first, and take the mutex last."
+        f"{who} takes the mutex and then waits for {what}: it keeps everybody out while it waits for them. Wait for "
+        "room or an item first, and take the mutex last."
     )
 
 

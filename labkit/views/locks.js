@@ -200,10 +200,12 @@ class View {
   x(t) { return this.left + ((t - this.from) / (this.right() - this.from)) * (this.width - this.left - 6); }
   time(x) { return Math.min(this.right(), Math.max(this.from, this.from + ((x - this.left) / (this.width - this.left - 6)) * (this.right() - this.from))); }
 
-  /** Where a deadlock is best seen: in the middle of the last one. */
+  /** Where there is most to see: in the middle of the last deadlock, or of a wait for what a dead process held. */
   best() {
-    const last = this.table.deadlocks.at(-1);
-    return last ? (last.begin + (last.end < 0 ? this.end() : last.end)) / 2 : null;
+    const { table } = this, middle = ({ begin, end }) => (begin + (end < 0 ? this.end() : end)) / 2;
+    if (table.deadlocks.length) return middle(table.deadlocks.at(-1));
+    const vain = table.spans.filter((s) => s[KIND] === IN_VAIN).slice(-50).reverse().map((s) => middle({ begin: s[BEGIN], end: s[END] }));
+    return vain.find((t) => situation(table, t).abandoned.length) ?? null;
   }
 
   put(t) {
@@ -261,7 +263,7 @@ class View {
       return element("span", {}, chip, label);
     });
     const sign = (mark, text) => element("span", {}, mark, text);
-    this.legend.replaceChildren(...chips, sign(element("i"), "holds"), sign(element("i", { class: "waits" }), "waits"), sign("▲", "releases what others took"), sign("✕", "killed"));
+    this.legend.replaceChildren(...chips, sign(element("i"), "holds"), sign(element("i", { class: "waits" }), "waits"), sign("▲", " releases what others take"), sign("✕", " killed"));
   }
 
   status(actor) {
