@@ -214,7 +214,7 @@ def test_the_right_buffer_is_accepted():
         (put_without_mutex, take_without_mutex, ["were lost", "hold the mutex meanwhile"]),
         (put_without_mutex, take, ["hold the mutex meanwhile"]),
         (put_without_free, take, ["put was called 120 times and waited for free 0 times"]),
-        (put, take_without_items, ["wait for items"]),
+        (put, take_without_items, ["waits for items"]),
         (put_that_tells_nobody, take, ["items"]),
         (put_that_keeps_the_mutex, take, ["mutex"]),
         (put, take_that_returns_nothing, ["does take return"]),

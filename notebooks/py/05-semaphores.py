@@ -321,6 +321,9 @@ broken.locks()
 from labkit import stop_all
 
 stop_all()  # the heir that still waits
+posix.close()
+undo.close()  # a System V set stays in the kernel until its last user has closed it
+
 robust, inside = Mutex(), PosixSemaphore(0)
 victim = launch(holder, robust, inside, name="victim")
 inside.acquire()
