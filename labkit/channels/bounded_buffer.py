@@ -194,8 +194,8 @@ class BufferEnd:
     def _looks(self) -> None:
         """Have the next try decided by the positions, whatever the semaphores say."""
 
-    def _sleep(self, seconds: float) -> bool:
-        """Wait for the semaphore, at most so long; whether it may be tried again."""
+    def _sleep(self, seconds: float) -> None:
+        """Wait for the semaphore, at most so long."""
         raise NotImplementedError
 
     def _wait(self, waiter: Waiter, doing: str) -> bool:
@@ -206,7 +206,9 @@ class BufferEnd:
             slice = min(SLICE, waiter.deadline - time.monotonic())
             if slice <= 0:
                 raise TimeoutError(f"{doing} for {waiter.timeout:g} s")
-        return not self._sleep(slice) and self._cut()
+        if not self._cut():  # a side that goes cuts the lifeline first, then wakes us: one of the two we see
+            self._sleep(slice)
+        return self._cut()
 
 
 class BufferSender(BufferEnd, Sender):
@@ -375,18 +377,24 @@ class FileEnd(BufferEnd):
     def _looks(self) -> None:
         self._state[TOKEN // 8] = 1
 
-    def _sleep(self, seconds: float) -> bool:
-        words = self._words
-        if words is None:
-            return True
-        semaphore = ffi.cast("sem_t *", int(words.ctypes.data) + self.semaphore)
+    def _sleep(self, seconds: float) -> None:
+        if self._words is None:
+            return
+        semaphore = self._pointer(self.semaphore)
         if HAS_SEM_CLOCKWAIT:
-            until = timespec(time.monotonic() + seconds)
-            woken = libc.sem_clockwait(semaphore, time.CLOCK_MONOTONIC, until) == 0
+            libc.sem_clockwait(semaphore, time.CLOCK_MONOTONIC, timespec(time.monotonic() + seconds))
         else:  # a slice is short enough for a clock that may be set
-            woken = libc.sem_timedwait(semaphore, timespec(time.time() + seconds)) == 0
+            libc.sem_timedwait(semaphore, timespec(time.time() + seconds))
         self._state[TOKEN // 8] = 1  # also when the slice is over: then the positions alone decide
-        return woken
+
+    def _farewell(self) -> None:
+        """Wake the other side, so that it looks at the lifeline now and not at the end of its slice."""
+        if self.lifeline and self._words is not None:
+            self.lifeline.close()
+            libc.sem_post(self._pointer(FILLED if self.semaphore == FREE else FREE))
+
+    def _pointer(self, offset: int) -> Any:
+        return ffi.cast("sem_t *", int(self._words.ctypes.data) + offset)  # type: ignore[union-attr]
 
 
 def file_arrives(end: type, ticket: Any, lifeline: Any) -> Any:

@@ -54,6 +54,7 @@ class _Synced(FileEnd):
     """What has been sent is on the disk when an end has closed."""
 
     def _farewell(self) -> None:
+        super()._farewell()
         if self._words is not None:
             mapping: Any = self._words.base
             mapping.obj.flush()  # msync(2)

@@ -275,17 +275,16 @@ class _SegmentEnd(BufferEnd):
         lifeline = self.lifeline and travelling(self.lifeline.fileno())
         return _arrives, (type(self), self.note, lifeline)
 
-    def _sleep(self, seconds: float) -> bool:
+    def _sleep(self, seconds: float) -> None:
         number = int(self._state[ERRNO // 8])
         if number == errno.EAGAIN:
             if libc.semtimedop(self._semaphores, self._waits, len(self._waits), timespec(seconds)) == 0:
-                return True
+                return
             number = ffi.errno
         if number in notes.GONE:
             raise Closed("this buffer has been removed (EIDRM): unlink, or ipcrm(1)")
         if number not in (errno.EAGAIN, errno.EINTR):
             raise failed("semop", number=number)
-        return False
 
 
 class SegmentSender(_SegmentEnd, BufferSender):
