@@ -38,6 +38,7 @@ FLOORS = {
     "labkit.lockfree": 1,
     "labkit.sync": 1.2,  # a mutex is compiled by the ring's lockfree.entry
     "labkit.stats": 1,
+    "labkit.shared_array": 1,
     "labkit.channels.notes": 0.5,
     "labkit.channels.base": 0,
     "labkit.channels.stream": 1.7,

@@ -21,6 +21,7 @@ from labkit import Closed, RemoteError, channel, launch, receiver, sender, unlin
 from labkit.channels import buffer_entry, notes, sysv_shm
 from labkit.channels.base import kind_dir
 from labkit.libc import ffi, libc
+from labkit.shared_array import SharedArray
 
 FILES = ("posix_shm", "mmap_file")
 BUFFERS = (*FILES, "sysv_shm")
@@ -470,3 +471,44 @@ def test_a_buffer_with_a_name_is_for_its_owner_only_and_noted(kind, a_name):
     assert (kind_dir(kind) / a_name).exists()
     unlink(kind, a_name)
     assert not (kind_dir(kind) / a_name).exists()
+
+
+# --- arrays -------------------------------------------------------------------------------------------------
+
+
+def test_an_array_is_the_same_memory_in_a_child_and_stays_ours():
+    shared = SharedArray((3, 4), np.float32)
+    assert not shared.array.any()
+
+    def fill(shared):
+        shared.array[1] = 7
+
+    launch(fill, shared).wait()
+    assert shared.array.tolist() == [[0] * 4, [7] * 4, [0] * 4]
+    shared.close()
+    shared.close()
+    assert "closed" in repr(shared)
+    with pytest.raises((ValueError, TypeError), match="closed"):
+        launch(fill, shared)
+
+
+def test_an_array_keeps_its_memory_while_it_is_used():
+    shared = SharedArray(1000, np.int64)
+    array = shared.array
+    shared.close()
+    array[:] = 5
+    assert array.sum() == 5000
+
+
+def test_the_memory_of_an_array_cannot_be_truncated():
+    shared = SharedArray(10)
+    with pytest.raises(PermissionError):
+        os.truncate(shared._fd, 0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "error"), [(0, "f8", ValueError), ((3, 0), "f8", ValueError), (3, object, TypeError)]
+)
+def test_an_array_that_cannot_be_shared_is_refused(shape, dtype, error):
+    with pytest.raises(error, match="nothing to share|Python objects"):
+        SharedArray(shape, dtype)
