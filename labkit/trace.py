@@ -103,6 +103,7 @@ class Trace:
         """Events that were recorded, and forgotten because there were more than `keep`."""
         self._memory: list[int] = []  # the memfd, while there are endpoints to record
         self._endpoints = 0
+        self._owners: dict[int, int] = {}  # pids by endpoint, of locks
         self._handed: dict[int, range] = {}  # locks by endpoint, of copies that children have not opened yet
         self._rings: dict[int, np.ndarray] = {}  # by endpoint, those that are not closed
         self._lost = 0  # as counted when a ring was given up
@@ -237,6 +238,9 @@ class Trace:
             if pid in self.processes:
                 self.processes[pid].ended_ns = time.monotonic_ns()
                 self.processes[pid].ended = how
+                self.collect()
+                for number in [number for number, owner in self._owners.items() if owner == pid]:
+                    self._give_up(number)  # it was killed, and could not say that it closes its locks
                 self._changed = True
                 self._wake()
 
@@ -273,9 +277,9 @@ class Trace:
                 if self._subscribers:
                     self._news.append(chunk)
                 if chunk["action"][-1] in (Action.CLOSED, Action.LOCK_CLOSED):  # not used again: give its memory back
-                    self._lost += int(ring[spsc.LOST // 8])
-                    ring.base.obj.madvise(mmap.MADV_REMOVE, spsc.DATA, size)  # type: ignore[union-attr]
-                    del self._rings[number]
+                    self._give_up(number)
+                elif chunk["action"][0] == Action.LOCK_OPENED:
+                    self._owners[number] = int(chunk["pid"][0])
             while self._kept > self.keep:
                 gone = min(self._kept - self.keep, len(self._chunks[0]))
                 self._chunks[0] = self._chunks[0][gone:]
@@ -283,6 +287,13 @@ class Trace:
                     self._chunks.pop(0)
                 self._kept -= gone
                 self.forgotten += gone
+
+    def _give_up(self, number: int) -> None:
+        """A ring that will not be used again."""
+        ring = self._rings.pop(number)
+        self._owners.pop(number, None)
+        self._lost += int(ring[spsc.LOST // 8])
+        ring.base.obj.madvise(mmap.MADV_REMOVE, spsc.DATA, ring.nbytes - spsc.DATA)  # type: ignore[union-attr]
 
     def _notify(self) -> None:
         with self._lock:
@@ -576,14 +587,17 @@ class TracedLock(Held, Shared):
             entries = trace_entries().items()
             self._records.append({name: e.builtin(state, ring) for name, e in entries if name.startswith("lock_")})
             self._records[-1]["lock_opened"]()
+        self._only = self._records[0] if len(self._records) == 1 else None
+        self._acquire, self._release = inner.acquire, inner.release
 
     def acquire(self, *args: Any, **kwargs: Any) -> Any:
         """As the lock's own acquire."""
-        self._must_be_open()
-        record = self._records[self._index(args, kwargs)]
+        if self.closed:
+            self._must_be_open()
+        record = self._only or self._records[self._index(args, kwargs)]
         record["lock_waits"]()
         try:
-            result = self._inner.acquire(*args, **kwargs)
+            result = self._acquire(*args, **kwargs)
         except BaseException:
             record["lock_gave_up"]()
             raise
@@ -592,9 +606,11 @@ class TracedLock(Held, Shared):
 
     def release(self, *args: Any, **kwargs: Any) -> Any:
         """As the lock's own release."""
-        self._must_be_open()
-        self._records[self._index(args, kwargs)]["lock_released"]()
-        return self._inner.release(*args, **kwargs)
+        if self.closed:
+            self._must_be_open()
+        record = self._only or self._records[self._index(args, kwargs)]
+        record["lock_released"]()
+        return self._release(*args, **kwargs)
 
     def ops(self, operations: Iterable[tuple[int, int, bool]], timeout: float | None = DEFAULT_TIMEOUT) -> None:
         """As SysvSemaphores.ops; taking several at once is recorded as waiting for each of them."""
@@ -627,9 +643,7 @@ class TracedLock(Held, Shared):
         return result
 
     def _index(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-        """Which semaphore of a set is meant."""
-        if len(self._records) == 1:
-            return 0
+        """Which semaphore of a set of several is meant."""
         index = args[0] if args else kwargs.get("index", 0)
         if index not in range(len(self._records)):
             raise ValueError(

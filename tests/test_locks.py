@@ -130,6 +130,17 @@ def test_the_collector_rests_when_all_locks_are_closed(trace):
     until(lambda: not trace._memory)
 
 
+def test_the_ring_of_a_killed_process_is_given_up(trace):
+    mutex, ready = trace.lock(PosixSemaphore(1)), PosixSemaphore(0)
+    holder = launch(roles.take_and_sleep, mutex, ready)
+    ready.acquire()
+    holder.kill()
+    mutex.close()
+    until(lambda: not trace._memory)
+    assert trace.locks()[0].held_by == ("take_and_sleep (killed by SIGKILL)",)
+    ready.close()
+
+
 # --- deadlocks -----------------------------------------------------------------------------------------------
 
 

@@ -170,32 +170,42 @@ print("guests:", len(jobs), "- most inside at once:", counting.locks()[0].most_a
 # %% [markdown]
 # ## What it costs
 #
-# To take a lock that is free and give it back, without anybody waiting. A POSIX semaphore and a mutex made of a futex(2) need the
-# kernel *only to sleep*; when they are free, taking them is one instruction on shared memory. The others ask the kernel each time.
+# To take a lock that is free and to give it back, without anybody waiting. First with the modules that do little more than the
+# call itself, then a mutex of `labkit.sync`, which is made of a word in shared memory and of futex(2):
 
 # %%
+import fcntl
+import os
 from timeit import timeit
 
 from labkit.draw import plot_times
-from labkit.sync import FileLock, Mutex, SysvSemaphores
+from labkit.sync import Mutex
 
+descriptor = os.open(number, os.O_RDWR)
+names = {
+    "posix": posix_ipc.Semaphore(None, posix_ipc.O_CREX, initial_value=1),
+    "sysv": sysv_ipc.Semaphore(None, sysv_ipc.IPC_CREX, initial_value=1),
+    "mutex": Mutex(),
+    "flock": lambda how: fcntl.flock(descriptor, how),
+}
+statements = {
+    "sem_wait, sem_post": "posix.acquire(); posix.release()",
+    "semop, twice": "sysv.P(); sysv.V()",
+    "flock, twice": f"flock({fcntl.LOCK_EX}); flock({fcntl.LOCK_UN})",
+    "Mutex": "mutex.acquire(); mutex.release()",
+}
+costs = {label: min(timeit(s, globals=names, number=1000) for _ in range(9)) * 1e6 for label, s in statements.items()}
+plot_times(costs, "taken and given back, nobody waits")
 
-with tempfile.NamedTemporaryFile() as file:
-    locks = {
-        "PosixSemaphore": PosixSemaphore(1),
-        "Mutex (futex)": Mutex(),
-        "SysvSemaphores": SysvSemaphores([1]),
-        "FileLock (flock)": FileLock(file.name),
-    }
-    costs = {}  # nanoseconds
-    for name, lock in locks.items():
-        seconds = [timeit("lock.acquire(); lock.release()", globals={"lock": lock}, number=2000) for _ in range(5)]
-        costs[name] = min(seconds) / 2000 * 1e9
-        lock.close()
-plot_times(costs, "acquire and release, nobody waits")
+# %%
+names["posix"].unlink()
+names["sysv"].remove()
+os.close(descriptor)
 
 # %% [markdown]
-# These are the times of a Python program: the way from Python to C is in each of them, and is most of the fast ones.
+# A free POSIX semaphore is taken by *one instruction* on memory that the processes share, and the kernel is asked only to sleep and
+# to wake: that is the idea of the futex. `semop` and `flock` ask it each time. The `Mutex` does not ask it either; its instruction
+# is just as short, and the rest is the Python around it, there to be read: `labkit/sync/futex.py`.
 #
 # ## Order: A before B before C
 #
@@ -290,6 +300,8 @@ def holder(lock, inside):
     inside.release()
     time.sleep(60)
 
+
+from labkit.sync import SysvSemaphores
 
 broken = Trace()
 posix, undo = broken.lock(PosixSemaphore(1), "POSIX"), broken.lock(SysvSemaphores([1]), "System V")
@@ -393,6 +405,7 @@ print("both have eaten; a deadlock?", cured.deadlock())
 
 # %%
 from labkit import RemoteError
+from labkit.sync import FileLock
 
 with tempfile.NamedTemporaryFile() as file:
     for how in ("flock", "ofd", "fcntl"):
