@@ -278,3 +278,47 @@ def test_unrelated_processes_do_not_get_somebody_elses_queue(a_name):
                 ask()
     finally:
         libc.msgctl(libc.msgget(key, 0), notes.IPC_RMID, notes.ffi.NULL)
+
+
+# --- limits of the machine, in an IPC namespace of our own --------------------------------------------------
+
+EXHAUST = """
+import ctypes, sys
+from pathlib import Path
+kind, limit, value = sys.argv[1:]
+if ctypes.CDLL(None).unshare(0x8000000):  # CLONE_NEWIPC
+    sys.exit(77)
+Path("/proc/sys/kernel", limit).write_text(value)
+from labkit import channel
+from labkit.channels import notes
+from labkit.channels.base import kind_dir
+kept = []
+try:
+    while len(kept) < 20:
+        kept.append(channel(kind))
+except OSError as reason:
+    there = len(list(kind_dir(notes.UNNAMED).iterdir()))
+    print(len(kept), there, reason.errno, reason)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit", "value", "says"),
+    [
+        ("sysv_mq", "msgmni", "3", "kernel.msgmni"),
+        ("sysv_shm", "shmmni", "3", "kernel.shmmni"),
+        ("sysv_shm", "sem", "250 32000 32 3", "kernel.sem"),
+        ("sysv_shm", "shmmax", "4096", "fewer or smaller"),
+    ],
+)
+def test_a_machine_at_its_limit_is_explained_and_nothing_is_left(kind, limit, value, says):
+    if os.geteuid() != 0:
+        pytest.skip("needs an IPC namespace of its own: run as root")
+    command = [sys.executable, "-c", EXHAUST, kind, limit, value]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    if done.returncode == 77:
+        pytest.skip("no permission to make an IPC namespace here")
+    made, noted, _, text = done.stdout.split(" ", 3)
+    assert made == noted  # the one that failed has left no note
+    assert int(made) == (0 if limit == "shmmax" else 3)
+    assert says in text

@@ -37,7 +37,7 @@ from labkit.channels.base import (
     travelling,
     unavailable,
 )
-from labkit.channels.notes import Note
+from labkit.channels.notes import IPC_CREAT, IPC_EXCL, Note
 from labkit.libc import ffi, libc
 from labkit.sync.interrupt import interruptible
 
@@ -181,17 +181,17 @@ def _named(
 
 
 def _make(note: Note, capacity: int | None) -> None:
-    try:
-        queue = sysv_ipc.MessageQueue(note.key, sysv_ipc.IPC_CREX, mode=0o600)
-    except OSError as reason:
-        number = reason.errno or errno.EIO
+    # Through libc: sysv_ipc reports some errors in words only, without their numbers.
+    if libc.msgget(note.key, IPC_CREAT | IPC_EXCL | 0o600) < 0:
+        number = ffi.errno
         advice = {
             errno.ENOSPC: f"the machine is at its limit of {_limit('msgmni', 32000):,} queues (kernel.msgmni): "
             "`ipcs -q` lists them, `labkit clean` removes those that labkit left",
             errno.ENOSYS: "this kernel has no System V IPC (CONFIG_SYSVIPC): use posix_mq instead",
             errno.EPERM: "a sandbox may forbid it: use unix_seqpacket instead",
         }.get(number, "see msgget(2)")
-        raise unavailable("msgget", number, advice) from reason
+        raise unavailable("msgget", number, advice)
+    queue = sysv_ipc.MessageQueue(note.key)
     if capacity is not None and capacity != queue.max_size:
         try:
             queue.max_size = capacity
