@@ -563,14 +563,6 @@ def test_a_connection_of_somebody_else_to_the_port_of_a_pair_is_not_taken_for_ou
     rx.close()
 
 
-@pytest.mark.parametrize("kind", ["tcp", "udp"])
-@pytest.mark.parametrize("nonsense", [0, -1, 1 << 31])
-def test_a_buffer_of_no_size_is_refused(kind, nonsense):
-    option = {"tcp": "buffer", "udp": "receive_buffer"}[kind]
-    with pytest.raises(ValueError, match=option):
-        channel(kind, **{option: nonsense})
-
-
 def test_a_timeout_that_is_none_is_refused_when_connecting(a_name):
     for kind in ("unix_stream", "unix_seqpacket", "tcp"):
         rx = receiver(kind, a_name, create=True)

@@ -330,7 +330,6 @@ plot_lines(times, "request number", "time, ms", log="y", style="dots")
 # %%
 kinds = ["unix_stream", "unix_seqpacket", "unix_datagram", "tcp", "udp"]
 
-
 calm = Trace()
 for kind in kinds:
     tx, rx = channel(kind, trace=calm)
