@@ -267,6 +267,18 @@ def test_waiting_users_of_a_segment_learn_at_once_that_it_was_removed(a_name):
     rx.close()
 
 
+def test_a_second_thread_that_clears_the_error_number_does_no_harm():
+    tx, rx = channel("sysv_shm")
+    rx._state[buffer_entry.ERRNO // 8] = 0
+    sending = threading.Timer(0.1, tx.send, (b"x",))
+    sending.start()
+    rx._sleep(5)
+    assert rx.receive() == b"x"
+    sending.join()
+    tx.close()
+    rx.close()
+
+
 def test_a_segment_without_a_name_is_gone_when_its_last_user_was_killed():
     tx, rx = channel("sysv_shm")
     path, key = tx.note.path, tx.note.key

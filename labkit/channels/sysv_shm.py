@@ -277,7 +277,7 @@ class _SegmentEnd(BufferEnd):
 
     def _sleep(self, seconds: float) -> None:
         number = int(self._state[ERRNO // 8])
-        if number == errno.EAGAIN:
+        if number in (0, errno.EAGAIN):  # 0: another thread has used this end meanwhile
             if libc.semtimedop(self._semaphores, self._waits, len(self._waits), timespec(seconds)) == 0:
                 return
             number = ffi.errno
