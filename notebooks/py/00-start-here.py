@@ -18,7 +18,7 @@
 # Two programs run on the same machine. Each has its own memory, and the kernel guards the wall between them. So how does a
 # word get from one to the other? That is **inter-process communication**, IPC.
 #
-# In this notebook real processes on *your* machine talk through four real mechanisms. You watch every message travel,
+# In this notebook real processes on *your* machine talk through real mechanisms of the kernel. You watch every message travel,
 # measure it, break it, and take a report home. Run the cells from top to bottom: **Shift + Enter**.
 
 # %% [markdown]
@@ -140,7 +140,7 @@ await sending  # raises what went wrong over there, if anything did
 # When the producer has ended you can go back: drag the slider, choose a slower speed, step from message to message. Real
 # messages take microseconds; the view says how much it slows them down.
 #
-# ## Four mechanisms
+# ## Five mechanisms
 #
 # The same function, the same records, as fast as they go. Only the name of the mechanism changes:
 #
@@ -150,9 +150,10 @@ await sending  # raises what went wrong over there, if anything did
 # | `unix_seqpacket` | a pair of sockets that keeps messages apart | unix(7) |
 # | `posix_mq` | a queue inside the kernel: messages have priorities and may outlive their sender | mq_overview(7) |
 # | `shm_ring` | a lock-free ring in shared memory: the kernel is not asked at all, except to sleep | memfd_create(2) |
+# | `mp_queue` | Python's own `multiprocessing.Queue`, to compare with: a pipe, locks, pickle and a thread | pipe(7) |
 
 # %%
-kinds = ["pipe", "unix_seqpacket", "posix_mq", "shm_ring"]
+kinds = ["pipe", "unix_seqpacket", "posix_mq", "shm_ring", "mp_queue"]
 
 race = Trace()
 watch(race)
@@ -193,7 +194,8 @@ calm.compare()
 #
 # ## Which one to choose
 #
-# Not by speed alone. What each mechanism promises, checked by labkit's test suite both ways:
+# Not by speed alone. What each mechanism promises (all of them, far more than four), checked by labkit's test suite both
+# ways:
 
 # %%
 from labkit import facts
@@ -218,6 +220,7 @@ print(f"Shortest way when nothing is queued: {quickest}")
 # - **Between related processes, without a second thought:** a pipe, or a Unix socket pair when messages must stay apart or
 #   descriptors are to travel.
 # - **The receiver comes and goes, urgent messages overtake:** a POSIX message queue.
+# - **Between programs that know only a name:** a FIFO or a Unix socket; on different machines, TCP.
 # - **Speed is what matters, one sender and one receiver:** shared memory with a lock-free ring.
 #
 # ## Break it
@@ -313,6 +316,14 @@ report(race, "../reports/my-first-report.html")
 # | lab | question |
 # |---|---|
 # | **00-start-here** (this one) | How do processes talk, and which way should I choose? |
+# | [01-pipes](01-pipes.ipynb) | What is a pipe, how much does it hold, and when do writes mix? |
+# | [02-fifos](02-fifos.ipynb) | How do processes meet that have nothing in common but a name? |
+# | [03-message-queues](03-message-queues.ipynb) | How can a message outlive its sender, and what when the receiver is slow? |
+# | [04-shared-memory](04-shared-memory.ipynb) | Why is shared memory the fastest way, and what goes wrong in it? |
+# | [05-semaphores](05-semaphores.ipynb) | How do processes wait for each other, and how do they deadlock? |
+# | [06-sockets](06-sockets.ipynb) | Stream, datagram, TCP, UDP: what does each promise, and to whom am I talking? |
+# | [07-signals-and-events](07-signals-and-events.ipynb) | What does the kernel tell a process, and how does it listen? |
+# | [08-classic-problems](08-classic-problems.ipynb) | Which interleaving breaks it? Philosophers, readers and writers, a barber, a barrier. |
 #
 # And beyond the labs:
 #
