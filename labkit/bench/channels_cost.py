@@ -221,6 +221,7 @@ BARE: dict[str, Callable[[], contextlib.AbstractContextManager[Ends]]] = {
     "mp_queue": bare_mp_queue,
     "zmq": bare_zmq,
 }
+THREADED = ("mp_queue", "zmq")  # a thread carries their messages on: one at a time would measure its waking
 STREAMS = ("pipe", "fifo", "unix_stream", "tcp")
 
 
@@ -232,8 +233,8 @@ def labkit_ends(kind: str, size: int) -> Iterator[Ends]:
         yield tx.send, lambda _: rx.receive()
 
 
-def small(ends: Callable[[], contextlib.AbstractContextManager[Ends]], size: int) -> float:
-    """Seconds of one send and one receive."""
+def small(ends: Callable[[], contextlib.AbstractContextManager[Ends]], size: int, burst: int = 1) -> float:
+    """Seconds of one send and one receive; `burst` messages are sent before they are received."""
     message, count = bytes(size), 0
     with ends() as (send, receive):
         for _ in range(20):
@@ -241,9 +242,11 @@ def small(ends: Callable[[], contextlib.AbstractContextManager[Ends]], size: int
             receive(size)
         begun = time.perf_counter()
         while time.perf_counter() - begun < SECONDS:
-            for _ in range(100):
-                send(message)
-                receive(size)
+            for _ in range(100 // burst):
+                for _ in range(burst):
+                    send(message)
+                for _ in range(burst):
+                    receive(size)
             count += 100
         return (time.perf_counter() - begun) / count
 
@@ -304,7 +307,9 @@ def run(progress: Callable[[], None]) -> list[Row]:
             continue
         for size in (64, 4096, LARGE):
             if size < LARGE:
-                ours, theirs = partial(small, partial(labkit_ends, kind, size), size), partial(small, BARE[kind], size)
+                burst = 100 if kind in THREADED else 1
+                ours = partial(small, partial(labkit_ends, kind, size), size, burst)
+                theirs = partial(small, BARE[kind], size, burst)
             elif kind in STREAMS and kind != "fifo":  # whose messages are atomic, hence small
                 ours, theirs = partial(large_labkit, kind), partial(large_bare, kind)
             else:
