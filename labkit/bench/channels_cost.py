@@ -139,7 +139,7 @@ def bare_shared_memory(semaphores: str) -> Iterator[Ends]:
 
 @contextmanager
 def bare_signal() -> Iterator[Ends]:
-    """Eight bytes a signal, to ourselves; the number and the signalfd are those of a channel, which all threads block."""
+    """Eight bytes a signal, to ourselves; the number and the signalfd are a channel's, which all threads block."""
     from labkit.libc import libc
 
     tx, rx = channel("signal")

@@ -256,7 +256,7 @@ class ZmqSender(Sender):
         self._connection = -1
         self.socket.connect(f"ipc:///proc/self/fd/{self._own_place}")
         # The class below checks arguments that we never give, which takes as long as a send.
-        self._send = super(zmq.Socket, self.socket).send
+        self._send = super(zmq.Socket, self.socket).send  # type: ignore[misc]
 
     def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT) -> None:
         if type(message) is not bytes or not 0 < len(message) <= self._limit:
