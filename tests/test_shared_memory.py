@@ -524,3 +524,16 @@ def test_the_memory_of_an_array_cannot_be_truncated():
 def test_an_array_that_cannot_be_shared_is_refused(shape, dtype, error):
     with pytest.raises(error, match="nothing to share|Python objects"):
         SharedArray(shape, dtype)
+
+
+def test_mapped_files_work_where_the_file_system_has_no_files_without_names(a_name, monkeypatch):
+    """An older overlay, for instance. Without its own bit O_TMPFILE is refused by the kernel just as there: EISDIR."""
+    monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY)
+    for name in (None, a_name):
+        tx, rx = channel("mmap_file", name=name)
+        tx.send(b"x")
+        assert rx.receive() == b"x"
+        tx.close()
+        rx.close()
+    with pytest.raises(FileExistsError):
+        channel("mmap_file", name=a_name)

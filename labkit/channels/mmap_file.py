@@ -80,7 +80,9 @@ def open(*, max_message: int = MAX_MESSAGE, max_messages: int = MAX_MESSAGES) ->
         OSError: ENOSPC, the file system is full.
     """
     bytes_for(max_message, max_messages)
-    fd = _new_file()
+    fd, temporary = _new_file()
+    if temporary:
+        os.unlink(temporary)
     try:
         make_in_file(fd, max_message, max_messages)
     except BaseException:
@@ -145,29 +147,27 @@ def _make(name: str, max_message: int, max_messages: int) -> None:
     """Make a file with a buffer in it. It gets its name when it is ready: nobody ever sees half a buffer."""
     path = _path(name)
     bytes_for(max_message, max_messages)
-    fd = _new_file()
+    fd, temporary = _new_file()
     try:
         make_in_file(fd, max_message, max_messages)
-        try:
-            os.link(
-                f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True
-            )  # src_dir_fd: linkat(2), not link(2)
-        except FileExistsError:
-            raise FileExistsError(errno.EEXIST, "there is a file of this name already", str(path)) from None
+        # A descriptor given makes it linkat(2), which follows the link in /proc.
+        os.link(temporary or f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+    except FileExistsError:
+        raise FileExistsError(errno.EEXIST, "there is a file of this name already", str(path)) from None
     finally:
         os.close(fd)
+        if temporary:
+            os.unlink(temporary)
 
 
-def _new_file() -> int:
-    """A descriptor of a new file without a name, on the file system where those with names are."""
+def _new_file() -> tuple[int, str | None]:
+    """A new file on the file system where those with names are: its descriptor, and its path if it must have one."""
     try:
-        return os.open(kind_dir("mmap_file"), os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        return os.open(kind_dir("mmap_file"), os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600), None
     except OSError as reason:
         if reason.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
             raise
-    fd, path = tempfile.mkstemp(prefix="labkit-mmap-", dir=runtime_dir())  # this file system has no O_TMPFILE
-    os.unlink(path)
-    return fd
+    return tempfile.mkstemp(prefix="labkit-mmap-", dir=runtime_dir())  # this file system has no O_TMPFILE
 
 
 def _open(end: Any, name: str) -> Any:
