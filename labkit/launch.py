@@ -510,12 +510,13 @@ class _Process(_context.Process):  # type: ignore[name-defined]
 
 
 def _preload() -> None:
-    """Tell the forkserver what to load before its first child; Numba's compiled code only when we use it ourselves.
+    """Tell the forkserver what to load before its first child; what takes long only when we use it ourselves.
 
     While others still run, the forkserver cannot be replaced; children then load what is missing themselves, which
     takes them half a second.
     """
-    wanted = "labkit.preload" if "labkit.lockfree.spsc" in sys.modules else "labkit.launch"
+    slow = {"labkit.lockfree.entry", "labkit.channels.notes"} & sys.modules.keys()
+    wanted = "labkit.preload" if slow else "labkit.launch"
     server = forkserver._forkserver
     if wanted not in server._preload_modules and not multiprocess.active_children():
         server._forkserver_address = "\0"  # nothing to unlink
@@ -531,7 +532,8 @@ def _start_hidden(server: Any) -> None:
     """Start the forkserver, and take its socket out of the file system, where a kill -9 of all of us would leave it."""
     config = multiprocess.current_process()._config
     usual = config.get("tempdir")
-    with tempfile.TemporaryDirectory(prefix="forkserver-") as folder:
+    place = None if len(os.fsencode(tempfile.gettempdir())) < 60 else "/tmp"  # a socket's path has 107 bytes
+    with tempfile.TemporaryDirectory(prefix="forkserver-", dir=place) as folder:
         config["tempdir"] = folder
         try:
             forkserver.ensure_running()

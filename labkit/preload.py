@@ -1,9 +1,11 @@
 """Imported once by the forkserver, so that every child starts with Numba's compiled code already in its memory."""
 
+import atexit
 import importlib
+import time
 
 import labkit.launch
-from labkit.channels import KINDS
+from labkit.channels import KINDS, notes
 from labkit.channels.call_entry import call_entries
 from labkit.channels.signal_entry import handler, signal_entries
 from labkit.lockfree.spsc_entry import ring_entries, ring_functions
@@ -13,3 +15,16 @@ for module in KINDS.values():
     importlib.import_module(module)
 for compiled in (call_entries, handler, ring_entries, ring_functions, signal_entries, trace_entries):
     compiled()
+
+
+@atexit.register
+def _last_sweep() -> None:
+    """Remove the System V objects of a process that was killed, which nothing else notices.
+
+    The forkserver lives until whoever started it has gone, killed or not; its children, which leave without this
+    (os._exit), are killed in the same moment and may take another to be gone.
+    """
+    for pause in (0.0, 0.05, 0.2, 0.5, 1.0):
+        time.sleep(pause)
+        if not notes.sweep():
+            return

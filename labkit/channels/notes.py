@@ -16,7 +16,8 @@ Why this survives kill -9, at any point:
   whatever its process died of.
 - Whoever gets the exclusive lock therefore proves that nobody uses the object. Each user tries when it closes; one
   that was killed cannot, and `sweep` does it instead: at the next opening of a System V object, when a job ends that
-  held one, or when `labkit clean` is run. Only objects without a name are removed like this.
+  held one, when the forkserver ends because who started it has gone, or when `labkit clean` is run. Only objects
+  without a name are removed like this.
 - A note just made and not yet locked may be swept. Its maker sees that its file has no name any more, and makes
   another.
 
@@ -193,11 +194,13 @@ def unlink(kind: str, name: str, *objects: str) -> None:
         raise FileNotFoundError(errno.ENOENT, f"no {kind} of this name", name)
 
 
-def sweep() -> None:
-    """Remove all objects without a name whose users were all killed."""
-    for path in list(kind_dir(UNNAMED).iterdir()):
+def sweep() -> int:
+    """Remove all objects without a name whose users were all killed; returns how many others there are."""
+    paths, removed = list(kind_dir(UNNAMED).iterdir()), 0
+    for path in paths:
         with contextlib.suppress(OSError, ValueError):
-            remove_if_unused(path)
+            removed += remove_if_unused(path)
+    return len(paths) - removed
 
 
 def remove_if_unused(path: Path) -> bool:

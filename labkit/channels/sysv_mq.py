@@ -205,7 +205,11 @@ class _SysvEnd:
     """What both ends hold: the note, by whose key the queue is found, and the lifeline of a pair."""
 
     kind, facts = "sysv_mq", FACTS
-    aftermath = staticmethod(notes.sweep)
+
+    @staticmethod
+    def aftermath() -> None:
+        notes.sweep()
+
     closed: bool
     _must_be_open: Callable[[], None]
     _queue: sysv_ipc.MessageQueue | None = None

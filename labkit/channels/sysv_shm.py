@@ -235,7 +235,11 @@ class _SegmentEnd(BufferEnd):
 
     kind, facts = "sysv_shm", FACTS
     guard = SYSV
-    aftermath = staticmethod(notes.sweep)
+
+    @staticmethod
+    def aftermath() -> None:
+        notes.sweep()
+
     entry: str
     takes: int
     gives: int
