@@ -40,9 +40,11 @@ class Leftover:
         "FIFO",
         "socket",
         "port",
+        "process number",
         "note",
     ]
-    """A port is the file in which the port of a named tcp or udp receiver is noted. A note is the record of a named
+    """A port is the file in which the port of a named tcp or udp receiver is noted, a process number that of a
+    named receiver of signals. A note is the record of a named
     object that somebody else has removed since."""
     name: str
     """The path of a file, the name that mq_open(3) takes, or for System V what the note is called."""
@@ -119,18 +121,20 @@ SOCKETS = {
     "unix_stream": socket.SOCK_STREAM,
     "unix_seqpacket": socket.SOCK_SEQPACKET,
     "unix_datagram": socket.SOCK_DGRAM,
+    "zmq": socket.SOCK_STREAM,
 }
 """Folders of sockets' files, and of which type they are."""
-PORTS = ("tcp", "udp")
-IN_FOLDERS = {"FIFO", "socket", "port"}
+NOTED = {"tcp": "port", "udp": "port", "signal": "process number"}
+"""Folders of files in which is noted how a receiver is reached."""
+IN_FOLDERS = {"FIFO", "socket", "port", "process number"}
 
 
 def _in_runtime_dir(users: defaultdict[str, tuple[int, ...]]) -> list[Leftover]:
     """FIFOs, sockets' files and noted ports. A receiver has its FIFO or note open; a socket answers."""
     found = []
-    for folder in ("fifo", *PORTS):
+    for folder, kind in {"fifo": "FIFO", **NOTED}.items():
         for path in _notes(folder):
-            is_right, kind = (stat.S_ISREG, "port") if folder in PORTS else (stat.S_ISFIFO, "FIFO")
+            is_right = stat.S_ISREG if folder in NOTED else stat.S_ISFIFO
             if _is_ours(path, is_right):
                 found.append(Leftover(kind, str(path), None, None, users[os.path.realpath(path)]))  # type: ignore[arg-type]
     for folder, type_ in SOCKETS.items():

@@ -389,7 +389,9 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("kind", ["fifo", "unix_stream", "unix_seqpacket", "unix_datagram", "tcp", "udp"])
+@pytest.mark.parametrize(
+    "kind", ["fifo", "unix_stream", "unix_seqpacket", "unix_datagram", "tcp", "udp", "signal", "zmq"]
+)
 def test_a_name_in_the_runtime_directory_is_kept_while_received_at_and_removed_once_its_process_was_killed(
     start, a_name, kind
 ):

@@ -1,0 +1,276 @@
+"""What is particular to channels of signals: who is addressed, which threads block, what has lost its place."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import roles
+
+from labkit import Closed, channel, launch, receiver, sender, unlink
+from labkit.channels import signal as signals
+from labkit.channels.base import kind_dir
+from labkit.libc import ffi, libc
+
+
+def blocked(thread: int, number: int) -> bool:
+    status = Path(f"/proc/self/task/{thread}/status").read_text()
+    return bool(int(status.partition("SigBlk:")[2].split()[0], 16) >> (number - 1) & 1)
+
+
+@pytest.fixture
+def bystander():
+    """A thread that sleeps in poll(2) and has nothing to do with it."""
+    stop, done = os.pipe()[::-1]
+    ids = []
+
+    def sleep():
+        ids.append(threading.get_native_id())
+        poll = select.poll()
+        poll.register(done, select.POLLIN)
+        poll.poll()
+
+    thread = threading.Thread(target=sleep)
+    thread.start()
+    assert roles.eventually(lambda: ids)
+    yield ids[0]
+    os.close(stop)
+    thread.join()
+    os.close(done)
+
+
+def test_every_thread_blocks_the_signal_of_a_receiver_also_one_that_came_before_or_after(bystander):
+    tx, rx = channel("signal")
+    later = []
+    thread = threading.Thread(target=lambda: later.append(blocked(threading.get_native_id(), rx.number)))
+    thread.start()
+    thread.join()
+    assert blocked(bystander, rx.number)
+    assert later == [True]
+    tx.close()
+    rx.close()
+
+
+def test_a_thread_that_unblocks_the_signal_loses_nothing_and_mixes_up_nothing(bystander):
+    tx, rx = channel("signal")
+    stop, opened = threading.Event(), threading.Event()
+
+    def unblock():
+        while not stop.is_set():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [rx.number])
+            opened.set()
+            time.sleep(0.0001)
+
+    thread = threading.Thread(target=unblock)
+    thread.start()
+    opened.wait()
+    messages = [bytes([n % 256]) * 50 for n in range(2000)]
+    job = launch(roles.send_all, tx, messages)
+    received = list(rx)
+    stop.set()
+    thread.join()
+    job.wait()
+    assert received == messages
+    rx.close()
+
+
+def test_several_receivers_of_one_process_have_a_signal_each_and_give_it_back():
+    pairs = [channel("signal") for _ in range(5)]
+    assert len({rx.number for _, rx in pairs}) == 5
+    for number, (tx, _) in enumerate(pairs):
+        tx.send(b"%d" % number)
+    assert [rx.receive() for _, rx in pairs] == [b"0", b"1", b"2", b"3", b"4"]
+    numbers = [rx.number for _, rx in pairs]
+    for end in (end for pair in pairs for end in pair):
+        end.close()
+    tx, rx = channel("signal")
+    assert rx.number == numbers[0]
+    tx.close()
+    rx.close()
+
+
+def test_when_every_signal_is_taken_it_says_so_and_leaves_nothing():
+    def take_all():
+        pairs = []
+        try:
+            while True:
+                pairs.append(channel("signal"))
+        except OSError as reason:
+            number, text = reason.errno, str(reason)
+        before = len(os.listdir("/proc/self/fd"))
+        with contextlib.suppress(OSError):
+            channel("signal")
+        return len(pairs), number, text, len(os.listdir("/proc/self/fd")) - before
+
+    made, number, text, leaked = launch(take_all).wait()
+    assert made > 20
+    assert number == errno.EAGAIN
+    assert "real-time signals" in text
+    assert leaked == 0
+
+
+def test_a_signal_that_somebody_handles_is_left_to_him():
+    def handled():
+        called = []
+        signal.signal(signal.SIGRTMIN + 1, lambda *_: called.append(True))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGRTMIN + 1])  # a mask is inherited
+        tx, rx = channel("signal")
+        tx.send(b"x")
+        rx.receive()
+        os.kill(os.getpid(), signal.SIGRTMIN + 1)
+        return rx.number != signal.SIGRTMIN + 1, called
+
+    assert launch(handled).wait() == (True, [True])
+
+
+def test_signals_of_strangers_are_not_taken_for_messages():
+    tx, rx = channel("signal")
+    os.kill(os.getpid(), rx.number)
+    libc.sigqueue(os.getpid(), rx.number, 0x0141424344454619)
+    tx.send(b"mine")
+    assert rx.receive() == b"mine"
+    with pytest.raises(TimeoutError):
+        rx.receive(timeout=0)
+    tx.close()
+    rx.close()
+
+
+def test_two_senders_of_one_process_do_not_mix():
+    tx, rx = channel("signal")
+    with tx, tx.clone() as second:
+        for number in range(50):
+            tx.send(b"a%d" % number * 20)
+            second.send(b"b%d" % number * 20)
+    received = list(rx)
+    assert sorted(received) == sorted(b"%c%d" % (who, n) * 20 for n in range(50) for who in b"ab")
+    rx.close()
+
+
+def test_a_receiver_travels_while_others_send(a_name):
+    """From process to process and back, with a sender that never stops: nothing is lost, doubled or out of order."""
+
+    def pass_on(rx, back, most):
+        for _ in range(most):
+            back.send(rx.receive())
+
+    tx, rx = channel("signal", name=a_name)
+    keep = tx.clone()
+    sending = launch(roles.send_all, tx, [b"%06d" % n * 3 for n in range(20_000)])
+    received = [rx.receive() for _ in range(100)]
+    back, rest = channel("pipe")
+    job = launch(pass_on, rx, back, 20_000 - 100)
+    received += [rest.receive() for _ in range(20_000 - 100)]
+    sending.wait()
+    job.wait()
+    assert received == [b"%06d" % n * 3 for n in range(20_000)]
+    keep.close()
+    rest.close()
+    assert not (kind_dir("signal") / a_name).exists()
+
+
+def test_a_launch_that_fails_leaves_the_receiver_here():
+    tx, rx = channel("signal")
+    tx.send(b"1")
+    with pytest.raises(TypeError):
+        launch(roles.hold, rx, (nothing for nothing in ()))
+    with pytest.raises(TimeoutError):
+        tx.send(b"too early", timeout=0)  # nobody receives just now
+    assert rx.receive() == b"1"
+    with pytest.raises(TimeoutError):
+        rx.receive(timeout=0)  # it is used again, so senders are let in again
+    tx.send(b"2")
+    tx.close()
+    assert list(rx) == [b"2"]
+    rx.close()
+
+
+def test_a_full_queue_is_the_users_limit_and_what_went_in_part_is_forgotten():
+    def deaf(rx, ready, go):
+        resource.setrlimit(resource.RLIMIT_SIGPENDING, (50, 50))
+        ready.send(b"here")
+        go.receive()
+        return list(rx)
+
+    tx, rx = channel("signal")
+    (ready, is_ready), (say_go, go) = channel("pipe"), channel("pipe")
+    job = launch(deaf, rx, ready, go)
+    is_ready.receive()
+    whole = 0
+    try:
+        while True:
+            tx.send(b"m" * 100, timeout=0)  # 15 signals
+            whole += 1
+    except TimeoutError:
+        pass
+    assert whole <= 3
+    say_go.send(b"go")
+    tx.send(b"next")
+    tx.close()
+    assert job.wait() == [b"m" * 100] * whole + [b"next"]
+    for end in (is_ready, say_go):
+        end.close()
+
+
+def test_a_process_that_has_got_the_pid_of_a_dead_receiver_is_not_hit(a_name):
+    tx, rx = channel("signal", name=a_name)
+    innocent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    rx._page[signals.WHO] = rx.number << 32 | innocent.pid  # as if it had its pid: the start time differs
+    with pytest.raises(Closed):
+        tx.send(b"x")
+    assert innocent.poll() is None
+    innocent.communicate()
+    tx.close()
+    rx.close()
+
+
+def test_a_sender_cannot_make_the_name(a_name):
+    with pytest.raises(ValueError, match="made by its receiver"):
+        sender("signal", a_name, create=True)
+
+
+def test_a_receiver_needs_to_make_the_name_and_there_is_one(a_name):
+    with pytest.raises(FileNotFoundError, match="create=True"):
+        receiver("signal", a_name)
+    with receiver("signal", a_name, create=True), pytest.raises(FileExistsError):
+        receiver("signal", a_name, create=True)
+    with pytest.raises(FileNotFoundError):
+        unlink("signal", a_name)
+
+
+def test_a_file_that_is_no_signal_channel_is_refused(a_name):
+    path = kind_dir("signal") / a_name
+    path.write_bytes(b"something else")
+    with open(path, "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match="size is wrong"):
+            sender("signal", a_name)
+    path.unlink()
+
+
+def test_the_name_is_for_its_owner_only(a_name):
+    with receiver("signal", a_name, create=True):
+        assert (kind_dir("signal") / a_name).stat().st_mode & 0o777 == 0o600
+
+
+def test_the_handler_is_where_the_kernel_calls_it():
+    """The offset of uc_sigmask, on the machine on which this runs."""
+    tx, rx = channel("signal")
+    action = ffi.new("struct sigaction *")
+    assert libc.sigaction(rx.number, ffi.NULL, action) == 0
+    assert int(ffi.cast("intptr_t", action.sa_handler)) == signals.handler().address
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [rx.number])
+    signal.pthread_kill(threading.get_ident(), rx.number)  # runs at once, in this thread
+    assert blocked(threading.get_native_id(), rx.number)
+    tx.close()
+    rx.close()
