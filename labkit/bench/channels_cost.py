@@ -181,29 +181,6 @@ def bare_zmq() -> Iterator[Ends]:
             yield push.send, lambda _: pull.recv()
 
 
-@contextmanager
-def bare_signal() -> Iterator[Ends]:
-    """sigqueue(3) and read(2) of a signalfd(2), seven bytes a signal as in our channel."""
-    from labkit.channels import signal as signals
-    from labkit.libc import libc
-
-    number, fd, _ = signals._listen()  # a signal that all threads block
-    pid, sigqueue = os.getpid(), libc.sigqueue
-
-    def send(message: bytes) -> None:
-        for at in range(0, len(message), 7):
-            sigqueue(pid, number, int.from_bytes(message[at : at + 7], "little"))
-
-    def receive(size: int) -> bytes:
-        return b"".join([os.read(fd, 128)[48:55] for _ in range(0, size, 7)])[:size]
-
-    try:
-        yield send, receive
-    finally:
-        os.close(fd)
-        signals._numbers_in_use.discard(number)
-
-
 BARE: dict[str, Callable[[], contextlib.AbstractContextManager[Ends]]] = {
     "pipe": bare_pipe,
     "fifo": bare_fifo,

@@ -23,7 +23,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ FUTEX_WAIT, FUTEX_WAKE = 0, 1  # not PRIVATE: between processes
 WAITERS = 0x8000_0000
 """The bit that says that somebody may sleep: FUTEX_WAITERS in linux/futex.h."""
 EVERYBODY = 2**31 - 1
-_TID = 0x3FFF_FFFF  # FUTEX_TID_MASK
+TID = 0x3FFF_FFFF
+"""The bits of the thread id of who holds a mutex: FUTEX_TID_MASK."""
 
 _FUTEX, _NOTHING = SYSCALLS["futex"], ffi.NULL
 
@@ -172,6 +173,13 @@ class Mutex(Held, InPage):
         self._word = page.pointer("uint32_t *")
         super()._live_in(page, name)
 
+    @cached_property
+    def _fast(self) -> Any:
+        """What it does when nobody is in the way, compiled: Numba is loaded when it is first taken."""
+        from labkit.sync.futex_entry import MutexWord
+
+        return MutexWord(address_of(self._word), self._page)
+
     def acquire(self, timeout: float | None = DEFAULT_TIMEOUT) -> None:
         """Take it, waiting while somebody else holds it.
 
@@ -184,13 +192,18 @@ class Mutex(Held, InPage):
             OSError: EDEADLK, this thread holds it already.
             ValueError: it would have to wait a negative time, or it is closed.
         """
-        self._must_be_open()
-        word, me = self._word, threading.get_native_id()
-        address, compare_exchange = address_of(word), atomics()["compare_exchange_int"]
-        found = compare_exchange(address, 0, me)
-        if found == 0:
-            return
-        if found & _TID == me:
+        if self.closed:
+            self._must_be_open()
+        me = threading.get_native_id()
+        found = self._fast.take(me)
+        if found:
+            self._wait(found, me, timeout)
+
+    def _wait(self, found: int, me: int, timeout: float | None) -> None:
+        """Take it, after somebody was found to hold it."""
+        word, compare_exchange = self._word, atomics()["compare_exchange_int"]
+        address = address_of(word)
+        if found & TID == me:
             raise OSError(errno.EDEADLK, "this thread holds the mutex already and would wait for itself for ever")
         waiter = Waiter(timeout)
 
@@ -213,19 +226,20 @@ class Mutex(Held, InPage):
         Raises:
             PermissionError: this thread does not hold it.
         """
-        self._must_be_open()
-        holder = self.holder
-        if holder != threading.get_native_id():
-            who = f"thread {holder} holds it" if holder else "nobody holds it"
+        if self.closed:
+            self._must_be_open()
+        was = self._fast.give(threading.get_native_id())
+        if was < 0:
+            who = f"thread {self.holder} holds it" if self.holder else "nobody holds it"
             raise PermissionError(errno.EPERM, f"this thread cannot give the mutex back: {who}")
-        if atomics()["exchange_int"](address_of(self._word), 0) & WAITERS:
+        if was & WAITERS:
             futex_wake(self._word, 1)
 
     @property
     def holder(self) -> int | None:
         """Thread id (the pid, in a process with one thread) of who holds it at this moment, None when nobody does."""
         self._must_be_open()
-        return int(atomics()["load_int_acquire"](address_of(self._word)) & _TID) or None
+        return int(atomics()["load_int_acquire"](address_of(self._word)) & TID) or None
 
     def recover(self) -> None:
         """Take over from a holder that has died. Only one of those who try gets it.
@@ -242,11 +256,11 @@ class Mutex(Held, InPage):
 
     def _dead_holder(self) -> int | None:
         """The thread id of a holder that has died; None when it lives, when nobody holds it, or when we cannot know."""
-        found = atomics()["load_int_acquire"](address_of(self._word)) & _TID
+        found = atomics()["load_int_acquire"](address_of(self._word)) & TID
         if not found or not dead(found) or self._page.pointer("uint64_t *", 8)[0] != _namespace():
             return None
         # Still the same: who gives it back and ends meanwhile did not die with it.
-        return int(found) if atomics()["load_int_acquire"](address_of(self._word)) & _TID == found else None
+        return int(found) if atomics()["load_int_acquire"](address_of(self._word)) & TID == found else None
 
     def _state(self) -> str:
         return f"held by thread {self.holder}" if self.holder else "free"

@@ -1,19 +1,36 @@
-"""The atomic instructions of labkit.lockfree.atomics, for calling from Python.
+"""The atomic instructions of labkit.lockfree.atomics, for calling from Python, and a mutex made of them.
 
-They go through ctypes, half a microsecond each, and are cached on disk, where a dispatcher would compile in each
-process. They keep the GIL: to get it back in a busy process takes longer than they do.
+The instructions go through ctypes, half a microsecond each, and are cached on disk, where a dispatcher would compile in
+each process. They keep the GIL: to get it back in a busy process takes longer than they do. What a mutex does when
+nobody is in the way are builtins, 50 ns each.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from numba import cfunc
 
 from labkit.lockfree import atomics
-from labkit.lockfree.entry import SOURCES, WORD
+from labkit.lockfree.atomics import load_relaxed
+from labkit.lockfree.entry import (
+    BUILTIN,
+    METH_O,
+    RING,
+    SOURCES,
+    WORD,
+    Entry,
+    PyLong_AsLong,
+    PyLong_AsVoidPtr,
+    PyLong_FromLongLong,
+    new_state,
+)
+from labkit.sync.futex import TID
+
+NOT_OURS = -1
 
 
 def compiled_atomics() -> dict[str, Callable[..., int]]:
@@ -22,6 +39,47 @@ def compiled_atomics() -> dict[str, Callable[..., int]]:
     _keep.extend(functions.values())
     kinds = {name: (function.ctypes.restype, *function.ctypes.argtypes) for name, function in functions.items()}
     return {name: ctypes.PYFUNCTYPE(*kinds[name])(function.address) for name, function in functions.items()}
+
+
+class MutexWord:
+    """The two builtins of one mutex.
+
+    Args:
+        address: of the word.
+        memory: what holds it, kept as long as they can be called.
+    """
+
+    def __init__(self, address: int, memory: Any):
+        state = new_state(address, 0, 0)
+        entries = _mutex_entries(SOURCES)
+        self.take = entries["mutex_take"].builtin(state, memory)
+        self.give = entries["mutex_give"].builtin(state, memory)
+
+
+@cache
+def _mutex_entries(key: str) -> dict[str, Entry]:
+    @cfunc(BUILTIN, cache=True)
+    def mutex_take(self, tid):
+        """Take a free mutex for a thread: 0, or the word that was found."""
+        key  # see SOURCES
+        state, me = PyLong_AsVoidPtr(self), PyLong_AsLong(tid)
+        if me == -1:
+            return 0  # TypeError or OverflowError is set
+        return PyLong_FromLongLong(atomics.compare_exchange_int(load_relaxed(state + RING), 0, me))
+
+    @cfunc(BUILTIN, cache=True)
+    def mutex_give(self, tid):
+        """Free the mutex of a thread: the word as it was, or NOT_OURS."""
+        key  # see SOURCES
+        state, me = PyLong_AsVoidPtr(self), PyLong_AsLong(tid)
+        if me == -1:
+            return 0  # TypeError or OverflowError is set
+        address = load_relaxed(state + RING)
+        if atomics.load_int_acquire(address) & TID != me:
+            return PyLong_FromLongLong(NOT_OURS)
+        return PyLong_FromLongLong(atomics.exchange_int(address, 0))
+
+    return {f.__name__: Entry(f, METH_O) for f in (mutex_take, mutex_give)}
 
 
 _keep: list[Any] = []  # the owners of the machine code
