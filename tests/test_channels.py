@@ -68,7 +68,7 @@ def fill(tx, message=b"x") -> int:
     patience = 0.5 if tx.kind in ("tcp", "zmq") else 0  # whose receivers make a little more room by themselves
     while True:
         try:
-            tx.send(message, timeout=0 if tx.facts.handed_over else 0.05)  # else a thread moves on what was sent
+            tx.send(message, timeout=0 if tx.facts.handed_over else 0.3)  # else a thread moves on what was sent
         except TimeoutError:
             try:
                 tx.send(message, patience)
