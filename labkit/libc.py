@@ -114,6 +114,9 @@ HAS_SEM_CLOCKWAIT = hasattr(libc, "sem_clockwait")
 
 SIGEV_SIGNAL, SIGEV_NONE, SIGEV_THREAD_ID = 0, 1, 4
 
+FUTEX_TID_MASK, FUTEX_WAITERS = 0x3FFF_FFFF, 0x8000_0000
+"""The word of a mutex, linux/futex.h: the bits of its holder's thread id, and the one of those that may sleep."""
+
 _NUMBERS = {  # x86-64 has its own, newer machines share one list: syscalls(2)
     "futex": (202, 98),
     "rt_sigqueueinfo": (129, 138),

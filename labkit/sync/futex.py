@@ -7,9 +7,9 @@
 The word itself is changed with atomic instructions, and the kernel is asked only when somebody has to sleep or to be
 woken. `Mutex` is what every lock is made of, after U. Drepper, "Futexes Are Tricky" (2011), his mutex2 of three states:
 
-    0                  free
-    tid                held by this thread, nobody sleeps: taken and given back without a system call
-    tid | WAITERS      held, and somebody may sleep: whoever gives it back has to wake one
+    0                    free
+    tid                  held by this thread, nobody sleeps: taken and given back without a system call
+    tid | FUTEX_WAITERS  held, and somebody may sleep: whoever gives it back has to wake one
 
 Drepper's "held" is a 1; here it is the holder's thread id, as in the kernel's own robust futexes (get_robust_list(2)),
 so that those who wait can see that the holder has died.
@@ -28,16 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from labkit.channels.base import DEFAULT_TIMEOUT, Waiter
-from labkit.libc import SYSCALLS, failed, ffi, libc, timespec
+from labkit.libc import FUTEX_TID_MASK, FUTEX_WAITERS, SYSCALLS, failed, ffi, libc, timespec
 from labkit.sync.interrupt import patiently
 from labkit.sync.shared import Held, InPage, Page
 
 FUTEX_WAIT, FUTEX_WAKE = 0, 1  # not PRIVATE: between processes
-WAITERS = 0x8000_0000
-"""The bit that says that somebody may sleep: FUTEX_WAITERS in linux/futex.h."""
 EVERYBODY = 2**31 - 1
-TID = 0x3FFF_FFFF
-"""The bits of the thread id of who holds a mutex: FUTEX_TID_MASK."""
 
 _FUTEX, _NOTHING = SYSCALLS["futex"], ffi.NULL
 
@@ -203,17 +199,17 @@ class Mutex(Held, InPage):
         """Take it, after somebody was found to hold it."""
         word, compare_exchange = self._word, atomics()["compare_exchange_int"]
         address = address_of(word)
-        if found & TID == me:
+        if found & FUTEX_TID_MASK == me:
             raise OSError(errno.EDEADLK, "this thread holds the mutex already and would wait for itself for ever")
         waiter = Waiter(timeout)
 
         def turn(left: float) -> int:
             """Take it, or say that somebody sleeps and sleep once; 0 when it was taken."""
-            found = compare_exchange(address, 0, me | WAITERS)  # others may sleep: we cannot know
-            if found and (found & WAITERS or compare_exchange(address, found, found | WAITERS) == found):
+            found = compare_exchange(address, 0, me | FUTEX_WAITERS)  # others may sleep: we cannot know
+            if found and (found & FUTEX_WAITERS or compare_exchange(address, found, found | FUTEX_WAITERS) == found):
                 if left:
-                    futex_wait(word, found | WAITERS, left)
-                found = compare_exchange(address, 0, me | WAITERS)
+                    futex_wait(word, found | FUTEX_WAITERS, left)
+                found = compare_exchange(address, 0, me | FUTEX_WAITERS)
             ffi.errno = errno.EAGAIN
             return -1 if found else 0
 
@@ -232,14 +228,14 @@ class Mutex(Held, InPage):
         if was < 0:
             who = f"thread {self.holder} holds it" if self.holder else "nobody holds it"
             raise PermissionError(errno.EPERM, f"this thread cannot give the mutex back: {who}")
-        if was & WAITERS:
+        if was & FUTEX_WAITERS:
             futex_wake(self._word, 1)
 
     @property
     def holder(self) -> int | None:
         """Thread id (the pid, in a process with one thread) of who holds it at this moment, None when nobody does."""
         self._must_be_open()
-        return int(atomics()["load_int_acquire"](address_of(self._word)) & TID) or None
+        return int(atomics()["load_int_acquire"](address_of(self._word)) & FUTEX_TID_MASK) or None
 
     def recover(self) -> None:
         """Take over from a holder that has died. Only one of those who try gets it.
@@ -250,17 +246,17 @@ class Mutex(Held, InPage):
         self._must_be_open()
         dead = self._dead_holder()
         compare_exchange, address = atomics()["compare_exchange_int"], address_of(self._word)
-        mine = threading.get_native_id() | WAITERS
-        if not dead or not any(compare_exchange(address, old, mine) == old for old in (dead, dead | WAITERS)):
+        mine = threading.get_native_id() | FUTEX_WAITERS
+        if not dead or not any(compare_exchange(address, old, mine) == old for old in (dead, dead | FUTEX_WAITERS)):
             raise PermissionError(errno.EPERM, "nothing to recover: its holder is alive, or it is free: use acquire()")
 
     def _dead_holder(self) -> int | None:
         """The thread id of a holder that has died; None when it lives, when nobody holds it, or when we cannot know."""
-        found = atomics()["load_int_acquire"](address_of(self._word)) & TID
+        found = atomics()["load_int_acquire"](address_of(self._word)) & FUTEX_TID_MASK
         if not found or not dead(found) or self._page.pointer("uint64_t *", 8)[0] != _namespace():
             return None
         # Still the same: who gives it back and ends meanwhile did not die with it.
-        return int(found) if atomics()["load_int_acquire"](address_of(self._word)) & TID == found else None
+        return int(found) if atomics()["load_int_acquire"](address_of(self._word)) & FUTEX_TID_MASK == found else None
 
     def _state(self) -> str:
         return f"held by thread {self.holder}" if self.holder else "free"

@@ -14,6 +14,7 @@ from typing import Any
 
 from numba import cfunc
 
+from labkit.libc import FUTEX_TID_MASK
 from labkit.lockfree import atomics
 from labkit.lockfree.atomics import load_relaxed
 from labkit.lockfree.entry import (
@@ -28,7 +29,6 @@ from labkit.lockfree.entry import (
     PyLong_FromLongLong,
     new_state,
 )
-from labkit.sync.futex import TID
 
 NOT_OURS = -1
 
@@ -75,7 +75,7 @@ def _mutex_entries(key: str) -> dict[str, Entry]:
         if me == -1:
             return 0  # TypeError or OverflowError is set
         address = load_relaxed(state + RING)
-        if atomics.load_int_acquire(address) & TID != me:
+        if atomics.load_int_acquire(address) & FUTEX_TID_MASK != me:
             return PyLong_FromLongLong(NOT_OURS)
         return PyLong_FromLongLong(atomics.exchange_int(address, 0))
 
