@@ -433,15 +433,20 @@ def test_waiting_costs_no_processor_time(kind):
 def test_ctrl_c_ends_a_wait_and_loses_nothing(ends, doing):
     tx, rx = ends
     accepted = fill(tx) if doing == "sending" else 0
+    more = 0
     timer = roles.interrupt_soon(0.2)
     with pytest.raises(KeyboardInterrupt):
         timer.start()
-        if doing == "sending":
-            tx.send(b"y", timeout=30)
-        else:
-            rx.receive(timeout=30)
+        while (
+            doing == "sending"
+        ):  # it is full, but where threads or other processes of this user make room, not for ever
+            tx.send(b"x", timeout=30)
+            more += 1
+        rx.receive(timeout=30)
     timer.join()
-    assert what_is_left(tx, rx) == [b"x"] * accepted
+    left = what_is_left(tx, rx)
+    assert left == [b"x"] * len(left)
+    assert len(left) - accepted - more in (0, bool(more))  # Ctrl-C may come when send has done its work
 
 
 # --- the other side -----------------------------------------------------------------------------------------
