@@ -1497,3 +1497,129 @@ def test_a_script_ends_without_a_word_on_standard_error(first, tmp_path):
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- copies made by a plain fork(2) -------------------------------------------------------------------------
+
+
+def in_a_fork(do):
+    """Run in a child made by os.fork(); what the function returned or raised, as text."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = "the child was killed"
+        try:
+            signal.alarm(20)
+            said = str(do())
+        except BaseException as reason:
+            said = f"{type(reason).__name__}: {reason}"
+        finally:
+            os.write(writing, said.encode())
+            os._exit(0)
+    os.close(writing)
+    with open(reading) as pipe_:
+        said = pipe_.read()
+    os.waitpid(child, 0)
+    return said
+
+
+def test_a_copy_made_by_fork_sends_too_or_says_that_it_cannot(ends):
+    tx, rx = ends
+    tx.send(b"before")
+    assert rx.receive() == b"before"
+
+    def send_two():
+        tx.send(b"from the child")
+        tx.send(b"and again")
+        tx.close()
+        return "sent"
+
+    said = in_a_fork(send_two)
+    if tx.kind == "zmq":
+        assert said.startswith("RuntimeError: ZeroMQ does not work in a copy")
+    else:
+        assert said == "sent"
+        assert [rx.receive(), rx.receive()] == [b"from the child", b"and again"]
+    tx.send(b"after")
+    assert rx.receive() == b"after"
+
+
+def test_a_copy_made_by_fork_receives_too_or_says_that_it_cannot(kind):
+    tx, rx = channel(kind)
+    tx.send(b"before")
+    assert rx.receive() == b"before"
+    tx.send(b"for the child")
+    said = in_a_fork(rx.receive)
+    if kind in ("zmq", "signal"):
+        assert said.startswith("RuntimeError: ") and "fork" in said
+        assert rx.receive() == b"for the child"
+    else:
+        assert said == "b'for the child'"
+    rx.close()
+    tx.close()
+
+
+def test_closing_a_copy_made_by_fork_takes_nothing_from_its_parent(ends):
+    tx, rx = ends
+    assert in_a_fork(lambda: (tx.close(), rx.close(), "closed")[-1]) == "closed"
+    tx.send(b"still here")
+    assert rx.receive() == b"still here"
+
+
+def test_closing_a_copy_made_by_fork_leaves_the_name(named, a_name):
+    tx, rx = channel(named, name=a_name)
+    assert in_a_fork(lambda: (tx.close(), rx.close(), "closed")[-1]) == "closed"
+    make_way(tx)
+    again = sender(named, a_name)
+    again.send(b"found")
+    assert rx.receive() == b"found"
+    for end in (again, tx, rx):
+        end.close()
+    with contextlib.suppress(FileNotFoundError):
+        unlink(named, a_name)
+
+
+# --- a directory on which the user has no right -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["read-only", "its folder is read-only", "its folder is a file"])
+def test_a_directory_without_rights_is_named_with_the_way_out(named, what, tmp_path):
+    for folder in (tmp_path, *tmp_path.parents[:2]):  # those that pytest has made, closed to others
+        folder.chmod(0o755)
+    home = tmp_path / "home"
+    home.mkdir()
+    home.chmod(0o777)
+    for end in channel(named):  # loads all that it needs, which another user may not be able to
+        end.close()
+
+    def make_a_name():
+        if os.getuid() == 0:  # who has every right everywhere
+            os.setuid(65534)
+        mine = home / "base"
+        os.environ["XDG_RUNTIME_DIR"] = str(mine)
+        folder = mine / "labkit" / named
+        folder.parent.mkdir(mode=0o700, parents=True)
+        if what == "read-only":
+            folder.parent.chmod(0o500)
+        elif what == "its folder is read-only":
+            folder.mkdir(mode=0o500)
+        else:
+            folder.touch()
+        channel(named, name="weather")
+
+    said = in_a_fork(make_a_name)
+    assert str(home / "base" / "labkit" / named) in said
+    assert "set XDG_RUNTIME_DIR to a folder of yours" in said
+    subprocess.run(["chmod", "-R", "u+rwX", home], check=True)
+
+
+def test_a_user_whose_limit_allows_no_signals_is_told_which_limit():
+    def send():
+        if os.getuid() == 0:  # whom no limit holds
+            os.setuid(65534)
+        resource.setrlimit(resource.RLIMIT_SIGPENDING, (0, 0))
+        tx, _rx = channel("signal")
+        tx.send(b"x", timeout=0.05)
+
+    said = in_a_fork(send)
+    assert said.startswith("TimeoutError: ") and "RLIMIT_SIGPENDING" in said

@@ -83,15 +83,27 @@ class Capacity:
 
 
 class Endpoint:
-    """One end of a channel. Closing is idempotent; a closed end raises ValueError when used."""
+    """One end of a channel. Closing is idempotent; a closed end raises ValueError when used.
+
+    After a plain fork(2) the child has copies of its parent's ends, as it has of descriptors. They work, ZeroMQ's
+    excepted, but they remain the parent's: closing one in the child tells the other side and removes nothing.
+    """
 
     kind: ClassVar[str]
     facts: ClassVar[Facts]
     closed = False
+    _pid: int  # of the process whose end this is
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        end = super().__new__(cls)
+        end._pid = os.getpid()
+        return end
 
     def close(self) -> None:
         """Give up this end. The other side sees end of file when the last clone has closed."""
-        if not self.closed:
+        if self._pid != os.getpid():  # a copy made by fork(2)
+            self.given_away()
+        elif not self.closed:
             self.closed = True
             try:
                 self._farewell()
@@ -352,8 +364,12 @@ def runtime_dir() -> Path:
     path = (
         Path(base, "labkit") if base and os.path.isdir(base) else Path(tempfile.gettempdir(), f"labkit-{os.getuid()}")
     )
-    with contextlib.suppress(FileExistsError):
+    try:
         path.mkdir(mode=0o700, parents=False)
+    except FileExistsError:
+        pass
+    except OSError as reason:
+        raise _no_folder(reason.errno, path) from None
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise PermissionError(
@@ -363,10 +379,28 @@ def runtime_dir() -> Path:
 
 
 def kind_dir(kind: str) -> Path:
-    """The private directory for what a mechanism keeps in the file system: FIFOs, sockets, files, notes."""
+    """The private directory for what a mechanism keeps in the file system: FIFOs, sockets, files, notes.
+
+    Raises:
+        OSError: it cannot be made or written to; the text says where it would be, and how to have it elsewhere.
+    """
     path = runtime_dir() / kind
-    path.mkdir(mode=0o700, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        if not path.is_dir():
+            raise _no_folder(errno.ENOTDIR, path) from None
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise _no_folder(errno.EACCES, path) from None
+    except OSError as reason:
+        raise _no_folder(reason.errno, path) from None
     return path
+
+
+def _no_folder(number: int | None, path: Path) -> OSError:
+    number = number or errno.EACCES
+    text = f"{os.strerror(number)}: labkit keeps names there; put it right, or set XDG_RUNTIME_DIR to a folder of yours"
+    return OSError(number, text, str(path))
 
 
 @contextlib.contextmanager

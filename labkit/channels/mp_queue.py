@@ -148,7 +148,14 @@ class _QueueEnd:
             undo.pop_all()
         return type(self)(fd, memory, page, self.maxsize)
 
+    def _in_a_fork(self) -> None:
+        """Begin anew in a process made by fork(2): the parent's thread, which writes what is sent, is not here."""
+        self.queue._reset(after_fork=True)  # as a Queue of multiprocess does; what was unsent is the parent's to send
+        self._pid = os.getpid()
+
     def _let_go(self) -> None:
+        if self._pid != os.getpid():
+            self._in_a_fork()
         self.queue.close()
         os.close(self.memory)
         thread = self.queue._thread
@@ -176,6 +183,8 @@ class QueueSender(_QueueEnd, Sender):
         if type(message) is not bytes or not 0 < len(message) <= self._limit:
             message = bytes(as_bytes(message, self._limit))
         self._must_be_open()
+        if self._pid != os.getpid():
+            self._in_a_fork()
         if self._kept:
             self._resume(self._kept)
         waiter = None

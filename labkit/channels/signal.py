@@ -63,6 +63,7 @@ from labkit.channels.base import (
     travelling,
 )
 from labkit.channels.signal_entry import (
+    DONE,
     END,
     ERRNO,
     FAILED,
@@ -78,8 +79,10 @@ from labkit.channels.signal_entry import (
     RESENT,
     SEEN,
     SENT,
+    SEQUENCE,
     SEQUENCE_SHIFT,
     SI_QUEUE,
+    UNSURE,
     handler,
     signal_entries,
 )
@@ -91,6 +94,7 @@ SIGNALS_AT_ONCE = 64  # that one read(2) brings
 NOBODY, CLOSED, NEVER = 0, -1, -2
 WHO, STARTED, NAMESPACE, CHANNEL = range(4)  # the words of the page
 SENDER_BITS = 15
+FULL = "the queue of signals (RLIMIT_SIGPENDING, ulimit -i: one for all processes of a user) stayed full"
 FIELDS = struct.Struct("=4xiiI32xQ")  # of a signalfd_siginfo: ssi_errno, ssi_code, ssi_pid, ssi_ptr
 THREAD_PATIENCE = 1.0  # seconds for all threads to block a signal; one that is stopped does it when it goes on
 
@@ -275,12 +279,18 @@ class SignalSender(Sender):
         self.max_message = self._limit = MAX_MESSAGE
         self._pidfd = -1
         self._state = state = new_state(page.ctypes.data, 0, MAX_MESSAGE)
-        number = int(page[CHANNEL]) << SENDER_BITS | next(_next_sender) & (1 << SENDER_BITS) - 1
         self._info = state[INFO // 8 :].view(np.int32)
-        self._info[[1, 2, 4, 5]] = number, SI_QUEUE, os.getpid(), os.getuid()
         state[[SEEN // 8, PIDFD // 8]] = NEVER, -1
+        self._introduce()
+        _senders.add(self)
         made = {name: entry.builtin(state, page) for name, entry in signal_entries().items()}
         self._send, self._go_on = made["signal_send"], made["signal_go_on"]
+
+    def _introduce(self) -> None:
+        """Be a sender of whom no receiver has heard: what tells it from others, the number of its next piece."""
+        number = int(self._page[CHANNEL]) << SENDER_BITS | next(_next_sender) & (1 << SENDER_BITS) - 1
+        self._info[[1, 2, 4, 5]] = number, SI_QUEUE, os.getpid(), os.getuid()
+        self._state[[SEQUENCE // 8, UNSURE // 8, DONE // 8]] = 0
 
     def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT) -> None:
         try:
@@ -307,7 +317,7 @@ class SignalSender(Sender):
                 interest = {self.lifeline.fileno(): select.POLLRDHUP} if self.lifeline else {}
                 if self._page[WHO] == self._state[SEEN // 8]:
                     interest[self._pidfd] = select.POLLIN
-                ready = waiter.wait(interest, "the queue of signals stayed full", pause)  # nothing tells of room
+                ready = waiter.wait(interest, FULL, pause)  # nothing tells of room
                 if self._pidfd in ready and self._page[WHO] == self._state[SEEN // 8]:
                     raise Closed("the process that received these signals has ended")
                 pause, waited = min(2 * pause, LOOK_AGAIN), True
@@ -413,6 +423,18 @@ class SignalSender(Sender):
         return _sender_arrives, (travelling(self.memory), lifeline)
 
 
+_senders: weakref.WeakSet[SignalSender] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A copy made by fork(2) is one more sender: the receiver would take its pieces for its parent's, sent twice."""
+    for end in list(_senders):
+        if not end.closed:
+            end._introduce()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
 _no_page = np.zeros(4, np.int64)
 
 
@@ -474,6 +496,11 @@ class SignalReceiver(Receiver):
                 raise OSError(number, f"read of a signalfd: {os.strerror(number)}")
             if last_look:
                 raise Closed("every sender of these signals has closed")
+            if self._pid != os.getpid() and not self.closed:
+                raise RuntimeError(
+                    "signals go to the process that opened this end, and this one is a copy made by os.fork(): "
+                    "hand the end over with launch"
+                )
             if self._page[WHO] != self._who:  # a launch that failed has made us leave
                 self._publish()
             if timeout == 0:

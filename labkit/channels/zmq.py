@@ -231,6 +231,15 @@ def _context() -> zmq.Context[Any]:
     return zmq.Context()
 
 
+def _must_be_ours(end: Any) -> None:
+    """Raises RuntimeError in a process made by fork(2): the threads that move the messages are not there."""
+    if end._pid != os.getpid() and not end.closed:
+        raise RuntimeError(
+            "ZeroMQ does not work in a copy of a process made by os.fork(): hand this end over with launch, "
+            "or open one in the child by name"
+        )
+
+
 class ZmqSender(Sender):
     kind, facts = "zmq", FACTS
 
@@ -261,6 +270,7 @@ class ZmqSender(Sender):
     def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT) -> None:
         if type(message) is not bytes or not 0 < len(message) <= self._limit:
             message = as_bytes(message, self._limit)
+        _must_be_ours(self)
         with self._lock:  # two threads in one ZeroMQ socket are the end of the process
             if self._send is None:
                 self._connect()
@@ -301,6 +311,8 @@ class ZmqSender(Sender):
 
     def _flush(self) -> bool:
         """Give up the ZeroMQ socket when all is written, or the receiver has gone; False when it took too long."""
+        if self._pid != os.getpid():
+            return True  # it is our parent's
         with self._lock:
             return self.socket is None or self._end()
 
@@ -391,6 +403,7 @@ class ZmqReceiver(Receiver):
         self._receive = self.socket.recv
 
     def receive(self, timeout: float | None = DEFAULT_TIMEOUT) -> bytes:
+        _must_be_ours(self)
         if self._rest:
             return self._rest.popleft()
         waiter = None
@@ -433,6 +446,8 @@ class ZmqReceiver(Receiver):
         raise io.UnsupportedOperation("one process listens at the socket: a second receiver needs a name of its own")
 
     def _stop(self) -> None:
+        if self._pid != os.getpid():
+            return  # the ZeroMQ socket is our parent's
         with self._lock:
             taken, self.socket = self.socket, None
         if taken is not None:
