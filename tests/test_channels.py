@@ -1579,6 +1579,35 @@ def test_closing_a_copy_made_by_fork_leaves_the_name(named, a_name):
         unlink(named, a_name)
 
 
+# --- out of descriptors half-way ----------------------------------------------------------------------------
+
+
+def test_a_name_that_could_not_be_opened_for_want_of_descriptors_can_be_made_when_there_are_some(named, a_name):
+    for end in channel(named):  # loads all that it needs
+        end.close()
+
+    def starve():
+        failures, limits = 0, range(3, max(map(int, os.listdir("/proc/self/fd"))) + 30)
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        for limit in limits:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+            try:
+                made = channel(named, name=a_name)
+            except OSError as reason:
+                assert reason.errno in (errno.EMFILE, errno.ENFILE), repr(reason)
+                failures += 1
+                resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+                made = channel(named, name=a_name)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+            for end in made:
+                end.close()
+            with contextlib.suppress(FileNotFoundError):
+                unlink(named, a_name)
+        return 0 < failures < len(limits)
+
+    assert in_a_fork(starve) == "True"
+
+
 # --- a directory on which the user has no right -------------------------------------------------------------
 
 

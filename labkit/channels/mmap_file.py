@@ -101,12 +101,13 @@ def open_named(
         FileExistsError: there is a file of this name.
     """
     _make(name, max_message, max_messages)
-    tx = _open(FileMapSender, name)
-    try:
-        return tx, _open(FileMapReceiver, name)
-    except BaseException:
-        tx.close()
-        raise
+    with contextlib.ExitStack() as undo:
+        undo.callback(unlink, name)
+        tx = _open(FileMapSender, name)
+        undo.callback(tx.close)
+        rx = _open(FileMapReceiver, name)
+        undo.pop_all()
+        return tx, rx
 
 
 def open_sender(

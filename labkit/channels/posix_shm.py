@@ -90,12 +90,13 @@ def open_named(
     bytes_for(max_message, max_messages)
     with notes.making("posix_shm"):
         _make(name, max_message, max_messages)
-        tx = _open(ShmSender, name)
-        try:
-            return tx, _open(ShmReceiver, name)
-        except BaseException:
-            tx.close()
-            raise
+        with contextlib.ExitStack() as undo:
+            undo.callback(_unlink, name)
+            tx = _open(ShmSender, name)
+            undo.callback(tx.close)
+            rx = _open(ShmReceiver, name)
+            undo.pop_all()
+            return tx, rx
 
 
 def open_sender(
@@ -116,15 +117,19 @@ def open_receiver(
 
 def unlink(name: str) -> None:
     """Remove the buffer's name; the memory goes with its last user. Raises FileNotFoundError when there is none."""
-    path = f"/{one_word(name)}"
     with notes.making("posix_shm"):
-        (kind_dir("posix_shm") / path[1:]).unlink(missing_ok=True)
-        try:
-            posix_ipc.unlink_shared_memory(path)
-        except posix_ipc.ExistentialError:
-            raise FileNotFoundError(errno.ENOENT, "no POSIX shared memory of this name", name) from None
-        except posix_ipc.PermissionsError:
-            raise PermissionError(errno.EACCES, "this POSIX shared memory belongs to somebody else", name) from None
+        _unlink(name)
+
+
+def _unlink(name: str) -> None:
+    path = f"/{one_word(name)}"
+    (kind_dir("posix_shm") / path[1:]).unlink(missing_ok=True)
+    try:
+        posix_ipc.unlink_shared_memory(path)
+    except posix_ipc.ExistentialError:
+        raise FileNotFoundError(errno.ENOENT, "no POSIX shared memory of this name", name) from None
+    except posix_ipc.PermissionsError:
+        raise PermissionError(errno.EACCES, "this POSIX shared memory belongs to somebody else", name) from None
 
 
 def _found_or_made(end: Any, name: str, create: bool, max_message: int, max_messages: int) -> Any:
@@ -194,6 +199,9 @@ def _descriptor(name: str) -> int:
         raise FileNotFoundError(errno.ENOENT, text, name) from None
     except posix_ipc.PermissionsError:
         raise PermissionError(errno.EACCES, "this POSIX shared memory belongs to somebody else", name) from None
+    except OSError as reason:  # posix_ipc gives these two a text and no number
+        number = reason.errno or (errno.EMFILE if "process" in str(reason) else errno.ENFILE)
+        raise unavailable("shm_open", number, "close what is not needed, or raise the limit: ulimit -n") from reason
     if os.fstat(fd).st_uid != os.geteuid():
         os.close(fd)
         raise PermissionError(errno.EACCES, "this POSIX shared memory belongs to somebody else", name)

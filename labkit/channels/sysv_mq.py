@@ -112,11 +112,13 @@ def open_named(
     _check(max_message, capacity)
     with notes.making("sysv_mq"):
         tx = _named(SysvSender, name, max_message, capacity, only_new=True)
-    try:
-        return tx, SysvReceiver(tx.note.clone(), max_message)
-    except BaseException:
-        tx.close()
-        raise
+        try:
+            return tx, SysvReceiver(tx.note.clone(), max_message)
+        except BaseException:
+            notes.remove_objects(("msg",), tx.note.key)
+            tx.note.path.unlink(missing_ok=True)
+            tx.close()
+            raise
 
 
 def open_sender(

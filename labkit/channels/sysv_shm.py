@@ -110,6 +110,8 @@ def open_named(
         except BaseException:
             if second:
                 second.close()
+            notes.remove_objects(OBJECTS, tx.note.key)
+            tx.note.path.unlink(missing_ok=True)
             tx.close()
             raise
 

@@ -45,7 +45,7 @@ class PosixSemaphore(Held, Shared):
         self.closed = True  # until it is there
         if not 0 <= value <= LARGEST:
             raise ValueError(f"a semaphore's value is 0 to {LARGEST:,}, not {value}")
-        self.name = name and one_word(name, LONGEST_NAME)
+        self.name = None if name is None else one_word(name, LONGEST_NAME)
         self._page: Page | None = None
         if self.name:
             self._semaphore = _create(self.name, value)

@@ -56,7 +56,7 @@ class SysvSemaphores(Held, Shared):
         self.closed = True  # until it is there
         self._spare: notes.Note | None = None
         values = _checked(values)
-        self.name, self.undo = name and one_word(name), undo
+        self.name, self.undo = None if name is None else one_word(name), undo
         if self.name:
             with notes.making(KIND):
                 self._note = notes.Note.named(KIND, self.name, "sem")
