@@ -119,6 +119,7 @@ class _QueueEnd:
 
     kind, facts = "mp_queue", FACTS
     writes: bool
+    _is_copy = False  # made by fork(2), and used
     closed: bool
     _must_be_open: Callable[[], None]
 
@@ -151,11 +152,14 @@ class _QueueEnd:
     def _in_a_fork(self) -> None:
         """Begin anew in a process made by fork(2): the parent's thread, which writes what is sent, is not here."""
         self.queue._reset(after_fork=True)  # as a Queue of multiprocess does; what was unsent is the parent's to send
-        self._pid = os.getpid()
+        self._pid, self._is_copy = os.getpid(), True
 
     def _let_go(self) -> None:
         if self._pid != os.getpid():
             self._in_a_fork()
+        if self._is_copy and self.queue._thread is not None:  # a trace lets go of a copy without a farewell
+            self.queue.close()
+            self.queue._thread.join(FLUSH_SECONDS)
         self.queue.close()
         os.close(self.memory)
         thread = self.queue._thread
