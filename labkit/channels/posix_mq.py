@@ -194,7 +194,11 @@ def _create(path: str, max_messages: int, max_message: int) -> int:
             errno.EPERM: "no permission; a sandbox may forbid it: use unix_seqpacket instead",
         }.get(number, "see mq_overview(7)")
         raise unavailable("mq_open", number, advice) from reason
-    return _descriptor(queue)
+    try:
+        return _descriptor(queue)
+    except BaseException:
+        posix_ipc.unlink_message_queue(path)
+        raise
 
 
 def _existing(name: str, create: bool = False, **options: int) -> tuple[int, int, int]:
