@@ -38,6 +38,8 @@ _HOME = {
     "doctor": "labkit.doctor",
 }
 
+_MODULES = ("draw", "explore", "exercises", "sync")
+
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
@@ -63,6 +65,8 @@ sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"labkit.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'labkit' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)
@@ -71,4 +75,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -149,3 +149,11 @@ def test_the_command_line_help_loads_nothing_heavy():
     program = f"import sys, labkit.__main__; print(*sorted(set({heavy}) & set(sys.modules)))"
     child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
     assert child.stdout.split() == []
+
+
+def test_parts_of_labkit_are_found_without_importing_them_first():
+    program = (
+        "import labkit; print(labkit.sync.Barrier.__name__, labkit.explore.Explorer.__name__, 'draw' in dir(labkit))"
+    )
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert child.stdout.split() == ["Barrier", "Explorer", "True"]
