@@ -9,6 +9,7 @@ from subprocess import PIPE, Popen
 
 import pytest
 
+from labkit.channels.pipe import open as open_pipe
 from labkit.exercises import pipes
 from labkit.exercises.pipes import check_pipeline, check_write_lines
 
@@ -234,6 +235,19 @@ def never_returns(lines, fd):
 def test_a_right_write_lines_is_accepted():
     verdict = check_write_lines(batches, LINES)
     assert verdict.right, verdict
+
+
+def test_a_write_waits_also_when_another_writer_arrives_and_makes_its_clone_non_blocking():
+    tx, rx = open_pipe()
+    seen = []
+
+    def another_arrives(lines, fd):
+        os.set_blocking(tx.fileno(), False)
+        seen.append(os.get_blocking(fd))
+
+    pipes._writes(another_arrives, [], tx)
+    tx.close(), rx.close()
+    assert seen == [True]
 
 
 @pytest.mark.parametrize(

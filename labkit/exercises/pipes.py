@@ -235,9 +235,18 @@ def _packets(f: Callable[..., Any], lines: list[bytes]) -> list[bytes] | Verdict
 
 
 def _writes(f: Callable[..., Any], lines: list[bytes], tx: Any) -> None:
-    """Runs in the child: the learner gets an ordinary descriptor, on which a write waits."""
-    os.set_blocking(tx.fileno(), True)
-    f(lines, tx.fileno())
+    """Runs in the child: the learner gets an ordinary descriptor, on which a write waits.
+
+    O_NONBLOCK belongs to the open file description, which all clones of an end share: the next one to arrive sets it
+    for everybody again. So the pipe is opened once more, through proc_pid_fd(5), and keeps packet mode if it has that.
+    """
+    packet_mode = fcntl.fcntl(tx.fileno(), fcntl.F_GETFL) & os.O_DIRECT
+    fd = os.open(f"/proc/self/fd/{tx.fileno()}", os.O_WRONLY)
+    fcntl.fcntl(fd, fcntl.F_SETFL, packet_mode)
+    try:
+        f(lines, fd)
+    finally:
+        os.close(fd)
 
 
 def _until_end(fd: int, jobs: list[Job]) -> list[bytes] | None:
