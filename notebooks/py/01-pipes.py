@@ -201,8 +201,9 @@ for wish in (1, 10_000, limit, limit + 1):
         print(f"wish {wish:9,}: {error}")
 
 # %% [markdown]
-# (root is not held to the limit.) And a program that does not ask for O_NONBLOCK? It **sleeps** until somebody reads. `yes`
-# prints `y` for ever, as fast as it can, and here nobody reads:
+# (root is not held to the limit, unless it is in a container that has taken CAP_SYS_RESOURCE from it.) And a program that does
+# not ask for O_NONBLOCK? It **sleeps** until somebody reads. `yes` prints `y` for ever, as fast as it can, and here nobody
+# reads:
 
 # %%
 import struct

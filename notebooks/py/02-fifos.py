@@ -400,7 +400,7 @@ race.compare()
 #
 # ## Break it: the host who goes home after the first guest
 #
-# A server reads lines from a FIFO and answers each. Two clients come, one after the other:
+# A server reads lines from a FIFO and answers each. Two clients come, the second half a second after the first:
 
 # %%
 from subprocess import TimeoutExpired
@@ -412,15 +412,16 @@ for guest in ("Mr Bingley", "Mr Darcy"):
     try:
         client.wait(timeout=1)
         print(f"{guest} was let in")
+        time.sleep(0.5)
     except TimeoutExpired:
         print(f"{guest} stands at the door. The server: exit status {server.poll()}")
         client.kill(), client.wait()
 print(server.communicate()[0].decode(), end="")
 
 # %% [markdown]
-# The first guest left, and with the last writer's close came end of file: the server thought that was all. The cure is as old
-# as the trouble: **the server holds a writing end itself**, and so the last writer never leaves. In the shell `<>` opens for
-# both:
+# The first guest left, and with the last writer's close came end of file: the server thought that was all. (Had Mr Darcy come
+# before Mr Bingley was quite gone, he would have been let in: a mistake that hides in tests.) The cure is as old as the trouble:
+# **the server holds a writing end itself**, and so the last writer never leaves. In the shell `<>` opens for both:
 
 # %%
 server = Popen(["sh", "-c", f"{SERVER} <> {path}"], stdout=PIPE)

@@ -339,8 +339,9 @@ quiet.compare()
 
 # %% [markdown]
 # Look at the throughput of the first and at the latency of the second: two different questions. All four copy each message
-# into the kernel and out again, and all have to wake a receiver that sleeps. In the race a message spends most of its time
-# behind others: the fewer fit in, the shorter it waits, and the oftener the sender has to sleep. So how many fit in?
+# into the kernel and out again, and all have to wake a receiver that sleeps. Where the sender wins the
+# race, a message spends most of its time behind others: the fewer fit in, the shorter it waits, and the oftener the sender has
+# to sleep. Where the receiver keeps up, it hardly waits at all. So how many fit in?
 
 # %%
 for kind in kinds:

@@ -341,7 +341,8 @@ calm.compare()
 
 # %% [markdown]
 # TCP and UDP go through the whole network code of the Linux kernel, addresses, checksums and acknowledgements, to arrive on the
-# same machine. Unix sockets put the message into the other's queue. What each of them promises:
+# same machine. Unix sockets put the message into the other's queue. At this pace the difference is often lost in what all of them
+# pay: the waking of a receiver that sleeps. What each of them promises:
 
 # %%
 from labkit import facts
