@@ -11,7 +11,7 @@ BIN := .venv/bin
 # What the browser tests need from Debian: a browser, and a font for it to write with.
 DEBIAN := chromium fonts-liberation
 # The tests that run on every Python of the machine, and all that they need (versions: constraints.txt).
-CORE       := channels call_entry fifo sockets sysv shared_memory signal_channel baselines sync spsc launch trace
+CORE       := channels call_entry signal_channel spsc launch trace
 CORE_TESTS := $(wildcard $(CORE:%=tests/test_%.py))
 PYENV      := $(or $(PYENV_ROOT),$(HOME)/.pyenv)
 CORE_NEEDS := cffi dill multiprocess numba numpy posix_ipc pyzmq sysv_ipc pytest pytest-timeout hypothesis

@@ -67,6 +67,7 @@ def render(notebooks: list[tuple[str, Any]], failures: Iterable[str] = (), title
     failures = [html.escape(scrub(failure)) for failure in failures]
     if failures:
         body.append(f'<ul class="failures" role="alert">{"".join(f"<li>{f}</li>" for f in failures)}</ul>')
+    places = {f"{name}.ipynb": f"#n{number}" for number, (name, _) in enumerate(notebooks, start=1)}
     for number, (name, notebook) in enumerate(notebooks, start=1):
         prefix = f"n{number}"
         before = len(page.contents)
@@ -74,6 +75,8 @@ def render(notebooks: list[tuple[str, Any]], failures: Iterable[str] = (), title
         if not any(level == 1 for level, *_ in page.contents[before:]):
             page.contents.insert(before, (1, prefix, name))
             inner = f"<h1>{html.escape(name)}</h1>{inner}"
+        # From one lab to another: within this page, where that one is in it.
+        inner = re.sub(r'<a href="([^"#]+[.]ipynb)"', lambda link: f'<a href="{places.get(link[1], link[1])}"', inner)
         body.append(f'<article id="{prefix}">{inner}</article>')
     page.title = page.title or (page.contents[0][2] if page.contents else "Report")
     return page.html()

@@ -9,6 +9,7 @@ from labkit.explore import Explorer, acquire, release
 from labkit.page import Page, in_base64
 from labkit.views.explorer import Steps
 from tests.browser import chromium, in_browser, jupyterlab, opened, state, until
+from tests.roles import eventually
 
 
 def increment(s):
@@ -215,9 +216,9 @@ def test_the_view_follows_the_page_from_light_to_dark(browser, pages):
         ground = "getComputedStyle(document.querySelector('.labkit-steps')).backgroundColor"
         light = page.evaluate(ground)
         page.emulate_media(color_scheme="dark")
-        page.wait_for_function(f"{ground} !== '{light}'")
+        assert eventually(lambda: page.evaluate(ground) != light)  # the page's own policy forbids wait_for_function
         page.evaluate("document.body.dataset.jpThemeLight = 'true'")  # as JupyterLab says it
-        page.wait_for_function(f"{ground} === '{light}'")
+        assert eventually(lambda: page.evaluate(ground) == light)
 
 
 @in_browser

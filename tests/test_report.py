@@ -129,6 +129,15 @@ def test_several_notebooks_make_one_page_with_contents(tmp_path):
     assert "<title>Both</title>" in page
 
 
+def test_a_link_to_a_lab_that_is_in_the_page_stays_in_the_page(tmp_path):
+    first = notebook(tmp_path / "a.ipynb", "# A\n\n[next](b.ipynb) and [elsewhere](c.ipynb)")
+    second = notebook(tmp_path / "b.ipynb", "# B")
+    report_notebooks([first, second], tmp_path / "both.html")
+    page = (tmp_path / "both.html").read_text()
+    assert '<a href="#n2">next</a>' in page
+    assert '<a href="c.ipynb">elsewhere</a>' in page
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [(None, "there is no such notebook"), ("", "is not a Jupyter notebook"), ('{"a": 1}', "is not a Jupyter notebook")],

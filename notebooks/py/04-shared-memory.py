@@ -377,7 +377,7 @@ for kind, points in speed.items():
 
 # %% [markdown]
 # For small messages the copying hardly counts. What costs is the work around each one: system calls, and waking somebody who
-# sleeps. A ring that needs neither while both are awake is far ahead there. For large ones the copying is what counts, and
+# sleeps. A ring that needs neither while both are awake is ahead there. For large ones the copying is what counts, and
 # everybody stays below the top line: two copies take longer than one, and the receiver's object needs new memory each
 # time.
 #

@@ -211,7 +211,7 @@ for words, guard, people in ("alone, unguarded", None, 1), ("alone, guarded", mu
 
 # %% [markdown]
 # As long as nobody has to wait, a POSIX semaphore needs no system call at all, futex(7); most of what you see is Python calling the C
-# library. The lock costs nanoseconds. No lock costs the right result.
+# library. A lock costs little. No lock costs the right result.
 #
 # ## The dining philosophers
 #
