@@ -274,3 +274,24 @@ def test_the_handler_is_where_the_kernel_calls_it():
     assert blocked(threading.get_native_id(), rx.number)
     tx.close()
     rx.close()
+
+
+def test_threads_that_find_the_receiver_at_the_same_time_keep_one_descriptor_of_it():
+    tx, rx = channel("signal")
+
+    def pidfds():
+        links = (os.readlink(entry.path) for entry in os.scandir("/proc/self/fd") if os.path.lexists(entry.path))
+        return sum("pidfd" in link for link in links)
+
+    before = pidfds()
+    threads = [threading.Thread(target=lambda: [tx._meet() for _ in range(500)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert pidfds() - before <= 1
+    tx.send(b"x")
+    assert rx.receive() == b"x"
+    tx.close()
+    rx.close()
+    assert pidfds() <= before

@@ -278,6 +278,7 @@ class SignalSender(Sender):
         self.memory, self._page, self.lifeline = memory, page, lifeline
         self.max_message = self._limit = MAX_MESSAGE
         self._pidfd = -1
+        self._adopting = threading.Lock()  # two threads must not both open a pidfd of which one is forgotten
         self._state = state = new_state(page.ctypes.data, 0, MAX_MESSAGE)
         self._info = state[INFO // 8 :].view(np.int32)
         state[[SEEN // 8, PIDFD // 8]] = NEVER, -1
@@ -372,11 +373,13 @@ class SignalSender(Sender):
                 pidfd = os.pidfd_open(pid)
                 undo.callback(os.close, pidfd)
                 if _start_time(pid) == self._page[STARTED]:
-                    undo.pop_all()
-                    self._forget_pidfd()
-                    self._pidfd = pidfd
-                    self._info[0] = number
-                    self._state[[SEEN // 8, PIDFD // 8, NUMBER // 8]] = word, pidfd, number
+                    with self._adopting:
+                        self._must_be_open()
+                        undo.pop_all()
+                        self._forget_pidfd()
+                        self._pidfd = pidfd
+                        self._info[0] = number
+                        self._state[[SEEN // 8, PIDFD // 8, NUMBER // 8]] = word, pidfd, number
                     return True
         raise Closed("the process that received these signals has ended")
 
@@ -411,7 +414,8 @@ class SignalSender(Sender):
         return SignalSender(memory, page, lifeline)
 
     def _let_go(self) -> None:
-        self._forget_pidfd()
+        with self._adopting:
+            self._forget_pidfd()
         self._send = self._go_on = _refuse
         self._page = _no_page  # unmapped, now that nothing refers to it
         os.close(self.memory)
