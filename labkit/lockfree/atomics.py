@@ -73,6 +73,38 @@ def add(typingctx, address, amount):
     return types.int64(types.int64, types.int64), code
 
 
+@intrinsic
+def exchange(typingctx, address, value):
+    """Write a word and return what it was before; ordered with everything before and after."""
+
+    def code(context, builder, signature, arguments):
+        return builder.atomic_rmw("xchg", _pointer(builder, arguments[0]), arguments[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), code
+
+
+@intrinsic
+def set_bits(typingctx, address, bits):
+    """Set bits of a word and return what it was before; ordered with everything before and after."""
+
+    def code(context, builder, signature, arguments):
+        return builder.atomic_rmw("or", _pointer(builder, arguments[0]), arguments[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), code
+
+
+@intrinsic
+def compare_exchange(typingctx, address, expected, value):
+    """Write a word if it is `expected`, and return what it was before. It acquires; when it writes, it releases too."""
+
+    def code(context, builder, signature, arguments):
+        address, expected, value = arguments
+        pair = builder.cmpxchg(_pointer(builder, address), expected, value, "acq_rel", "acquire")
+        return builder.extract_value(pair, 0)
+
+    return types.int64(types.int64, types.int64, types.int64), code
+
+
 # A futex is an unsigned word of 32 bits: futex(2). These take and return it as an integer of 64.
 
 INT = ir.IntType(32)
@@ -144,6 +176,27 @@ def fence(typingctx):
         return context.get_dummy_value()
 
     return types.void(), code
+
+
+@intrinsic
+def compiler_fence(typingctx):
+    """The compiler keeps what is before before, and what is after after; no instruction, the processor is not told."""
+
+    def code(context, builder, signature, arguments):
+        builder.fence("seq_cst", targetscope="singlethread")
+        return context.get_dummy_value()
+
+    return types.void(), code
+
+
+@intrinsic
+def pointer(typingctx, address):
+    """An address as a `void *`, for numba.carray(pointer(address), shape, dtype)."""
+
+    def code(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), code
 
 
 @intrinsic
