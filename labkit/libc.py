@@ -119,6 +119,7 @@ FUTEX_TID_MASK, FUTEX_WAITERS = 0x3FFF_FFFF, 0x8000_0000
 
 _NUMBERS = {  # x86-64 has its own, newer machines share one list: syscalls(2)
     "futex": (202, 98),
+    "membarrier": (324, 283),
     "rt_sigqueueinfo": (129, 138),
     "rt_tgsigqueueinfo": (297, 240),
     "tgkill": (234, 131),

@@ -94,6 +94,16 @@ def set_bits(typingctx, address, bits):
 
 
 @intrinsic
+def keep_bits(typingctx, address, bits):
+    """Clear all bits of a word but these, and return what it was before; ordered with everything before and after."""
+
+    def code(context, builder, signature, arguments):
+        return builder.atomic_rmw("and", _pointer(builder, arguments[0]), arguments[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), code
+
+
+@intrinsic
 def compare_exchange(typingctx, address, expected, value):
     """Write a word if it is `expected`, and return what it was before. It acquires; when it writes, it releases too."""
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,24 @@ class Entry:
             ctypes.addressof(self._definition), int(state.ctypes.data), (state, keep, self)
         )
         return made
+
+
+def callables(functions: dict[str, Any], without_gil: Collection[str] = ()) -> dict[str, Callable[..., int]]:
+    """Compiled functions for calling from Python: integers in and out.
+
+    They go through ctypes: half a microsecond, and cached on disk, where a dispatcher would compile in each process.
+    They keep the GIL, but for those named: to get it back in a busy process takes milliseconds
+    (sys.getswitchinterval), longer than they do.
+    """
+    _keep.extend(functions.values())
+    made: dict[str, Callable[..., int]] = {}
+    for name, function in functions.items():
+        prototype = ctypes.CFUNCTYPE if name in without_gil else ctypes.PYFUNCTYPE
+        made[name] = prototype(function.ctypes.restype, *function.ctypes.argtypes)(function.address)
+    return made
+
+
+_keep: list[Any] = []  # the owners of the machine code
 
 
 def new_state(ring: int, capacity: int, most: int) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from functools import cache
 from typing import Any
 
@@ -32,6 +31,7 @@ from labkit.lockfree.entry import (
     PyLong_AsVoidPtr,
     PyLong_FromLongLong,
     PyObject_GetBuffer,
+    callables,
     none,
 )
 
@@ -136,11 +136,7 @@ def _compile(key: str) -> dict[str, Entry]:
 
 @cache
 def ring_functions() -> dict[str, Any]:
-    """`create`, `identity` and `take_bytes` of labkit.lockfree.spsc, for calling from Python: integers in and out.
-
-    They go through ctypes: half a microsecond, and cached on disk, where a dispatcher would compile in each process.
-    They keep the GIL: to get it back in a busy process takes milliseconds (sys.getswitchinterval), longer than they do.
-    """
+    """`create`, `identity` and `take_bytes` of labkit.lockfree.spsc, for calling from Python."""
 
     def compiled(key: str) -> dict[str, Any]:
         @cfunc(types.void(WORD, WORD), cache=True)
@@ -160,13 +156,7 @@ def ring_functions() -> dict[str, Any]:
 
         return {f.__name__: f for f in (create, identity, take_bytes)}
 
-    functions = compiled(SOURCES)
-    _keep.update(functions)
-    kinds = {name: (function.ctypes.restype, *function.ctypes.argtypes) for name, function in functions.items()}
-    return {name: ctypes.PYFUNCTYPE(*kinds[name])(function.address) for name, function in functions.items()}
-
-
-_keep: dict[str, Any] = {}  # the owners of the machine code
+    return callables(compiled(SOURCES))
 
 
 @cache

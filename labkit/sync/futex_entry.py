@@ -1,13 +1,10 @@
 """The atomic instructions of labkit.lockfree.atomics, for calling from Python, and a mutex made of them.
 
-The instructions go through ctypes, half a microsecond each, and are cached on disk, where a dispatcher would compile in
-each process. They keep the GIL: to get it back in a busy process takes longer than they do. What a mutex does when
-nobody is in the way are builtins, 50 ns each.
+What a mutex does when nobody is in the way are builtins, 50 ns each; the instructions take half a microsecond.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -27,6 +24,7 @@ from labkit.lockfree.entry import (
     PyLong_AsLong,
     PyLong_AsVoidPtr,
     PyLong_FromLongLong,
+    callables,
     new_state,
 )
 
@@ -35,10 +33,7 @@ NOT_OURS = -1
 
 def compiled_atomics() -> dict[str, Callable[..., int]]:
     """By the names that they have in labkit.lockfree.atomics: addresses and integers in, an integer out."""
-    functions = _compile(SOURCES)
-    _keep.extend(functions.values())
-    kinds = {name: (function.ctypes.restype, *function.ctypes.argtypes) for name, function in functions.items()}
-    return {name: ctypes.PYFUNCTYPE(*kinds[name])(function.address) for name, function in functions.items()}
+    return callables(_compile(SOURCES))
 
 
 class MutexWord:
@@ -80,9 +75,6 @@ def _mutex_entries(key: str) -> dict[str, Entry]:
         return PyLong_FromLongLong(atomics.exchange_int(address, 0))
 
     return {f.__name__: Entry(f, METH_O) for f in (mutex_take, mutex_give)}
-
-
-_keep: list[Any] = []  # the owners of the machine code
 
 
 def _compile(key: str) -> dict[str, Any]:
