@@ -189,6 +189,28 @@ def fence(typingctx):
 
 
 @intrinsic
+def acquire_fence(typingctx):
+    """What was loaded before is loaded before everything after. No instruction on x86-64, `dmb ishld` on AArch64."""
+
+    def code(context, builder, signature, arguments):
+        builder.fence("acquire")
+        return context.get_dummy_value()
+
+    return types.void(), code
+
+
+@intrinsic
+def release_fence(typingctx):
+    """Everything before is done before what is stored after. No instruction on x86-64, `dmb ish` on AArch64."""
+
+    def code(context, builder, signature, arguments):
+        builder.fence("release")
+        return context.get_dummy_value()
+
+    return types.void(), code
+
+
+@intrinsic
 def compiler_fence(typingctx):
     """The compiler keeps what is before before, and what is after after; no instruction, the processor is not told."""
 
