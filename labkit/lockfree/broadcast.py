@@ -22,15 +22,15 @@ There are two kinds of contents.
 Numbers count messages from 0. They make "you have missed 17 messages" exact, and are a check of what is read.
 
 Invariants
-    OLDEST <= WRITTEN; everything in [OLDEST, WRITTEN) is whole; everything before OLDEST may be overwritten at any time.
+    OLDEST <= WRITTEN; all in [OLDEST, WRITTEN) is whole; what is before OLDEST may be overwritten at any time.
     Frames follow each other without a gap from OLDEST to WRITTEN, and each mark in between is the start of one.
     At WRITTEN stands the number that the next message will have, also before there is one.
     WRITTEN + 16 <= OLDEST + capacity (messages); WRITTEN <= OLDEST + capacity (items).
 
 Edges
-    A  publish: the frame is whole before WRITTEN says so           release WRITTEN in `publish`, acquire in `seen_more`
-    N  newer: who sees an OLDEST sees WRITTEN no older              release OLDEST in `forget`, acquire in `catch_up`
-    O  overwrite: OLDEST says so before a byte is overwritten       release fence in `forget`, acquire fence in `is_whole`
+    A  publish: the frame is whole before WRITTEN says so          release WRITTEN in `publish`, acquire in `seen_more`
+    N  newer: who sees an OLDEST sees WRITTEN no older             release OLDEST in `forget`, acquire in `catch_up`
+    O  overwrite: OLDEST says so before a byte is overwritten      release fence in `forget`, acquire fence in `is_whole`
 
 Edge O is a sequence lock turned round: the reader copies what the writer may be overwriting, and afterwards asks OLDEST
 whether it was. Boehm ("Can seqlocks get along with programming language memory models?", 2012) shows what that takes:
@@ -39,9 +39,9 @@ acquire and release of the counter itself are the wrong way round, since they le
     the reader loads the bytes, then an acquire fence, then OLDEST: no byte is loaded after OLDEST was
 and a reader that has seen one new byte finds the new OLDEST, and throws away what it copied. On x86-64 both fences cost
 nothing, loads and stores keep their order there; on AArch64 they are `dmb ish` and `dmb ishld`. The copies are plain
-loads and stores. In C++ such a race would be undefined behaviour as such. LLVM, which compiles this, says less (LangRef,
-"Memory Model for Concurrent Operations"): a load that races gives an undefined value, and we use none of them: not for
-a branch, an index or a size, before OLDEST has said that it is whole. Headers are loaded as atomic words.
+loads and stores. In C++ such a race would be undefined behaviour as such. LLVM, which compiles this, says less
+(LangRef, "Memory Model for Concurrent Operations"): a load that races gives an undefined value, and we use none of
+them, not for a branch, an index or a size, before OLDEST has said that it is whole. Headers are loaded as atomic words.
 memcpy(3) of much memory may use streaming stores, which x86 does order with nothing (Intel SDM volume 3, 9.2.2);
 before those the writer uses a full fence.
 
@@ -287,7 +287,7 @@ def next_message(body, capacity, cursor):
 
 @njit
 def take_message(body, capacity, cursor, to, size):
-    """Copy the next message out, of `size` bytes as `next_message` said: 0, or OVERRUN and `to` holds nothing of use."""
+    """Copy the next message out, of `size` bytes as `next_message` said: 0, or OVERRUN, what was copied is worthless."""
     position = load_relaxed(cursor + POSITION)
     copy(to, at(body, capacity, position), size)
     return pass_message(body, cursor, size)

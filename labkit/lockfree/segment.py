@@ -2,11 +2,11 @@
 
     offset  holds
     0       MAGIC, written last: a segment without it is unfinished
-    8       KIND, up to eight letters
-    16      LAYOUT, the version of what follows
-    24      BYTES, of the whole segment
-    32      GEOMETRY, seven words that the kind explains: capacity, size of an item, ...
-    88      CHECKSUM of the words from 8 to 87
+    8       KIND, up to sixteen letters
+    24      LAYOUT, the version of what follows
+    32      BYTES, of the whole segment
+    40      GEOMETRY, seven words that the kind explains: capacity, size of an item, ...
+    96      CHECKSUM of the words from 8 to 95
     128     bell ITEMS: rung when something was published       (labkit.lockfree.bells)
     256     bell ROOM: rung when something was released
     384     pid that last took the role of SENDER, 0 when nobody ever did; 392 the same of RECEIVER
@@ -45,7 +45,7 @@ from labkit.lockfree import bells
 from labkit.lockfree.bells import FENCED, HEADER, ITEMS_BELL, LOCKS, ME, PERSON_LOCK, PRIVATE_WORDS, ROOM_BELL
 from labkit.lockfree.bells_entry import bell_functions
 
-MAGIC, KIND, LAYOUT, BYTES, GEOMETRY, CHECKSUM = 0, 8, 16, 24, 32, 88
+MAGIC, KIND, LAYOUT, BYTES, GEOMETRY, CHECKSUM = 0, 8, 24, 32, 40, 96
 ITEMS, ROOM = 128, 256
 ROLES = 384
 PEOPLE, MOST_PEOPLE = 2048, 255
@@ -130,7 +130,7 @@ class Segment:
         """A segment with a zeroed body.
 
         Args:
-            kind: up to eight letters.
+            kind: up to sixteen letters.
             layout: the version of its body; another version is refused when it is opened.
             geometry: up to seven integers.
             body_bytes: rounded up to whole pages.
@@ -208,7 +208,7 @@ class Segment:
 
     def _check(self, size: int) -> None:
         words = self._words
-        kind = int(words[KIND // 8]).to_bytes(8, "little", signed=True).rstrip(b"\0").decode("ascii", "replace")
+        kind = words[KIND // 8 : LAYOUT // 8].tobytes().rstrip(b"\0").decode("ascii", "replace")
         if words[MAGIC // 8] != IDENTITY:
             raise _wrong("it does not begin as one: somebody else's, unfinished, or damaged", self.name)
         if kind != self.kind:
@@ -423,7 +423,7 @@ def _prepare(
         raise unavailable("posix_fallocate", reason.errno or errno.ENOMEM, advice) from reason
     memory = _map(fd, size)
     words = memory[:BODY].view(np.int64)
-    words[KIND // 8] = int.from_bytes(kind.encode("ascii").ljust(8, b"\0"), "little")
+    words[KIND // 8 : LAYOUT // 8] = np.frombuffer(kind.encode("ascii").ljust(LAYOUT - KIND, b"\0"), np.int64)
     words[[LAYOUT // 8, BYTES // 8]] = layout, size
     words[GEOMETRY // 8 : GEOMETRY // 8 + len(geometry)] = geometry
     words[CHECKSUM // 8] = _checksum(words)
