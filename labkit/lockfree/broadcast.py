@@ -28,9 +28,9 @@ Invariants
     WRITTEN + 16 <= OLDEST + capacity (messages); WRITTEN <= OLDEST + capacity (items).
 
 Edges
-    A  publish: the frame is whole before WRITTEN says so          release WRITTEN in `publish`, acquire in `seen_more`
-    N  newer: who sees an OLDEST sees WRITTEN no older             release OLDEST in `forget`, acquire in `catch_up`
-    O  overwrite: OLDEST says so before a byte is overwritten      release fence in `forget`, acquire fence in `is_whole`
+    A  publish: the frame is whole before WRITTEN says so         release WRITTEN in `publish`, acquire in `seen_more`
+    N  newer: who sees an OLDEST sees WRITTEN no older            release OLDEST in `forget`, acquire in `catch_up`
+    O  overwrite: OLDEST says so before a byte is overwritten     release fence in `forget`, acquire fence in `is_whole`
 
 Edge O is a sequence lock turned round: the reader copies what the writer may be overwriting, and afterwards asks OLDEST
 whether it was. Boehm ("Can seqlocks get along with programming language memory models?", 2012) shows what that takes:
@@ -287,7 +287,7 @@ def next_message(body, capacity, cursor):
 
 @njit
 def take_message(body, capacity, cursor, to, size):
-    """Copy the next message out, of `size` bytes as `next_message` said: 0, or OVERRUN, what was copied is worthless."""
+    """Copy the next message out, of `size` bytes as `next_message` said: 0, or OVERRUN, and then `to` is worthless."""
     position = load_relaxed(cursor + POSITION)
     copy(to, at(body, capacity, position), size)
     return pass_message(body, cursor, size)
