@@ -109,6 +109,13 @@ def publish(body, position):
 
 
 @njit
+def loaned(size):
+    """What others have written, `size` bytes, is complete: before publishing what was loaned."""
+    if size >= STREAMING:
+        fence()  # NumPy may use streaming stores, too
+
+
+@njit
 def seen_more(body, cursor):
     """How far the reader may read, a position; no further than POSITION when there is nothing new."""
     seen = load_relaxed(cursor + SEEN)
@@ -116,6 +123,12 @@ def seen_more(body, cursor):
         seen = load_acquire(body + WRITTEN)  # edge A: seen, therefore whole, or overwritten since
         store_relaxed(cursor + SEEN, seen)
     return seen
+
+
+@njit
+def anything_new(body, cursor):
+    """Whether there is something for this reader. It changes nothing, so that any thread may ask."""
+    return load_acquire(body + WRITTEN) != load_relaxed(cursor + POSITION)
 
 
 @njit

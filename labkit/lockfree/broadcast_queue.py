@@ -1,0 +1,785 @@
+"""Broadcast: one writer, any number of readers, each of which gets every message or is told how many it missed.
+
+    q = Broadcast(1 << 20)                              # bytes of a ring of messages of any length
+    q = Broadcast(1024, dtype=np.float64)               # or so many items
+    jobs = [launch(listen, q) for _ in range(3)]        # each has its own place in the stream: the place q itself has
+    q.send(b"to all of them")                           # never waits
+
+The writer never waits for anybody. A reader that is slower than it loses the oldest messages, and is told so: the call
+that would have received the first of them raises `Missed`, once, and the next one goes on with what is still there.
+That is the default because a program that was written without a thought of it would otherwise compute from a stream
+with holes; `on_missed="go on"` is for programs that want the newest anyway, and they can look at `missed`. (Tokio's
+channels do the first, Aeron's the second.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import math
+import os
+import select
+import sys
+import termios
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from labkit.channels.base import DEFAULT_TIMEOUT, Closed, as_bytes
+from labkit.lockfree import broadcast
+from labkit.lockfree.bells import LOOK_AGAIN_NS, POLLS
+from labkit.lockfree.broadcast import CURSOR_WORDS, NUMBER, OVERRUN, POSITION
+from labkit.lockfree.broadcast_entry import (
+    BAD,
+    BELL,
+    BELL_FD,
+    BORROWS,
+    BUSY,
+    CURSOR,
+    GAP,
+    GOES_ON,
+    ITEM_BYTES,
+    MISSED,
+    NOT_WRITER,
+    SENT,
+    SPINS,
+    WRITES,
+    broadcast_entries,
+    broadcast_functions,
+)
+from labkit.lockfree.entry import new_state
+from labkit.lockfree.segment import BODY, ITEMS, SENDER, Role, Segment
+
+KIND = "broadcast"
+SPIN = 400 if len(os.sched_getaffinity(0)) > 1 else 0  # on one processor the other side cannot move while we look
+LARGEST = 1 << 36  # bytes of a ring
+
+
+class Missed(Exception):
+    """This reader was too slow, and messages were overwritten before it had received them. The next call goes on.
+
+    Attributes:
+        count: how many messages.
+    """
+
+    def __init__(self, count: int, text: str = ""):
+        super().__init__(count, text)
+        self.count = count
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text or (
+            f"{self.count:,} messages were overwritten before they were received: this reader is slower than the "
+            "writer; the next call goes on behind them"
+        )
+
+
+class Broadcast:
+    """One writer, any number of readers; whoever sends first is the writer, until it closes or dies.
+
+    Each object has a place of its own in the stream. The one that creates the ring gets everything from the beginning;
+    a copy that travels to another process begins where the original is at that moment.
+
+    Args:
+        capacity: bytes of a ring for messages of any length, rounded up to a power of two, at least 4096; the largest
+            message takes half of it. With a `dtype`: items, a power of two is fastest.
+        dtype: of fixed-size items, any NumPy dtype without Python objects, also records and sub-arrays.
+        name: so that strangers can `open` it.
+        on_missed: "raise" Missed when messages were missed, or "go on" and only count them.
+
+    Attributes:
+        missed: messages that this reader was too slow for, all in all.
+
+    Raises:
+        ValueError: a capacity, dtype or `on_missed` that cannot be.
+        TypeError: the dtype holds Python objects.
+        FileExistsError: the name is in use.
+        OSError: ENOMEM or ENOSPC, the machine has not so much memory.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        dtype: Any = None,
+        name: str | None = None,
+        on_missed: Literal["raise", "go on"] = "raise",
+    ):
+        goes_on = _goes_on(on_missed)
+        item = None if dtype is None else _item_type(dtype)
+        capacity = _whole(capacity)
+        if item is None:
+            if not 0 < capacity <= LARGEST:
+                raise ValueError(f"capacity must be 1 byte to {LARGEST:,} bytes, not {capacity:,}")
+            capacity = size = max(4096, 1 << (capacity - 1).bit_length())
+        else:
+            size = capacity * item.itemsize
+            if not 0 < size <= LARGEST:
+                raise ValueError(
+                    f"{capacity:,} items of {item.itemsize:,} bytes are {size:,}: a ring has 1 byte to {LARGEST:,}"
+                )
+        segment = Segment.new(
+            KIND, broadcast.LAYOUT, (capacity, 0 if item is None else item.itemsize), broadcast.DATA + size, name=name
+        )
+        self._begin(segment, item, goes_on)
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        *,
+        dtype: Any = None,
+        start: Literal["oldest", "newest"] = "oldest",
+        on_missed: Literal["raise", "go on"] = "raise",
+    ) -> Self:
+        """The ring of this name, as a stranger opens it.
+
+        Args:
+            name: what its creator called it.
+            dtype: of the items, as its creator gave it.
+            start: begin with the "oldest" message that is still there, or behind the "newest".
+            on_missed: as for a new one.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it has items of another size.
+            OSError: EBADMSG, it is no ring, or a damaged one.
+        """
+        goes_on = _goes_on(on_missed)
+        item = None if dtype is None else _item_type(dtype)
+        self = cls.__new__(cls)
+        self._begin(Segment.open(KIND, broadcast.LAYOUT, name), item, goes_on)
+        try:
+            self.seek(start)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    @staticmethod
+    def unlink(name: str) -> None:
+        """Remove the name; who has it open goes on. FileNotFoundError: there is none."""
+        Segment.unlink(name)
+
+    def _begin(self, segment: Segment, item: np.dtype | None, goes_on: bool) -> None:
+        self._segment, self._item, self.closed = segment, item, False
+        self._slot: _Slot | None = None
+        self._poll: select.epoll | None = None
+        self._sleepers: set[asyncio.Future[None]] = set()
+        try:
+            capacity, item_bytes = segment.geometry[:2]
+            size = capacity * (item_bytes or 1)
+            if not (0 < size <= LARGEST and BODY + broadcast.DATA + size <= segment.memory.size):
+                raise OSError(errno.EBADMSG, "this is not a queue that can be used: its capacity is not its size")
+            if item_bytes == 0 and (capacity & (capacity - 1) or capacity < 4096):
+                raise OSError(errno.EBADMSG, "this is not a queue that can be used: its capacity is no power of two")
+            if item_bytes != (0 if item is None else item.itemsize):
+                of = f"items of {item_bytes:,} bytes" if item_bytes else "messages of any length, without a dtype"
+                raise ValueError(f"this broadcast has {of}, not {item or 'messages of any length'}: use its dtype")
+        except BaseException:
+            segment.close()
+            raise
+        self.capacity = capacity
+        self.max_message = item_bytes or broadcast.largest.py_func(capacity)
+        self._state = state = new_state(segment.body, capacity, self.max_message)
+        bell = segment.bell(ITEMS)
+        state[[ITEM_BYTES // 8, GOES_ON // 8, SPINS // 8]] = item_bytes, goes_on, SPIN
+        state[[BELL // 8, BELL_FD // 8]] = bell.address, bell.descriptor
+        self._bell = bell
+        self._at = int(state.ctypes.data)
+        keep = segment.memory
+        made = {name: entry.builtin(state, keep) for name, entry in broadcast_entries().items()}
+        self._send, self._receive, self._receive_many = made["send"], made["receive"], made["receive_many"]
+        self._receive_into, self._spin = made["receive_into"], made["spin"]
+        self._functions = broadcast_functions()
+        _all.add(self)
+
+    # --- the writer -----------------------------------------------------------------------------------------
+
+    def send(self, message: Any, timeout: float | None = DEFAULT_TIMEOUT) -> None:
+        """Send one message, or one item, to all readers. It never waits, whatever the `timeout`.
+
+        Raises:
+            TypeError: the message is not bytes-like.
+            ValueError: the message is empty or too large, the item has another dtype or shape; another living process
+                is the writer; this object is closed, or has a loan out.
+            OSError: EBADMSG, the memory is damaged.
+        """
+        sent = self._send(message if self._item is None else self._one(message))
+        if sent != SENT:
+            self._send_after_all(sent, message if self._item is None else self._one(message))
+
+    def try_send(self, message: Any) -> bool:
+        """The same: there is always room. True."""
+        self.send(message)
+        return True
+
+    def send_many(self, messages: Iterable[Any], timeout: float | None = DEFAULT_TIMEOUT) -> None:
+        """Send several messages, or an array of items. The same errors; what comes before a wrong message is sent."""
+        if self._item is None:
+            for message in messages:
+                self.send(message)
+            return
+        array = self._several(messages)
+        if array.size:
+            sent = self._send(array)
+            if sent != SENT:
+                self._send_after_all(sent, array)
+
+    def _send_after_all(self, result: int, message: Any) -> None:
+        """What `_send` refused."""
+        self._must_be_open()
+        if result == NOT_WRITER:
+            self._settle()
+            self._segment.take_role(SENDER)
+            self._state[WRITES // 8] = 1
+            result = self._send(message)
+        if result == BAD:
+            raise damaged()
+        if result != SENT:
+            with contextlib.suppress(OSError):
+                as_bytes(message, self.max_message)
+            raise ValueError(
+                f"message of {memoryview(message).nbytes:,} bytes is too large: this broadcast takes 1 to "
+                f"{self.max_message:,}"
+            )
+
+    def loan(self, size: int | None = None, timeout: float | None = DEFAULT_TIMEOUT) -> Loan:
+        """Memory of the ring in which to write the next message, without a copy. It is sent at the end of the `with`.
+
+            with q.loan(1000) as slot:
+                slot.array[:] = 7
+
+        Args:
+            size: bytes of the message; of items there is one size.
+            timeout: it never waits.
+
+        Raises:
+            ValueError: no such size; another living process is the writer; a loan is out already.
+        """
+        self._must_be_open()
+        self._settle()
+        size = self.max_message if self._item is not None else _whole(size)
+        if not 0 < size <= self.max_message:
+            raise ValueError(f"a message has 1 to {self.max_message:,} bytes, not {size:,}")
+        if not self._state[WRITES // 8]:
+            self._segment.take_role(SENDER)
+        position = self._functions["claim"](self._at, size)
+        if position < 0:
+            raise damaged()
+        self._state[WRITES // 8] = 0  # nothing else may be sent meanwhile
+        self._slot = loan = Loan(self, position, size)
+        return loan
+
+    # --- a reader -------------------------------------------------------------------------------------------
+
+    def receive(self, timeout: float | None = DEFAULT_TIMEOUT) -> Any:
+        """The next message: bytes; or the next item: a NumPy scalar, record or array.
+
+        Args:
+            timeout: seconds to wait for it; 0 never waits, None waits for ever.
+
+        Raises:
+            Missed: messages were overwritten before we received them; it says how many. The next call goes on.
+            TimeoutError: nothing came.
+            Closed: there was a writer, none is left, and everything is received.
+            ValueError: it would have to wait a negative time; this object is closed, or has a borrowed message.
+            OSError: EBADMSG, the memory is damaged.
+        """
+        if self._item is None:
+            message = self._receive()
+            return message if message.__class__ is bytes else self._wait(self._receive, message, timeout)
+        return self._fill(np.empty(1, self._item), timeout)[0]
+
+    def try_receive(self) -> Any:
+        """The next message or item, or None when there is none now. Missed, Closed: as for `receive`."""
+        try:
+            return self.receive(0)
+        except TimeoutError:
+            return None
+
+    def receive_many(self, most: int = 1024, timeout: float | None = DEFAULT_TIMEOUT) -> Any:
+        """What is there, up to `most` messages (a list) or items (an array), at least one. Errors as for `receive`."""
+        most = _whole(most)
+        if most < 1:
+            raise ValueError(f"receive at least 1 message, not {most}")
+        if self._item is None:
+            messages = self._receive_many(most) or None
+            if messages.__class__ is list:
+                return messages
+            return self._wait(lambda: self._receive_many(most) or None, messages, timeout)
+        array = np.empty(min(most, self.capacity), self._item)
+        some = self._fill(array, timeout)
+        return some if len(some) == len(array) else some.copy()
+
+    def _fill(self, array: np.ndarray, timeout: float | None) -> np.ndarray:
+        """Receive items into an array; returns the part that was filled."""
+        room = array.view(np.uint8) if array.dtype.names is None else array
+
+        def take() -> Any:
+            count = self._receive_into(room)
+            return array[:count] if count > 0 else -count or None
+
+        some = take()
+        return some if some.__class__ is np.ndarray else self._wait(take, some, timeout)
+
+    def _wait(self, take: Callable[[], Any], got: Any, timeout: float | None) -> Any:
+        """Call `take` until it returns a message; it has returned `got`. None: there is none; a number: trouble."""
+        deadline = None
+        while True:
+            if got.__class__ is int:
+                self._raise(got)
+                got = take()
+                continue
+            if got is not None:
+                return got
+            self._must_be_open()
+            if timeout == 0:
+                if not self._gone():
+                    raise TimeoutError("nothing new was broadcast")
+                gone = True
+            else:
+                deadline = deadline or _deadline(timeout)
+                gone = False
+                if not self._spin():
+                    ticket = self._bell.seen()
+                    self._bell.arm()
+                    got = take()
+                    if got is not None:
+                        continue
+                    gone = self._gone()
+                    if not gone:
+                        self._sleep(ticket, deadline, timeout)
+            got = take()  # also after the writer has gone: what it published is whole
+            if gone and got is None:
+                raise Closed("the writer of this broadcast has gone, and everything is received")
+
+    def _sleep(self, ticket: int, deadline: float, timeout: float | None) -> None:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"nothing was broadcast for {timeout:g} s")
+        self._bell.sleep(ticket, left)
+
+    def _raise(self, what: int) -> None:
+        """What a builtin says."""
+        self._must_be_open()
+        if what == MISSED:
+            raise Missed(int(self._state[GAP // 8]))
+        if what == BUSY:
+            self._settle()
+            return
+        raise damaged()
+
+    def _gone(self) -> bool:
+        """Proof that there was a writer and none is left."""
+        if self._state[WRITES // 8] or isinstance(self._slot, Loan):
+            return False  # it is we
+        return self._segment.role(SENDER) is Role.GONE
+
+    def borrow(self, timeout: float | None = DEFAULT_TIMEOUT) -> Borrow:
+        """The next message where it lies, without a copy: an array that cannot be written to.
+
+            with q.borrow() as slot:
+                mean = slot.array.mean()
+
+        The writer does not know of it and may overwrite it meanwhile. At the end of the `with` (or by `release`) that
+        is found out: Missed says that what was computed from it is worthless. Errors as for `receive`.
+        """
+        self._settle()
+        some = self._look()
+        return some if some.__class__ is Borrow else self._wait(self._look, some, timeout)
+
+    def _look(self) -> Any:
+        """Borrow the next message; None when there is none; or a number."""
+        self._must_be_open()
+        there = self._functions["look"](self._at)
+        while there == OVERRUN:
+            gap = self._functions["catch_up"](self._at)
+            if gap < 0 or not self._state[GOES_ON // 8]:
+                return BAD if gap < 0 else MISSED
+            there = self._functions["look"](self._at)
+        if there <= 0:
+            return None if there == 0 else BAD
+        size = there if self._item is None else self._item.itemsize
+        self._slot = borrow = Borrow(self, int(self._state[(CURSOR + POSITION) // 8]), size)
+        self._state[BORROWS // 8] = 1
+        return borrow
+
+    def seek(self, where: Literal["oldest", "newest"]) -> None:
+        """Go to the oldest message that is still there, or behind the newest. What lies between is not missed."""
+        self._must_be_open()
+        if where not in ("oldest", "newest"):
+            raise ValueError(f'start at the "oldest" or the "newest" message, not {where!r}')
+        if self._functions["start"](self._at, where == "newest") < 0:
+            raise damaged()
+
+    @property
+    def missed(self) -> int:
+        return int(self._state[(CURSOR + broadcast.MISSED) // 8])
+
+    def __len__(self) -> int:
+        """How many messages have been sent that this reader has neither received nor been told to have missed."""
+        self._must_be_open()
+        count = self._functions["waiting"](self._at)
+        if count < 0:
+            raise damaged()
+        return count
+
+    def fileno(self) -> int:
+        """A descriptor for poll(2), select(2) and asyncio: readable when something may have been sent.
+
+        Ask `pending` before each wait, which also arms it; nothing tells it of a writer that was killed:
+
+            while True:
+                while (message := q.try_receive()) is not None:         # raises Closed at the end
+                    handle(message)
+                if not q.pending():
+                    select.select([q], [], [], 0.1)
+
+        It is an epoll(7) of ours, edge-triggered: all readers share one eventfd, and none of them takes its count
+        from the others.
+        """
+        self._must_be_open()
+        if self._poll is None:
+            self._poll = select.epoll()
+            self._poll.register(self._bell.descriptor, select.EPOLLIN | select.EPOLLET)
+        return self._poll.fileno()
+
+    def pending(self) -> bool:
+        """Whether something can be received or told now. When not, `fileno` will be readable when something is sent."""
+        self.fileno()
+        assert self._poll is not None
+        self._poll.poll(0)
+        if self._segment.name is not None:
+            _empty_by_half(self._bell.descriptor)
+        self._bell.arm(POLLS)
+        return bool(self._functions["look"](self._at)) or self._gone()
+
+    async def receive_async(self, timeout: float | None = DEFAULT_TIMEOUT) -> Any:
+        """The next message or item, for asyncio. Who cancels it loses no message. Errors as for `receive`."""
+        deadline = None
+        while True:
+            try:
+                return self.receive(0)
+            except TimeoutError:
+                if timeout == 0:
+                    raise
+            deadline = deadline or _deadline(timeout)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"nothing was broadcast for {timeout:g} s")
+            if not self.pending():
+                await self._sleep_async(min(left, LOOK_AGAIN_NS / 1e9))
+
+    async def _sleep_async(self, seconds: float) -> None:
+        """Until the descriptor is readable, or so long."""
+        loop = asyncio.get_running_loop()
+        sleeper: asyncio.Future[None] = loop.create_future()
+        if not self._sleepers:
+            self._loop = loop
+            loop.add_reader(self.fileno(), self._awake)
+        self._sleepers.add(sleeper)
+        alarm = loop.call_later(seconds, _wake, sleeper)
+        try:
+            await sleeper
+        finally:
+            alarm.cancel()
+            self._sleepers.discard(sleeper)
+            if not self._sleepers and not self.closed:
+                loop.remove_reader(self.fileno())
+
+    def _awake(self) -> None:
+        for sleeper in self._sleepers:
+            _wake(sleeper)
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        """The same for asyncio."""
+        with contextlib.suppress(Closed):
+            while True:
+                yield await self.receive_async(None)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Messages until the writer has gone and everything is received. After Missed, iterate again."""
+        with contextlib.suppress(Closed):
+            while True:
+                yield self.receive()
+
+    def _settle(self) -> None:
+        """There is no loan, and no borrowed message, or ValueError."""
+        slot = self._slot
+        if slot is not None:
+            if not slot.abandoned:
+                what = "loan is out: publish it or give it up" if isinstance(slot, Loan) else "borrowed message is out"
+                raise ValueError(f"a {what}; end that first, there can be one at a time")
+            slot.let_go()
+
+    # --- both -----------------------------------------------------------------------------------------------
+
+    def _one(self, item: Any) -> np.ndarray:
+        """An item as bytes of ours to send, or the error that says what is wrong with it."""
+        return _as_items(item, self._item, ())
+
+    def _several(self, items: Any) -> np.ndarray:
+        return _as_items(items, self._item, (-1,))
+
+    def _must_be_open(self) -> None:
+        if self.closed:
+            raise ValueError("this broadcast is closed")
+
+    def close(self) -> None:
+        """Give it up. Readers of a writer that has closed get Closed when they have received everything."""
+        if getattr(self, "closed", True):
+            return
+        _all.discard(self)
+        if self._sleepers:
+            self._loop.remove_reader(self.fileno())
+            self._awake()
+        if self._poll is not None:
+            self._poll.close()
+        self.closed = True
+
+        def refuse(*_: object) -> None:
+            raise ValueError("this broadcast is closed")
+
+        self._send = self._receive = self._receive_many = self._receive_into = refuse
+        if self._state[WRITES // 8] or isinstance(self._slot, Loan):
+            self._segment.leave_role(SENDER)
+            self._bell.ring()  # readers that sleep find out now
+        self._state[[WRITES // 8, BELL_FD // 8]] = 0, -1
+        self._segment.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def __repr__(self) -> str:
+        what = f"bytes, {self.max_message:,} a message" if self._item is None else f"items of {self._item}"
+        name = f" {self._segment.name!r}" if self._segment.name else ""
+        return f"<broadcast{name}, {self.capacity:,} {what}, {'closed' if self.closed else 'open'}>"
+
+    def __reduce__(self) -> Any:
+        self._must_be_open()
+        place = [int(self._state[(CURSOR + word) // 8]) for word in (POSITION, NUMBER)]
+        return _arrives, (type(self), self._segment, self._item, bool(self._state[GOES_ON // 8]), place)
+
+    def _after_fork(self) -> None:
+        """In the child: a reader at the same place. The writer is still the parent."""
+        self._state[[WRITES // 8, BORROWS // 8]] = 0
+        self._slot = None
+        self._sleepers = set()
+        if self._poll is not None:
+            self._poll.close()  # it is the parent's, too
+            self._poll = None
+
+
+class _Slot:
+    """A message in the ring's own memory.
+
+    Attributes:
+        array: bytes (uint8), or the item as an array of its dtype.
+        abandoned: its `with` was left by an exception while somebody (the traceback, for instance) still had a view of
+            the memory. Whoever sends or receives next takes it back.
+    """
+
+    abandoned = False
+
+    def __init__(self, owner: Broadcast, position: int, size: int, writable: bool):
+        self._owner, self._position, self._size = owner, position, size
+        start = BODY + owner._functions["offset"](owner._at, position)
+        view = memoryview(owner._segment.memory.data)[start : start + size]
+        self._view: memoryview | None = view if writable else view.toreadonly()
+        self.array = self._as_array()
+
+    def let_go(self) -> None:
+        """End it, whatever has become of it."""
+        raise NotImplementedError
+
+    def _as_array(self) -> np.ndarray:
+        assert self._view is not None
+        item = self._owner._item
+        if item is None:
+            return np.frombuffer(self._view, np.uint8)
+        return np.frombuffer(self._view, item.base).reshape(item.shape)
+
+    def _end(self) -> bool:
+        """Take the memory back; False when that has been done already."""
+        if self._view is None:
+            return False
+        self._owner._must_be_open()
+        del self.array
+        try:
+            self._view.release()
+        except BufferError:
+            self.array = self._as_array()
+            raise BufferError(
+                "somebody still has a view of this memory, which would change under it: copy what is to be kept, "
+                "delete the other views, and try again"
+            ) from None
+        self._view = None
+        self._owner._slot = None
+        return True
+
+
+class Loan(_Slot):
+    """Memory in which the next message is written: Broadcast.loan."""
+
+    def __init__(self, owner: Broadcast, position: int, size: int):
+        super().__init__(owner, position, size, True)
+
+    def publish(self) -> None:
+        """Send it. BufferError: somebody still has a view of the memory."""
+        if self._end():
+            self._owner._functions["finish"](self._owner._at, self._position, self._size)
+            self._owner._state[WRITES // 8] = 1
+
+    def give_up(self) -> None:
+        """Do not send it. The oldest messages that made room for it are gone all the same."""
+        if self._end():
+            self._owner._state[WRITES // 8] = 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is None:
+            self.publish()
+        else:
+            self.abandoned = True
+            with contextlib.suppress(BufferError, ValueError):  # what is on its way says more
+                self.give_up()
+
+    let_go = give_up
+
+
+class Borrow(_Slot):
+    """A message where it lies: Broadcast.borrow."""
+
+    def __init__(self, owner: Broadcast, position: int, size: int):
+        super().__init__(owner, position, size, False)
+
+    def is_whole(self) -> bool:
+        """Whether nothing of it has been overwritten up to now."""
+        return bool(self._owner._functions["is_whole"](self._owner._at))
+
+    def release(self) -> None:
+        """Done with it.
+
+        Raises:
+            Missed: it has been overwritten meanwhile, and what was read in it is worthless.
+            BufferError: somebody still has a view of the memory.
+        """
+        if self._end():
+            owner = self._owner
+            owner._state[BORROWS // 8] = 0
+            if owner._functions["go_on"](owner._at, self._size) == OVERRUN:
+                gap = owner._functions["catch_up"](owner._at)
+                if gap < 0:
+                    raise damaged()
+                raise Missed(gap, f"the borrowed message was overwritten while it was used, and {gap - 1:,} after it")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is None:
+            self.release()
+        else:
+            self.abandoned = True
+            with contextlib.suppress(BufferError, ValueError):  # what is on its way says more
+                self.let_go()
+
+    def let_go(self) -> None:
+        """Release it, and say nothing of what was overwritten."""
+        with contextlib.suppress(Missed):
+            self.release()
+
+
+_all: weakref.WeakSet[Broadcast] = weakref.WeakSet()
+
+
+def _children_are_others() -> None:
+    for one in list(_all):
+        one._after_fork()
+
+
+os.register_at_fork(after_in_child=_children_are_others)
+
+
+def _arrives(
+    kind: type[Broadcast], segment: Segment, item: np.dtype | None, goes_on: bool, place: list[int]
+) -> Broadcast:
+    self = kind.__new__(kind)
+    self._begin(segment, item, goes_on)
+    first = CURSOR // 8
+    self._state[first : first + CURSOR_WORDS] = *place, 0, 0
+    return self
+
+
+def _wake(sleeper: asyncio.Future[None]) -> None:
+    if not sleeper.done():
+        sleeper.set_result(None)
+
+
+def _empty_by_half(fifo: int) -> None:
+    """Empty the FIFO of a named ring before it is full. Seldom, since it takes the news from others who poll."""
+    count = fcntl.ioctl(fifo, termios.FIONREAD, b"1234")
+    if int.from_bytes(count, sys.byteorder) > 1 << 15:
+        with contextlib.suppress(BlockingIOError):
+            os.read(fifo, 1 << 16)
+
+
+def _goes_on(on_missed: str) -> bool:
+    if on_missed not in ("raise", "go on"):
+        raise ValueError(f'on_missed is "raise" or "go on", not {on_missed!r}')
+    return on_missed == "go on"
+
+
+def _whole(number: Any) -> int:
+    try:
+        return int(number.__index__())
+    except AttributeError:
+        raise TypeError(f"this is a whole number, not {number!r}") from None
+
+
+def _item_type(dtype: Any) -> np.dtype:
+    item = np.dtype(dtype)
+    if item.hasobject:
+        raise TypeError(f"{item} holds Python objects, which are addresses in one process: use numbers")
+    if item.itemsize == 0:
+        raise ValueError(f"{item} has no bytes")
+    return item
+
+
+def _as_items(items: Any, item: Any, lead: tuple[int, ...]) -> np.ndarray:
+    """`items` as contiguous bytes, or the error that says what is wrong with them."""
+    array = items if isinstance(items, np.ndarray | np.generic) else np.asarray(items, item.base)
+    if array.dtype != item.base:
+        raise ValueError(f"items of {array.dtype} were given, this takes {item}: use astype")
+    shape = array.shape[len(lead) :]
+    if array.ndim != len(lead) + len(item.shape) or shape != item.shape:
+        raise ValueError(f"an item has shape {item.shape}, not {shape}")
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _deadline(timeout: float | None) -> float:
+    if timeout is None:
+        return math.inf
+    if not timeout >= 0:
+        raise ValueError(f"timeout must be at least 0 seconds, or None to wait for ever, not {timeout}")
+    return time.monotonic() + timeout
+
+
+def damaged() -> OSError:
+    return OSError(errno.EBADMSG, "this broadcast cannot be used: its memory is damaged, its positions contradict")
