@@ -132,7 +132,7 @@ IN_FOLDERS = {"FIFO", "socket", "port", "process number"}
 def _in_runtime_dir(users: defaultdict[str, tuple[int, ...]]) -> list[Leftover]:
     """FIFOs, sockets' files and noted ports. A receiver has its FIFO or note open; a socket answers."""
     found = []
-    for folder, kind in {"fifo": "FIFO", **NOTED}.items():
+    for folder, kind in {"fifo": "FIFO", "lockfree": "FIFO", **NOTED}.items():
         for path in _notes(folder):
             is_right = stat.S_ISREG if folder in NOTED else stat.S_ISFIFO
             if _is_ours(path, is_right):
@@ -158,7 +158,7 @@ IN_MEMORY: dict[str, tuple[Literal["shared memory", "POSIX semaphore"], str]] = 
     "posix_semaphore": ("POSIX semaphore", "sem."),  # sem_overview(7)
 }
 """Folders of notes about files in /dev/shm: what they are, and what stands there before their name."""
-MAPPED = ("mmap_file", "futex", "mutex", "barrier")
+MAPPED = ("mmap_file", "futex", "mutex", "barrier", "lockfree")
 """Folders of files that processes map, and that are their own notes."""
 SYSTEM_V = (notes.UNNAMED, *notes.NAMED)
 
@@ -187,7 +187,7 @@ def remove(leftover: Leftover) -> bool:
     Raises:
         PermissionError: it belongs to somebody else.
     """
-    if leftover.kind in IN_FOLDERS:  # which are taken over, too: not while we look
+    if leftover.kind in IN_FOLDERS or Path(leftover.name).parent.name == "lockfree":  # taken over, too: not meanwhile
         with making(Path(leftover.name).parent.name):
             return _remove(leftover)
     return _remove(leftover)

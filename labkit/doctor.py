@@ -24,6 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from labkit.machine import cpu_quota, memory_limit
+from labkit.machine import read as _read
+
 Verdict = Literal["good", "limited", "missing"]
 
 MIB = 1 << 20
@@ -78,17 +81,6 @@ def _cores() -> tuple[str, Verdict]:
     return found, "good" if usable >= 2 else "limited"
 
 
-def cpu_quota() -> float | None:
-    """Cores that the control group grants, or None without a quota: cgroups(7), cpu.max."""
-    for folder in _cgroups("cpu"):
-        quota, _, period = (_read(folder / "cpu.max") or "").partition(" ")
-        if not quota:  # version 1 keeps them in two files
-            quota, period = _read(folder / "cpu.cfs_quota_us") or "max", _read(folder / "cpu.cfs_period_us") or ""
-        if quota.isdigit() and period.isdigit() and int(period):
-            return int(quota) / int(period)
-    return None
-
-
 def _memory() -> tuple[str, Verdict]:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = memory_limit()
@@ -97,31 +89,6 @@ def _memory() -> tuple[str, Verdict]:
         f" (control group; the machine has {total / GIB:.1f})" if usable < total else ""
     )
     return found, "good" if usable >= 1.5 * GIB else "limited"
-
-
-def memory_limit() -> int | None:
-    """Bytes that the control group grants, or None without a limit: cgroups(7), memory.max."""
-    limits = [
-        int(text)
-        for folder in _cgroups("memory")
-        for text in (_read(folder / "memory.max"), _read(folder / "memory.limit_in_bytes"))
-        if text and text.isdigit()
-    ]
-    return min(limits, default=None)
-
-
-def _cgroups(controller: str) -> list[Path]:
-    """The folders of this process's control group, innermost first, version 2 before version 1."""
-    folders = []
-    for line in (_read(Path("/proc/self/cgroup")) or "").splitlines():
-        _, controllers, group = line.split(":", 2)
-        if controllers and controller not in controllers.split(","):
-            continue
-        root = Path("/sys/fs/cgroup") / (controller if controllers else "")
-        inside = root / group.lstrip("/")
-        # In a container the path may be the host's: then only the root of the mount exists, which is our group.
-        folders += [folder for folder in (inside, *inside.parents) if folder.is_relative_to(root) and folder.is_dir()]
-    return folders
 
 
 def _clock() -> tuple[str, Verdict]:
@@ -295,14 +262,6 @@ def _node() -> tuple[str, Verdict]:
         [path, "--version"], capture_output=True, text=True, timeout=20, check=False
     ).stdout.strip()
     return f"{path} {version}", "good"
-
-
-def _read(path: Path) -> str | None:
-    """The text of a file of /proc or /sys, or None where this kernel or container does not show it."""
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return None
 
 
 def _limit(value: int) -> str:

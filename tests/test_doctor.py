@@ -44,7 +44,7 @@ def test_the_cores_are_those_this_process_may_use():
 def test_a_control_group_quota_counts(tmp_path, monkeypatch):
     (tmp_path / "cpu.max").write_text("150000 100000\n")
     (tmp_path / "memory.max").write_text("536870912\n")
-    monkeypatch.setattr(module, "_cgroups", lambda controller: [tmp_path])
+    monkeypatch.setattr("labkit.machine._cgroups", lambda controller: [tmp_path])
     assert module.cpu_quota() == 1.5
     assert module.memory_limit() == 512 * 2**20
     assert module._memory() == (module._memory()[0], "limited")

@@ -30,6 +30,7 @@ import fcntl
 import mmap
 import os
 import struct
+import sys
 import tempfile
 import threading
 import weakref
@@ -39,6 +40,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from labkit import machine
 from labkit.channels.base import arrived, kind_dir, making, one_word, travelling, unavailable
 from labkit.libc import failed, ffi, libc
 from labkit.lockfree import bells
@@ -306,6 +308,10 @@ class Segment:
             for fd in (self.fd, *self.bell_fds):
                 os.close(fd)
 
+    def __del__(self, _finalizing: Any = sys.is_finalizing) -> None:
+        if not _finalizing() and not getattr(self, "closed", True):
+            self.close()
+
     def _must_be_open(self) -> None:
         if self.closed:
             raise ValueError(f"this {self.kind} is closed")
@@ -415,11 +421,14 @@ def _prepare(
     reserve: int | None,
     prepare: Callable[[int], None],
 ) -> None:
+    reserve = size if reserve is None else min(size, BODY + reserve)
+    advice = f"a queue of {size:,} bytes cannot be reserved: ask for a smaller capacity"
+    if reserve > machine.memory_left():  # to find out by reserving would wake the kernel's OOM killer
+        raise unavailable("posix_fallocate", errno.ENOMEM, advice)
     try:
         os.ftruncate(fd, size)
-        os.posix_fallocate(fd, 0, size if reserve is None else min(size, BODY + reserve))
+        os.posix_fallocate(fd, 0, reserve)
     except OSError as reason:
-        advice = f"a queue of {size:,} bytes cannot be reserved: ask for a smaller capacity"
         raise unavailable("posix_fallocate", reason.errno or errno.ENOMEM, advice) from reason
     memory = _map(fd, size)
     words = memory[:BODY].view(np.int64)

@@ -1,0 +1,64 @@
+"""How much of the machine is ours: what a control group grants, and what is left of it. cgroups(7), proc_meminfo(5)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def cpu_quota() -> float | None:
+    """Cores that the control group grants, or None without a quota: cgroups(7), cpu.max."""
+    for folder in _cgroups("cpu"):
+        quota, _, period = (read(folder / "cpu.max") or "").partition(" ")
+        if not quota:  # version 1 keeps them in two files
+            quota, period = read(folder / "cpu.cfs_quota_us") or "max", read(folder / "cpu.cfs_period_us") or ""
+        if quota.isdigit() and period.isdigit() and int(period):
+            return int(quota) / int(period)
+    return None
+
+
+def memory_limit() -> int | None:
+    """Bytes that the control group grants, or None without a limit: cgroups(7), memory.max."""
+    limits = [
+        int(text)
+        for folder in _cgroups("memory")
+        for text in (read(folder / "memory.max"), read(folder / "memory.limit_in_bytes"))
+        if text and text.isdigit()
+    ]
+    return min(limits, default=None)
+
+
+def memory_left() -> int:
+    """Bytes that can still be had, as far as the kernel says: of the machine, and of the control group."""
+    left = 1 << 60
+    for line in (read(Path("/proc/meminfo")) or "").splitlines():
+        name, _, amount = line.partition(":")
+        if name == "MemAvailable":
+            left = int(amount.split()[0]) * 1024
+    for folder in _cgroups("memory"):
+        for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            most, now = read(folder / limit) or "", read(folder / used) or ""
+            if most.isdigit() and now.isdigit():
+                left = min(left, max(0, int(most) - int(now)))
+    return left
+
+
+def _cgroups(controller: str) -> list[Path]:
+    """The folders of this process's control group, innermost first, version 2 before version 1."""
+    folders = []
+    for line in (read(Path("/proc/self/cgroup")) or "").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = Path("/sys/fs/cgroup") / (controller if controllers else "")
+        inside = root / group.lstrip("/")
+        # In a container the path may be the host's: then only the root of the mount exists, which is our group.
+        folders += [folder for folder in (inside, *inside.parents) if folder.is_relative_to(root) and folder.is_dir()]
+    return folders
+
+
+def read(path: Path) -> str | None:
+    """The text of a file of /proc or /sys, or None where this kernel or container does not show it."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
