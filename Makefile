@@ -8,15 +8,16 @@ PYTEST  ?=
 UV      ?= $(shell command -v uv 2>/dev/null)
 
 BIN := .venv/bin
-# What the browser tests need from Debian: a browser, and a font for it to write with.
-DEBIAN := chromium fonts-liberation
+# What some tests need from Debian: a browser, and a font for it to write with; SPIN, and the compiler that it calls.
+CHROMIUM := chromium fonts-liberation
+SPIN     := spin gcc libc6-dev
 # The tests that run on every Python of the machine, and all that they need (versions: constraints.txt).
 CORE       := channels call_entry signal_channel spsc launch trace
 CORE_TESTS := $(wildcard $(CORE:%=tests/test_%.py))
 PYENV      := $(or $(PYENV_ROOT),$(HOME)/.pyenv)
 CORE_NEEDS := cffi dill multiprocess numba numpy posix_ipc pyzmq sysv_ipc pytest pytest-timeout hypothesis
 
-.PHONY: help lab test report clean distclean lint test-pythons browser
+.PHONY: help lab test report clean distclean lint test-pythons browser spin
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -28,7 +29,7 @@ help:  ## list these commands
 lab: .venv/.lab  ## open JupyterLab on the start page (PORT=8888, BROWSER=none prints the address only)
 	@exec $(BIN)/labkit lab --port '$(PORT)' --browser '$(BROWSER)'
 
-test: .venv/.test browser  ## everything that CI runs (PYTEST='-k pipe' passes options on to the last step)
+test: .venv/.test browser spin  ## everything that CI runs (PYTEST='-k pipe' passes options on to the last step)
 	@status=0; \
 	$(MAKE) --no-print-directory lint || status=1; \
 	$(MAKE) --no-print-directory test-pythons || status=1; \
@@ -99,18 +100,26 @@ endef
 	@touch .venv/.lab $@
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The browser of the browser tests: installed by root where it is missing; anybody else is told how.
+# Tools of some tests, from Debian: installed by root where they are missing; anybody else is told how.
+
+# $(call debian,PACKAGES)
+debian = test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo '== installing $(1)' && apt-get update -qq && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(1) >/dev/null
 
 browser: .venv/.test
 	@if $(BIN)/python -c 'import sys; from labkit.doctor import find_browser; sys.exit(find_browser() is None)'; then \
 		exit 0; \
-	elif test "$$(id -u)" = 0 && test -z "$$LABKIT_BROWSER" && command -v apt-get >/dev/null; then \
-		echo '== installing $(DEBIAN)'; \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-			apt-get install -y -qq --no-install-recommends $(DEBIAN) >/dev/null && exit 0; \
+	elif test -z "$$LABKIT_BROWSER"; then \
+		$(call debian,$(CHROMIUM)) && exit 0; \
 	fi; \
 	echo '!! NO BROWSER: the tests that drive one are SKIPPED. To run them install a Chromium'; \
-	echo '!! (Debian: sudo apt-get install $(DEBIAN)) or set LABKIT_BROWSER to its path.'
+	echo '!! (Debian: sudo apt-get install $(CHROMIUM)) or set LABKIT_BROWSER to its path.'
+
+spin:
+	@command -v spin >/dev/null && command -v gcc >/dev/null || { $(call debian,$(SPIN)); } || { \
+		echo '!! NO SPIN: the models of the queues are NOT CHECKED. To check them install it'; \
+		echo '!! (Debian: sudo apt-get install $(SPIN))'; \
+	}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Queues, channels and processes on every other Python of this machine, each in an environment of its own.
