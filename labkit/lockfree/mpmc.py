@@ -1,0 +1,453 @@
+"""A bounded queue in shared memory for many senders and many receivers, of whom anybody may be killed at any time.
+
+The body of the segment (labkit.lockfree.segment):
+
+    offset  line        written by  holds
+    0       senders     senders     WRITE: a hint, a position that is not after the first unclaimed one
+    128     receivers   receivers   READ: a hint, a position that is not after the first untaken one
+    256     ever        both        EVER: bits SENDS and RECEIVES, set when the first of them joins, never cleared
+    1024    parts       its owner   a word for each participant: whether it SENDS, RECEIVES, or both
+    4096    slots       its owner   capacity slots of `stride` bytes: a word, and then what the queue's user puts there
+
+    word of a slot      lap (48 bits) | owner (8 bits, a participant's number) | times (5 bits) | state (3 bits)
+
+A position is a lap and an index, lap << shift | index, where 1 << shift is the first power of two that is not less than
+the capacity: so any capacity will do, and none needs a division. The slot of a position is slots + index * stride.
+
+A slot's life in one lap. Each arrow is one atomic write of its word; nothing else ever says whose the slot is.
+
+                  claim, CAS              publish, store             take, CAS               release, store
+    FREE(lap) ---------------> FILLING(lap, me) --------> FULL(lap) ---------> TAKING(lap, me) ---------> FREE(lap + 1)
+                                      |                                          |        ^
+                   owner dead, or     | CAS                     owner dead, CAS  |        | retake, CAS, times + 1
+                   it gives up        v                                          v        |
+                                  POISON(lap) ---> FREE(lap + 1)             TAKING(lap, nobody)
+                                   CAS, by a receiver
+
+Invariants
+    C  The claimed positions are a prefix: whoever claims p has seen that all positions before p were claimed.
+    T  The same of those taken (or passed over as poison).
+    H  A hint was true when it was stored, and C and T only grow: so it is never ahead, however late it is stored.
+    W  The word of the slot of p is of p's lap, or of a later one, as soon as p - 1 lap is released, and never of an
+       earlier lap than the one before p's once p - 1 is claimed.
+    While a slot is FILLING or TAKING, only its owner reads or writes what is in it; while FULL, nobody writes it.
+
+Why a lagging hint is harmless. A sender starts at the hint and goes from q to q + 1 only when it has seen q claimed:
+the word is of q's lap and not FREE, or of a later lap, which it reaches by being claimed only. With H at the start, C
+holds at each step, and its CAS of FREE(lap of p) claims p once. A thread that is stopped between its claim and the
+store of its hint, for however many laps, turns the hint back. Then the next sender walks: it finds words of a later lap
+L and goes on behind the position that the slot had in lap L - 1 at once, so that it looks at each slot three times at
+most, and its own hint repairs the damage. To turn it back seldom, a hint that has gone further is left alone.
+    So positions are in the order of the claims: a message sent after another was sent has a later position, and by T
+messages are taken in that order: first in, first out, for all senders together. What is redelivered comes late.
+
+Where laps wrap. 48 bits are compared by their difference. A queue of one slot that does 20 million messages a second
+has used them up after half a year, and goes on. Only a thread that was stopped for exactly as long, between loading a
+word and its CAS, would take the new lap for the old. A position has 63 bits and does not wrap in a lifetime.
+
+Edges
+    A  publish: the message is whole before it is FULL           release in `publish`, acquire in `take`
+    B  release: it has been read before the slot is FREE         release in `release`, acquire in `claim`
+    H  hint: who sees it sees what made it true                  release and acquire of WRITE, of READ
+    S  sleep: see labkit.lockfree.bells
+
+Death is proved by the Linux kernel, which drops the locks of a dead process (labkit.lockfree.bells.is_dead); a process
+that is merely stopped keeps its slots. `bury` loads a word, then asks whether its owner is dead, then exchanges exactly
+that word; a participant's number is given to a newcomer only after `sweep` has cleared it from all slots. So neither
+takes from the living: FILLING(lap, n) never comes back, and TAKING(lap, n) comes back with another count of `times`.
+
+What a kill leaves, wherever it comes
+    of a sender, before its claim            nothing
+    ... before it publishes                  FILLING by a dead owner: poisoned and passed over, the message never was
+    ... afterwards                           its message, whole; perhaps an old hint
+    of a receiver, before its take           nothing
+    ... before its release                   TAKING by a dead owner: another receiver takes it over, after later ones
+    ... afterwards                           nothing; perhaps an old hint
+
+Nothing read from shared memory is trusted: an index is compared with the capacity, which each process keeps for
+itself, before it becomes an address, and a word that contradicts C or T is CORRUPT. Over memory that stands still each
+loop ends.
+
+After D. Vyukov, "Bounded MPMC queue" (1024cores.net): a sequence in each slot. There the claim is an exchange of the
+counter, of which a dead process leaves no trace, and all others wait for ever. Here the claim is in the slot, and says
+whose; the counter is a hint, after M. Michael and M. Scott (1996): a lagging tail may be helped on by anybody.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from labkit.lockfree.atomics import (
+    compare_exchange,
+    load_acquire,
+    load_relaxed,
+    set_bits,
+    store_relaxed,
+    store_release,
+)
+from labkit.lockfree.bells import HEADER, is_dead
+from labkit.lockfree.segment import MOST_PEOPLE, PEOPLE
+
+WRITE, READ, EVER = 0, 128, 256
+PARTS = 1024
+SLOTS = 4096
+
+LAYOUT = 1
+
+FREE, FILLING, FULL_, TAKING, POISON = range(5)
+STATE, NOBODY = 7, 0
+ONCE_MORE = 8  # in `times`
+LAP = 1 << 16
+
+FULL, EMPTY, CORRUPT = -1, -1, -2
+
+SENDS, RECEIVES = 1, 2
+NEVER, TAKEN, GONE = 0, 1, 2
+
+
+@intrinsic
+def shift_of(typingctx, capacity):
+    """The bits of an index: 1 << shift is the first power of two that is not less than the capacity."""
+
+    def code(context, builder, signature, arguments):
+        word = ir.IntType(64)
+        less = builder.sub(arguments[0], ir.Constant(word, 1))
+        return builder.sub(ir.Constant(word, 64), builder.ctlz(less, ir.Constant(ir.IntType(1), 0)))
+
+    return types.int64(types.int64), code
+
+
+def body_bytes(capacity: int, stride: int) -> int:
+    """Bytes that a queue takes. Zeroed memory is an empty queue."""
+    return SLOTS + capacity * stride
+
+
+# --- positions ----------------------------------------------------------------------------------------------
+
+
+@njit
+def lap_of(capacity, position):
+    """The lap of a position, for `publish`, `give_up`, `release` and `hand_back`."""
+    return position >> shift_of(capacity)
+
+
+@njit
+def index_of(capacity, position):
+    """The index of a position's slot; not less than the capacity when it is none."""
+    return position & ((1 << shift_of(capacity)) - 1)
+
+
+@njit
+def slot_at(body, capacity, stride, position):
+    """Address of the slot of a position that `claim` or `take` has returned."""
+    return body + SLOTS + index_of(capacity, position) * stride
+
+
+@njit
+def after(capacity, position):
+    """The next position."""
+    if index_of(capacity, position) == capacity - 1:
+        return (lap_of(capacity, position) + 1) << shift_of(capacity)
+    return position + 1
+
+
+@njit
+def between(capacity, start, end):
+    """How many positions there are from one to another."""
+    laps = lap_of(capacity, end) - lap_of(capacity, start)
+    return laps * capacity + index_of(capacity, end) - index_of(capacity, start)
+
+
+@njit
+def _ahead(word, lap):
+    """How many laps a word is ahead of this one."""
+    return (word - (lap << 16)) >> 16
+
+
+@njit
+def _jump(capacity, position, laps):
+    """The position after the one so many laps further on; or CORRUPT, so that no loop is without end."""
+    there = after(capacity, position + (laps << shift_of(capacity)))
+    return there if there > position else CORRUPT
+
+
+@njit
+def has_left(body, capacity, stride, position):
+    """Whether what was in the slot of this position is released, so that nobody will read it any more."""
+    if position < 0 or index_of(capacity, position) >= capacity:
+        return True
+    return _ahead(load_acquire(slot_at(body, capacity, stride, position)), lap_of(capacity, position)) != 0
+
+
+@njit
+def _help_on(hint, position):
+    """Store a hint, unless somebody has stored a later one."""
+    if load_relaxed(hint) < position:
+        store_release(hint, position)  # edge H
+
+
+# --- senders ------------------------------------------------------------------------------------------------
+
+
+@njit
+def claim(body, capacity, stride, me):
+    """Claim the next slot: its position, FULL or CORRUPT. Then fill it, and `publish` it or `give_up`."""
+    position = load_acquire(body + WRITE)  # edge H
+    index = index_of(capacity, position)
+    if position < 0 or index >= capacity:
+        return CORRUPT
+    lap, slot = lap_of(capacity, position), body + SLOTS + index * stride
+    # Without a look: to fetch the slot's cache line once to read it and once more to write it would take twice as long.
+    free = lap << 16
+    word = compare_exchange(slot, free, free | me << 8 | FILLING)  # edge B
+    if word == free:
+        _help_on(body + WRITE, after(capacity, position))
+        return position
+    return _walk_to_claim(body, capacity, stride, me, position, word)
+
+
+@njit
+def _walk_to_claim(body, capacity, stride, me, position, word):
+    """From a position whose slot has this word, which is not FREE in its lap, to the first unclaimed one."""
+    while True:
+        lap = lap_of(capacity, position)
+        ahead = _ahead(word, lap)
+        if ahead < 0:
+            return _full_or_corrupt(body, capacity, position, ahead, word)
+        if word & STATE > POISON or (ahead == 0 and word & STATE == FREE):
+            return CORRUPT
+        position = _jump(capacity, position, ahead - 1 if word & STATE == FREE else ahead)
+        index = index_of(capacity, position)
+        if position < 0 or index >= capacity:
+            return CORRUPT
+        slot = body + SLOTS + index * stride
+        word = load_acquire(slot)  # edge B
+        free = lap_of(capacity, position) << 16
+        if word == free:
+            word = compare_exchange(slot, free, free | me << 8 | FILLING)
+            if word == free:
+                _help_on(body + WRITE, after(capacity, position))
+                return position
+
+
+@njit
+def _full_or_corrupt(body, capacity, position, ahead, word):
+    """The slot is not yet released by those of the last lap; that it was not claimed by them cannot be."""
+    if ahead != -1 or not FILLING <= word & STATE <= POISON:
+        return CORRUPT
+    return FULL
+
+
+@njit
+def publish(slot, lap):
+    """What the slot holds is a message, complete."""
+    store_release(slot, lap << 16 | FULL_)  # edge A
+
+
+@njit
+def give_up(slot, lap):
+    """What we have claimed will not become a message. A receiver passes over it."""
+    store_release(slot, lap << 16 | POISON)
+
+
+@njit
+def has_room(body, capacity, stride):
+    """Whether it is worth while to `claim`. It only looks, and disturbs nobody."""
+    position = load_acquire(body + WRITE)  # edge H
+    if position < 0 or index_of(capacity, position) >= capacity:
+        return True  # CORRUPT: let claim say so
+    word = load_acquire(slot_at(body, capacity, stride, position))
+    return _ahead(word, lap_of(capacity, position)) >= 0
+
+
+# --- receivers ----------------------------------------------------------------------------------------------
+
+
+@njit
+def take(body, capacity, stride, me):
+    """Take the oldest message: its position, EMPTY or CORRUPT. Then read it, and `release` it or `hand_back`.
+
+    EMPTY is also said when the oldest is still being filled, even if later ones are complete.
+    """
+    position = load_acquire(body + READ)  # edge H
+    while True:
+        index = index_of(capacity, position)
+        if position < 0 or index >= capacity:
+            return CORRUPT
+        lap, slot = lap_of(capacity, position), body + SLOTS + index * stride
+        word = load_acquire(slot)  # edge A
+        ahead = _ahead(word, lap)
+        state = word & STATE
+        if state > POISON or ahead < -1 or (ahead < 0 and state == FREE):
+            return CORRUPT
+        if ahead == 0:
+            if state == FULL_:
+                if compare_exchange(slot, word, lap << 16 | me << 8 | TAKING) == word:
+                    _help_on(body + READ, after(capacity, position))
+                    return position
+                continue
+            if state == POISON:
+                compare_exchange(slot, word, (lap + 1) << 16 | FREE)
+                continue
+        if ahead < 0 or (ahead == 0 and state != TAKING):
+            return EMPTY
+        position = _jump(capacity, position, max(0, ahead - 1))
+
+
+@njit
+def release(slot, lap):
+    """The message was read and may be overwritten."""
+    store_release(slot, (lap + 1) << 16 | FREE)  # edge B
+
+
+@njit
+def hand_back(slot):
+    """What we have taken is to be delivered to another: see `retake`."""
+    store_release(slot, load_relaxed(slot) & ~0xFF00)  # ours until now
+
+
+@njit
+def is_there(body, capacity, stride):
+    """Whether it is worth while to `take`. It only looks, and disturbs nobody."""
+    position = load_acquire(body + READ)  # edge H
+    if position < 0 or index_of(capacity, position) >= capacity:
+        return True  # CORRUPT: let take say so
+    lap = lap_of(capacity, position)
+    word = load_acquire(slot_at(body, capacity, stride, position))
+    return _ahead(word, lap) > 0 or (_ahead(word, lap) == 0 and word & STATE >= FULL_)
+
+
+@njit
+def times(slot):
+    """How often the message that we have taken was taken before, by receivers that died: modulo 32."""
+    return load_relaxed(slot) >> 3 & 31
+
+
+@njit
+def _full_lap(base, word):
+    """The lap of a word with all its bits, of which the word has 48, by a lap that is not far from it."""
+    return base + _ahead(word, base)
+
+
+@njit
+def retake(body, capacity, stride, me):
+    """Take over the oldest message that a dead receiver had not released: its position, or EMPTY. `bury` comes first.
+
+    It looks at all slots: for a receiver that finds nothing else to do.
+    """
+    for _ in range(8):  # each time round another receiver was quicker
+        base = lap_of(capacity, load_acquire(body + READ))
+        oldest, its_word = EMPTY, 0
+        for index in range(capacity):
+            word = load_acquire(body + SLOTS + index * stride)  # edge A: those who took it had acquired it
+            if word & (0xFF00 | STATE) == TAKING:
+                position = _full_lap(base, word) << shift_of(capacity) | index
+                if position >= 0 and (oldest < 0 or position < oldest):
+                    oldest, its_word = position, word
+        if oldest < 0:
+            return EMPTY
+        new = its_word & ~0xFFFF | me << 8 | (its_word + ONCE_MORE & 0xF8) | TAKING
+        if compare_exchange(slot_at(body, capacity, stride, oldest), its_word, new) == its_word:
+            return oldest
+    return EMPTY
+
+
+# --- the dead -----------------------------------------------------------------------------------------------
+
+
+@njit
+def _take_from(slot, word):
+    """Exchange a word whose owner is dead: what it was filling is poison, what it was taking is nobody's."""
+    if word & STATE == FILLING:
+        return compare_exchange(slot, word, word & ~0xFFFF | POISON) == word
+    return compare_exchange(slot, word, word & ~0xFF00) == word
+
+
+@njit
+def sweep(body, capacity, stride, number):
+    """Clear what a dead participant had, before its number is another's."""
+    store_relaxed(body + PARTS + 8 * number, 0)
+    for index in range(capacity):
+        slot = body + SLOTS + index * stride
+        word = load_acquire(slot)
+        if word >> 8 & 255 == number and (word & STATE == FILLING or word & STATE == TAKING):
+            _take_from(slot, word)
+
+
+@njit
+def bury(body, capacity, stride, private):
+    """Find the dead, and take from them what they had claimed or taken. How many slots, or CORRUPT.
+
+    A system call for each other participant, and a look at all slots when one of them is dead. For who is about to
+    sleep, and ten times a second while it does.
+    """
+    write, read = load_acquire(body + WRITE), load_acquire(body + READ)  # edge H
+    if write < 0 or read < 0 or index_of(capacity, write) >= capacity or index_of(capacity, read) >= capacity:
+        return CORRUPT
+    # What the hints say was claimed and taken is so: else somebody has overwritten them, and we would wait for ever.
+    if write > read:
+        word = load_acquire(slot_at(body, capacity, stride, read))
+        if word == lap_of(capacity, read) << 16:
+            return CORRUPT
+    if read > 0:
+        before = read - 1
+        if index_of(capacity, read) == 0:
+            before = ((lap_of(capacity, read) - 1) << shift_of(capacity)) | (capacity - 1)
+        word = load_acquire(slot_at(body, capacity, stride, before))
+        ahead = _ahead(word, lap_of(capacity, before))
+        if ahead < 0 or (ahead == 0 and word & STATE != TAKING):
+            return CORRUPT
+    header = load_relaxed(private + HEADER)
+    for number in range(1, MOST_PEOPLE + 1):
+        if load_relaxed(header + PEOPLE + 8 * number) != 0 and is_dead(private, number):
+            return _bury_all(body, capacity, stride, private)
+    return 0
+
+
+@njit
+def _bury_all(body, capacity, stride, private):
+    found = 0
+    for index in range(capacity):
+        slot = body + SLOTS + index * stride
+        word = load_acquire(slot)
+        owner = word >> 8 & 255
+        is_owned = owner != NOBODY and (word & STATE == FILLING or word & STATE == TAKING)
+        # Whether it is dead is asked after loading the word, never before: the number may be a newcomer's by now.
+        if is_owned and is_dead(private, owner):
+            found += _take_from(slot, word)
+    return found
+
+
+@njit
+def join(body, me, part):
+    """Say that we send (SENDS), or receive (RECEIVES): before the first claim or take."""
+    set_bits(body + PARTS + 8 * me, part)
+    set_bits(body + EVER, part)
+
+
+@njit
+def leave(body, me):
+    """Say that we do neither any more, before we give up our number."""
+    store_release(body + PARTS + 8 * me, 0)
+
+
+@njit
+def anybody(body, private, part):
+    """Whether somebody living sends (or receives), we included: TAKEN; nobody yet: NEVER; nobody any more: GONE."""
+    if load_acquire(body + EVER) & part == 0:
+        return NEVER
+    for number in range(1, MOST_PEOPLE + 1):
+        if load_acquire(body + PARTS + 8 * number) & part and not is_dead(private, number):
+            return TAKEN
+    return GONE
+
+
+@njit
+def length(body, capacity, stride):
+    """How many slots are claimed and not yet taken, at most the capacity; or CORRUPT."""
+    write, read = load_acquire(body + WRITE), load_acquire(body + READ)  # edge H
+    if write < 0 or read < 0 or index_of(capacity, write) >= capacity or index_of(capacity, read) >= capacity:
+        return CORRUPT
+    return max(0, min(capacity, between(capacity, read, write)))
