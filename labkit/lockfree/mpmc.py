@@ -5,6 +5,7 @@ The body of the segment (labkit.lockfree.segment):
     offset  line        written by  holds
     0       senders     senders     WRITE: a hint, a position that is not after the first unclaimed one
     128     receivers   receivers   READ: a hint, a position that is not after the first untaken one
+    136                 receivers   BACK: not 0 when some slot may be TAKING by nobody
     256     ever        both        EVER: bits SENDS and RECEIVES, set when the first of them joins, never cleared
     1024    parts       its owner   a word for each participant: whether it SENDS, RECEIVES, or both
     4096    slots       its owner   capacity slots of `stride` bytes: a word, and then what the queue's user puts there
@@ -81,8 +82,10 @@ from numba.extending import intrinsic
 
 from labkit.lockfree.atomics import (
     compare_exchange,
+    exchange,
     load_acquire,
     load_relaxed,
+    pause,
     set_bits,
     store_relaxed,
     store_release,
@@ -90,7 +93,7 @@ from labkit.lockfree.atomics import (
 from labkit.lockfree.bells import HEADER, is_dead
 from labkit.lockfree.segment import MOST_PEOPLE, PEOPLE
 
-WRITE, READ, EVER = 0, 128, 256
+WRITE, READ, BACK, EVER = 0, 128, 136, 256
 PARTS = 1024
 SLOTS = 4096
 
@@ -103,8 +106,17 @@ LAP = 1 << 16
 
 FULL, EMPTY, CORRUPT = -1, -1, -2
 
+FEW_PAUSES, MOST_PAUSES = 4, 64
+FEW, MANY = 2, 64  # messages
+TRY_AFTER = 16
+
 SENDS, RECEIVES = 1, 2
 NEVER, TAKEN, GONE = 0, 1, 2
+
+# What this process keeps in the words of labkit.lockfree.bells that are free: who was dead when all slots were last
+# looked at, and how often we have looked since.
+BURIED, LOOKS = 40, 48
+LOOK_AT_ALL = 10
 
 
 @intrinsic
@@ -303,8 +315,9 @@ def release(slot, lap):
 
 
 @njit
-def hand_back(slot):
+def hand_back(body, slot):
     """What we have taken is to be delivered to another: see `retake`."""
+    store_release(body + BACK, 1)
     store_release(slot, load_relaxed(slot) & ~0xFF00)  # ours until now
 
 
@@ -335,9 +348,14 @@ def _full_lap(base, word):
 def retake(body, capacity, stride, me):
     """Take over the oldest message that a dead receiver had not released: its position, or EMPTY. `bury` comes first.
 
-    It looks at all slots: for a receiver that finds nothing else to do.
+    For a receiver that finds nothing else to do. It looks at all slots, but only when BACK says that it is worth while.
+    BACK is set before a slot becomes nobody's, and wiped before all are looked at; who dies between wiping it and
+    setting it again is dead, and `bury` sets it.
     """
     for _ in range(8):  # each time round another receiver was quicker
+        if load_acquire(body + BACK) == 0:
+            return EMPTY
+        exchange(body + BACK, 0)
         base = lap_of(capacity, load_acquire(body + READ))
         oldest, its_word = EMPTY, 0
         for index in range(capacity):
@@ -348,10 +366,67 @@ def retake(body, capacity, stride, me):
                     oldest, its_word = position, word
         if oldest < 0:
             return EMPTY
+        store_release(body + BACK, 1)
         new = its_word & ~0xFFFF | me << 8 | (its_word + ONCE_MORE & 0xF8) | TAKING
         if compare_exchange(slot_at(body, capacity, stride, oldest), its_word, new) == its_word:
             return oldest
     return EMPTY
+
+
+# --- waiting without sleeping -------------------------------------------------------------------------------
+
+
+@njit
+def wait_for_room(body, capacity, stride, looks):
+    """After FULL: watch until a quarter of the queue is free, so that we do not disturb its receivers at each slot.
+
+    Args:
+        looks: how often to look, at most.
+    """
+    position = load_acquire(body + WRITE)  # edge H
+    index, lap = index_of(capacity, position) + capacity // 4, lap_of(capacity, position)
+    if index >= capacity:
+        index, lap = index - capacity, lap + 1
+    if position < 0 or index >= capacity:
+        return True  # CORRUPT: let claim say so
+    for _ in range(looks):
+        if _ahead(load_acquire(body + SLOTS + index * stride), lap) >= 0:
+            return True
+        for _ in range(FEW_PAUSES):
+            pause()
+    return False
+
+
+@njit
+def patience_after(patience, came):
+    """How many pauses to wait before looking at an empty queue again; less than 1: one.
+
+    Who looks again as soon as it can takes the cache line away from a sender that has put one item into it, again and
+    again. A little patience finds several at once. But who waits for an answer should not be patient at all. So: try
+    every sixteenth time whether patience brings several items, and keep it up while it does.
+
+    Args:
+        patience: what was returned the last time, 0 at first.
+        came: how many messages have come since.
+    """
+    if came == 0:
+        return min(patience, 0)  # nothing in all that time: the stream has ended
+    if came > MANY:
+        return patience
+    if came > FEW:
+        return min(max(2 * patience, FEW_PAUSES), MOST_PAUSES)
+    return FEW_PAUSES if patience <= -TRY_AFTER else min(patience - 1, 0)
+
+
+@njit
+def wait_for_message(body, capacity, stride, patience, looks):
+    """After EMPTY: watch until something may have come. Whether it has."""
+    for _ in range(looks):
+        for _ in range(max(1, patience)):
+            pause()
+        if is_there(body, capacity, stride):
+            return True
+    return False
 
 
 # --- the dead -----------------------------------------------------------------------------------------------
@@ -369,6 +444,7 @@ def _take_from(slot, word):
 def sweep(body, capacity, stride, number):
     """Clear what a dead participant had, before its number is another's."""
     store_relaxed(body + PARTS + 8 * number, 0)
+    store_release(body + BACK, 1)
     for index in range(capacity):
         slot = body + SLOTS + index * stride
         word = load_acquire(slot)
@@ -380,8 +456,8 @@ def sweep(body, capacity, stride, number):
 def bury(body, capacity, stride, private):
     """Find the dead, and take from them what they had claimed or taken. How many slots, or CORRUPT.
 
-    A system call for each other participant, and a look at all slots when one of them is dead. For who is about to
-    sleep, and ten times a second while it does.
+    A system call for each other participant, and now and then a look at all slots when one of them is dead. For who is
+    about to sleep, and ten times a second while it does.
     """
     write, read = load_acquire(body + WRITE), load_acquire(body + READ)  # edge H
     if write < 0 or read < 0 or index_of(capacity, write) >= capacity or index_of(capacity, read) >= capacity:
@@ -399,16 +475,26 @@ def bury(body, capacity, stride, private):
         ahead = _ahead(word, lap_of(capacity, before))
         if ahead < 0 or (ahead == 0 and word & STATE != TAKING):
             return CORRUPT
-    header = load_relaxed(private + HEADER)
+    header, dead = load_relaxed(private + HEADER), 0
     for number in range(1, MOST_PEOPLE + 1):
-        if load_relaxed(header + PEOPLE + 8 * number) != 0 and is_dead(private, number):
-            return _bury_all(body, capacity, stride, private)
-    return 0
+        pid = load_relaxed(header + PEOPLE + 8 * number)
+        if pid != 0 and is_dead(private, number):
+            dead += pid << 8 | number
+    # The dead do nothing any more: what was cleared once stays so, unless a number found a new owner, who died too.
+    looks = load_relaxed(private + LOOKS) + 1
+    if dead == 0 or (dead == load_relaxed(private + BURIED) and looks < LOOK_AT_ALL):
+        store_relaxed(private + LOOKS, looks)
+        return 0
+    found = _bury_all(body, capacity, stride, private)
+    store_relaxed(private + LOOKS, 0)
+    store_relaxed(private + BURIED, dead)
+    return found
 
 
 @njit
 def _bury_all(body, capacity, stride, private):
     found = 0
+    store_release(body + BACK, 1)
     for index in range(capacity):
         slot = body + SLOTS + index * stride
         word = load_acquire(slot)

@@ -1,0 +1,256 @@
+"""What the queues' classes have in common: the words in which their arguments are refused, waiting, memory lent out.
+
+How a queue plugs in. Its class has a `Segment`, the bells of it, and *attempts*: functions that do the work at once or
+return None when there is nothing to do it with (the queue is empty, or full).
+
+    until(attempt, bell, timeout, ...)          calls an attempt until it succeeds: spins, then sleeps at the bell
+    Watch(bell, segment)                        a descriptor to poll, and the same for asyncio
+    View(memory, start, size, item, writable)   memory of a slot as an array, which is taken back safely
+
+`until` sleeps in futex(2) without the GIL and wakes ten times a second, so that Python sees Ctrl-C and the death of the
+other side is noticed. All times are seconds of the monotonic clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import math
+import os
+import select
+import sys
+import termios
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from labkit.lockfree.bells import LOOK_AGAIN_NS, POLLS
+from labkit.lockfree.segment import Bell, Segment
+
+LOOK_AGAIN = LOOK_AGAIN_NS / 1e9
+SPIN = 400 if len(os.sched_getaffinity(0)) > 1 else 0  # on one processor the other side cannot move while we look
+
+
+# --- arguments ----------------------------------------------------------------------------------------------
+
+
+def whole(number: Any, what: str) -> int:
+    """A whole number, or TypeError."""
+    try:
+        return int(number.__index__())
+    except AttributeError:
+        raise TypeError(f"{what} is a whole number, not {number!r}") from None
+
+
+def item_type(dtype: Any) -> np.dtype:
+    """The dtype of items, or what is wrong with it: TypeError, ValueError."""
+    item = np.dtype(dtype)
+    if item.hasobject:
+        raise TypeError(f"{item} holds Python objects, which are addresses in one process: use numbers")
+    if item.itemsize == 0:
+        raise ValueError(f"{item} has no bytes")
+    return item
+
+
+def as_items(items: Any, item: np.dtype, lead: tuple[int, ...] = ()) -> np.ndarray:
+    """Items as an array of contiguous bytes, or ValueError.
+
+    Args:
+        items: one item, or an array of them.
+        item: what they should be.
+        lead: (-1,) for an array of items.
+    """
+    array = items if isinstance(items, np.ndarray | np.generic) else np.asarray(items, item.base)
+    if array.dtype != item.base:
+        raise ValueError(f"items of {array.dtype} were given, this queue takes {item}: use astype")
+    if array.ndim != len(lead) + len(item.shape) or array.shape[len(lead) :] != item.shape:
+        raise ValueError(f"an item has shape {item.shape}, {'many have' if lead else 'not'} {array.shape}")
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def deadline(timeout: float | None) -> float:
+    """When a timeout that begins now ends, or ValueError."""
+    if timeout is None:
+        return math.inf
+    if not timeout >= 0:
+        raise ValueError(f"timeout must be at least 0 seconds, or None to wait for ever, not {timeout}")
+    return time.monotonic() + timeout
+
+
+def damaged(kind: str) -> OSError:
+    text = f"this {kind} cannot be used: its memory is damaged, what it says contradicts itself"
+    return OSError(errno.EBADMSG, text)
+
+
+# --- waiting ------------------------------------------------------------------------------------------------
+
+
+def until(
+    attempt: Callable[[], Any],
+    bell: Bell,
+    timeout: float | None,
+    *,
+    spin: Callable[[], Any],
+    look: Callable[[], bool],
+    ended: Callable[[], BaseException],
+    late: str,
+    at_most: float = LOOK_AGAIN,
+) -> Any:
+    """Call `attempt` until it returns something else than None, and return that.
+
+    Args:
+        attempt: does what is to be done, or returns None when that must wait.
+        bell: rings when it may be possible.
+        timeout: 0 never waits, None waits for ever.
+        spin: watches for some microseconds, true when it may be possible.
+        look: called before sleeping and ten times a second: whether the other side has gone for good.
+        ended: what to raise then, when a last attempt has failed.
+        late: what to say when the time is over.
+        at_most: seconds to sleep without an attempt.
+
+    Raises:
+        TimeoutError: the time is over.
+        ValueError: the timeout is no time.
+    """
+    end = None
+    while True:
+        if timeout == 0:
+            gone = look()
+        else:
+            end = deadline(timeout) if end is None else end
+            if spin():
+                done = attempt()
+                if done is not None:
+                    return done
+            ticket = bell.seen()
+            bell.arm()
+            gone = look()
+        done = attempt()  # also after the other side has gone, for what it has left
+        if done is not None:
+            return done
+        if gone:
+            raise ended()
+        if end is None:
+            raise TimeoutError(late)
+        left = end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"{late} for {timeout:g} s")
+        bell.sleep(ticket, min(left, at_most))
+        done = attempt()
+        if done is not None:
+            return done
+
+
+class Watch:
+    """A descriptor that is readable when a bell may have been rung, for poll(2), select(2) and asyncio.
+
+    It is an epoll(7) of ours, edge-triggered: all who watch share one eventfd, and none takes its count from another.
+    """
+
+    def __init__(self, bell: Bell, segment: Segment):
+        self._bell, self._segment = bell, segment
+        self._epoll = select.epoll()
+        self._epoll.register(bell.descriptor, select.EPOLLIN | select.EPOLLET)
+        self._pid = os.getpid()
+        self._sleepers: set[asyncio.Future[None]] = set()
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    @property
+    def ours(self) -> bool:
+        """Not a copy that fork(2) has made, whose epoll is the parent's too."""
+        return self._pid == os.getpid()
+
+    def arm(self) -> None:
+        """Make it quiet until the next ring. Look again afterwards."""
+        self._epoll.poll(0)
+        if self._segment.name is not None:
+            _empty_by_half(self._bell.descriptor)
+        self._bell.arm(POLLS)
+
+    async def sleep(self, seconds: float) -> None:
+        """Until a ring, or so long."""
+        loop = asyncio.get_running_loop()
+        sleeper: asyncio.Future[None] = loop.create_future()
+        if not self._sleepers:
+            self._loop = loop
+            loop.add_reader(self.fileno(), self._awake)
+        self._sleepers.add(sleeper)
+        alarm = loop.call_later(seconds, _wake, sleeper)
+        try:
+            await sleeper
+        finally:
+            alarm.cancel()
+            self._sleepers.discard(sleeper)
+            if not self._sleepers and not self._epoll.closed:
+                loop.remove_reader(self.fileno())
+
+    def _awake(self) -> None:
+        for sleeper in self._sleepers:
+            _wake(sleeper)
+
+    def close(self) -> None:
+        if not self._epoll.closed:
+            if self._sleepers:
+                with contextlib.suppress(Exception):  # the loop may be closed
+                    self._loop.remove_reader(self.fileno())
+                    self._awake()
+            self._epoll.close()
+
+
+def _wake(sleeper: asyncio.Future[None]) -> None:
+    if not sleeper.done():
+        sleeper.set_result(None)
+
+
+def _empty_by_half(fifo: int) -> None:
+    """Empty the FIFO of a named queue before it is full. Seldom, since it takes the news from others who poll."""
+    count = fcntl.ioctl(fifo, termios.FIONREAD, b"1234")
+    if int.from_bytes(count, sys.byteorder) > 1 << 15:
+        with contextlib.suppress(BlockingIOError):
+            os.read(fifo, 1 << 16)
+
+
+# --- memory lent out ----------------------------------------------------------------------------------------
+
+
+class View:
+    """Memory of a slot, lent to the reader's program and taken back.
+
+    Attributes:
+        array: bytes (uint8), or the item as an array of its dtype; None once it was taken back.
+    """
+
+    def __init__(self, memory: np.ndarray, start: int, size: int, item: np.dtype | None, writable: bool):
+        view = memoryview(memory.data)[start : start + size]
+        self._view: memoryview | None = view if writable else view.toreadonly()
+        self._item = item
+        self.array: Any = self._as_array()
+
+    def _as_array(self) -> np.ndarray:
+        if self._item is None:
+            return np.frombuffer(self._view, np.uint8)  # type: ignore[arg-type]
+        return np.frombuffer(self._view, self._item.base).reshape(self._item.shape)  # type: ignore[arg-type]
+
+    @property
+    def taken_back(self) -> bool:
+        return self._view is None
+
+    def take_back(self) -> None:
+        """Nobody has a view of the memory any more, or BufferError."""
+        if self._view is not None:
+            self.array = None
+            try:
+                self._view.release()
+            except BufferError:
+                self.array = self._as_array()
+                raise BufferError(
+                    "somebody still has a view of this memory, which would change under it: copy what is to be kept, "
+                    "delete the other views, and try again"
+                ) from None
+            self._view = None
