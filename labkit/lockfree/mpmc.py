@@ -5,7 +5,8 @@ The body of the segment (labkit.lockfree.segment):
     offset  line        written by  holds
     0       senders     senders     WRITE: a hint, a position that is not after the first unclaimed one
     128     receivers   receivers   READ: a hint, a position that is not after the first untaken one
-    136                 receivers   BACK: not 0 when some slot may be TAKING by nobody
+    136                 receivers   PASSED: how many positions were passed over as poison
+    144                 receivers   BACK: not 0 when some slot may be TAKING by nobody
     256     ever        both        EVER: bits SENDS and RECEIVES, set when the first of them joins, never cleared
     1024    parts       its owner   a word for each participant: whether it SENDS, RECEIVES, or both
     4096    slots       its owner   capacity slots of `stride` bytes: a word, and then what the queue's user puts there
@@ -81,6 +82,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from labkit.lockfree.atomics import (
+    add,
     compare_exchange,
     exchange,
     load_acquire,
@@ -93,7 +95,7 @@ from labkit.lockfree.atomics import (
 from labkit.lockfree.bells import HEADER, is_dead
 from labkit.lockfree.segment import MOST_PEOPLE, PEOPLE
 
-WRITE, READ, BACK, EVER = 0, 128, 136, 256
+WRITE, READ, PASSED, BACK, EVER = 0, 128, 136, 144, 256
 PARTS = 1024
 SLOTS = 4096
 
@@ -301,7 +303,8 @@ def take(body, capacity, stride, me):
                     return position
                 continue
             if state == POISON:
-                compare_exchange(slot, word, (lap + 1) << 16 | FREE)
+                if compare_exchange(slot, word, (lap + 1) << 16 | FREE) == word:
+                    add(body + PASSED, 1)
                 continue
         if ahead < 0 or (ahead == 0 and state != TAKING):
             return EMPTY
