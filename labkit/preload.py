@@ -9,12 +9,23 @@ from labkit.channels import KINDS, notes
 from labkit.channels.call_entry import call_entries
 from labkit.channels.signal_entry import handler, signal_entries
 from labkit.lockfree.bells_entry import bell_functions
+from labkit.lockfree.broadcast_queue import broadcast_entries, broadcast_functions
 from labkit.lockfree.spsc_entry import ring_entries, ring_functions
 from labkit.trace_entry import trace_entries
 
 for module in KINDS.values():
     importlib.import_module(module)
-for compiled in (bell_functions, call_entries, handler, ring_entries, ring_functions, signal_entries, trace_entries):
+for compiled in (
+    bell_functions,
+    broadcast_entries,
+    broadcast_functions,
+    call_entries,
+    handler,
+    ring_entries,
+    ring_functions,
+    signal_entries,
+    trace_entries,
+):
     compiled()
 
 

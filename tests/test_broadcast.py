@@ -23,6 +23,19 @@ from typing import Any
 import numpy as np
 import pytest
 import roles
+from broadcast_roles import (
+    is_whole,
+    listen,
+    listen_in_other_ways,
+    listen_to_items,
+    poll_all,
+    read_for_ever,
+    send_one_and_wait,
+    send_when_asked,
+    stamped,
+    write_and_leave,
+    write_from,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llvmlite import binding
@@ -48,15 +61,6 @@ from labkit.lockfree.entry import new_state
 
 CAPACITY = 4096
 LARGEST = CAPACITY // 2 - broadcast.FRAME
-
-
-def stamped(number: int, size: int) -> bytes:
-    """A message that says which it is, as far as it has room, and whose every byte follows from that."""
-    return (number.to_bytes(8, "little") + bytes([number % 251]) * size)[:size]
-
-
-def is_whole(message: bytes, number: int) -> bool:
-    return message == stamped(number, len(message))
 
 
 # --- against a model ----------------------------------------------------------------------------------------
@@ -386,55 +390,6 @@ def test_a_writer_that_comes_between_any_two_accesses_of_a_reader_is_never_torn(
 # --- between processes --------------------------------------------------------------------------------------
 
 
-def listen(q: Broadcast, first: int = 0) -> tuple[int, int]:
-    """Receive until the writer has gone, and check everything: how many were received, and missed."""
-    received = missed = 0
-    while True:
-        try:
-            for message in q:
-                assert is_whole(message, first + received + missed), "torn, or out of order"
-                received += 1
-        except Missed as gap:
-            missed += gap.count
-        else:
-            assert q.missed == missed
-            return received, missed
-
-
-def listen_in_other_ways(q: Broadcast) -> tuple[int, int]:
-    received, missed, turn = 0, 0, 0
-    with contextlib.suppress(Closed):
-        while True:
-            turn += 1
-            try:
-                if turn % 3:
-                    with q.borrow() as slot:
-                        whole = is_whole(slot.array.tobytes(), received + missed)
-                        assert whole or not slot.is_whole()
-                    assert whole, "torn, and not told"
-                    received += 1
-                else:
-                    for message in q.receive_many(10):
-                        assert is_whole(message, received + missed)
-                        received += 1
-            except Missed as gap:
-                missed += gap.count
-    return received, missed
-
-
-def listen_to_items(q: Broadcast) -> tuple[int, int]:
-    received = missed = 0
-    with contextlib.suppress(Closed):
-        while True:
-            try:
-                for row in q.receive_many(50):
-                    assert (row == received + missed).all()
-                    received += 1
-            except Missed as gap:
-                missed += gap.count
-    return received, missed
-
-
 @pytest.mark.parametrize("largest", [60, 3000, 30_000])
 def test_many_readers_under_a_writer_that_does_not_wait_get_whole_messages_in_order_and_count_the_rest(largest):
     with Broadcast(1 << 16) as q:
@@ -516,20 +471,6 @@ def test_strangers_find_it_by_name_and_start_where_they_like(a_name):
 # --- death and stopping -------------------------------------------------------------------------------------
 
 
-def write_from(q: Broadcast, number: int, seed: int) -> None:
-    dice = random.Random(seed)
-    sizes = [dice.choice([8, 20, 500, 5000, 30_000]) for _ in range(1000)]
-    while True:
-        q.send(stamped(number, sizes[number % 1000]))
-        number += 1
-
-
-def read_for_ever(q: Broadcast) -> None:
-    while True:
-        with contextlib.suppress(Missed):
-            q.receive(None)
-
-
 def drain(q: Broadcast, expected: int) -> int:
     """Receive what is there, checked; the number that comes next."""
     while True:
@@ -558,6 +499,7 @@ def receive_some(q: Broadcast, expected: int, count: int) -> int:
 def test_a_writer_killed_anywhere_leaves_whole_messages_and_the_next_goes_on_from_there(a_name):
     dice, expected, behind = random.Random(11), 0, 0
     with Broadcast(1 << 16, name=a_name) as q, Broadcast.open(a_name) as slow:
+        Broadcast.unlink(a_name)
         for seed in range(120):
             job = launch(write_from, q, expected, seed)
             expected = receive_some(q, expected, dice.randrange(1, 60))
@@ -632,12 +574,6 @@ def test_readers_that_are_killed_or_stopped_are_nothing_to_the_writer_and_to_oth
         assert sum(listener.wait()) == sum(sleeper.wait()) == number
 
 
-def write_and_leave(q: Broadcast, first: int, count: int) -> None:
-    for number in range(first, first + count):
-        q.send(stamped(number, 100))
-    q.close()
-
-
 def test_writers_may_follow_each_other_in_order():
     with Broadcast(1 << 20) as q:
         with pytest.raises(TimeoutError):
@@ -660,12 +596,6 @@ def test_a_reader_that_waits_learns_that_the_writer_was_killed_and_of_one_that_c
             thread.join()
             with contextlib.suppress(RemoteError):
                 job.wait()
-
-
-def send_one_and_wait(q: Broadcast, say: Broadcast) -> None:
-    q.send(b"one")
-    say.receive()
-    q.close()
 
 
 # --- waiting ------------------------------------------------------------------------------------------------
@@ -745,14 +675,9 @@ def test_who_is_asleep_when_it_is_closed_wakes():
     assert "closed" in caught[0]
 
 
-def send_when_asked(q: Broadcast, say: Broadcast) -> None:
-    for message in say:
-        q.send(message)
-
-
 @pytest.mark.parametrize("named", [False, True])
 def test_every_reader_that_polls_is_woken_and_none_takes_the_news_from_another(named, a_name):
-    with Broadcast(CAPACITY, name=a_name if named else None) as q, Broadcast(CAPACITY) as say:
+    with Broadcast(1 << 16, name=a_name if named else None) as q, Broadcast(CAPACITY) as say:
         job = launch(send_when_asked, q, say)
         jobs = [launch(poll_all, q) for _ in range(2)]
         for number in range(300):
@@ -765,18 +690,6 @@ def test_every_reader_that_polls_is_woken_and_none_takes_the_news_from_another(n
         job.wait()
     if named:
         Broadcast.unlink(a_name)
-
-
-def poll_all(q: Broadcast) -> int:
-    count = 0
-    with contextlib.suppress(Closed):
-        while True:
-            while (message := q.try_receive()) is not None:
-                assert is_whole(message, count)
-                count += 1
-            if not q.pending():
-                select.select([q], [], [], 0.5)
-    return count
 
 
 def test_asyncio_waits_for_it_and_a_cancelled_wait_loses_nothing():
@@ -949,8 +862,8 @@ def damage_files(name: str, seed: int, rounds: int) -> dict[str, int]:
 
 
 def test_a_damaged_or_truncated_file_is_refused_or_used_and_never_crashes(a_name):
-    seen = launch(damage_files, a_name, 1, 3000).wait(100)
-    assert min(seen.values()) > 300, seen
+    seen = launch(damage_files, a_name, 1, 1500).wait(100)
+    assert min(seen.values()) > 150, seen
 
 
 def test_damage_is_an_error_that_says_so():

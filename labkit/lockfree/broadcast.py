@@ -255,7 +255,7 @@ def _look(body, capacity, position):
 
 @njit
 def start(body, capacity, cursor, newest):
-    """Put a new reader behind the newest message, or before the oldest: 0, or CORRUPT."""
+    """Put a reader behind the newest message, or before the oldest: 0, or CORRUPT."""
     for _ in range(1000):  # each time round the writer has overwritten what we have just looked at
         oldest, written = load_acquire(body + OLDEST), load_acquire(body + WRITTEN)  # edge N, edge A
         position = written if newest else oldest
@@ -266,7 +266,6 @@ def start(body, capacity, cursor, newest):
             if number < 0:
                 return number
             _put(cursor, position, number)
-            store_relaxed(cursor + MISSED, 0)
             return 0
     return CORRUPT
 
@@ -407,13 +406,12 @@ def write_items(body, capacity, item_bytes, source, count):
 
 @njit
 def start_items(body, cursor, newest):
-    """Put a new reader behind the newest item, or before the oldest: 0, or CORRUPT."""
+    """Put a reader behind the newest item, or before the oldest: 0, or CORRUPT."""
     oldest, written = load_acquire(body + OLDEST), load_acquire(body + WRITTEN)  # edge N, edge A
     if oldest < 0 or oldest > written:
         return CORRUPT
     position = written if newest else oldest
     _put(cursor, position, position)
-    store_relaxed(cursor + MISSED, 0)
     return 0
 
 

@@ -106,24 +106,36 @@ def send_bytes(state, source, size):
 
 
 @njit
-def receive_bytes(state):
-    """A new bytes object, 0 with an exception set, or -1 and what `why` says."""
+def take_bytes(state):
+    """A new bytes object, 0 with an exception set, or -1 and in GAP why: EMPTY, OVERRUN or CORRUPT."""
     body, capacity = load_relaxed(state + RING), load_relaxed(state + RING_BYTES)
+    size = broadcast.next_message(body, capacity, state + CURSOR)
+    if size > 0:
+        message = PyBytes_FromStringAndSize(0, size)
+        if message == 0:
+            return 0  # MemoryError is set, and the message stays where it is
+        size = broadcast.take_message(body, capacity, state + CURSOR, PyBytes_AsString(message), size)
+        if size == 0:
+            return message
+        Py_DecRef(message)
+    store_relaxed(state + GAP, size)
+    return -1
+
+
+@njit
+def receive_bytes(state):
+    """A new bytes object, 0 with an exception set, or why not, negative: -1, there is none; -MISSED; -BAD."""
     while True:
-        size = broadcast.next_message(body, capacity, state + CURSOR)
-        if size > 0:
-            message = PyBytes_FromStringAndSize(0, size)
-            if message == 0:
-                return 0  # MemoryError is set, and the message stays where it is
-            size = broadcast.take_message(body, capacity, state + CURSOR, PyBytes_AsString(message), size)
-            if size == 0:
-                return message
-            Py_DecRef(message)
-        if size != OVERRUN:
-            store_relaxed(state + GAP, size)  # EMPTY or CORRUPT
+        message = take_bytes(state)
+        if message >= 0:
+            return message
+        why = load_relaxed(state + GAP)
+        if why == EMPTY:
             return -1
+        if why != OVERRUN:
+            return -BAD
         if not overrun(state):
-            return -2
+            return -trouble(state)
 
 
 @njit
@@ -162,9 +174,7 @@ def _compile(key: str) -> dict[str, Entry]:
         message = receive_bytes(state)
         if message >= 0:
             return message
-        if message == -1 and load_relaxed(state + GAP) == EMPTY:
-            return none(state)
-        return PyLong_FromLongLong(trouble(state) if message == -2 else BAD)
+        return none(state) if message == -1 else PyLong_FromLongLong(-message)
 
     @cfunc(BUILTIN, cache=True)
     def broadcast_receive_many(self, most):
@@ -180,14 +190,12 @@ def _compile(key: str) -> dict[str, Entry]:
         if messages == 0:
             return 0
         for taken in range(number):
-            if taken and there(state) <= 0:
-                return messages  # also before an overrun, which the next call tells
-            message = receive_bytes(state)
+            message = take_bytes(state) if taken else receive_bytes(state)
             if message < 0:
-                if taken or (message == -1 and load_relaxed(state + GAP) == EMPTY):
-                    return messages
+                if taken or message == -1:
+                    return messages  # the next call will tell of an overrun
                 Py_DecRef(messages)
-                return PyLong_FromLongLong(trouble(state) if message == -2 else BAD)
+                return PyLong_FromLongLong(-message)
             if message == 0 or PyList_Append(messages, message) != 0:
                 Py_DecRef(messages)
                 return 0

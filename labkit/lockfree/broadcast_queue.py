@@ -512,6 +512,7 @@ class Broadcast:
 
     def _settle(self) -> None:
         """There is no loan, and no borrowed message, or ValueError."""
+        self._must_be_open()
         slot = self._slot
         if slot is not None:
             if not slot.abandoned:
@@ -599,35 +600,34 @@ class _Slot:
         self._owner, self._position, self._size = owner, position, size
         start = BODY + owner._functions["offset"](owner._at, position)
         view = memoryview(owner._segment.memory.data)[start : start + size]
-        self._view: memoryview | None = view if writable else view.toreadonly()
-        self.array = self._as_array()
+        self._is_out = True
+        # Whoever has a view of the memory holds this array, however indirectly: numpy.ndarray.base.
+        whole = np.frombuffer(view if writable else view.toreadonly(), np.uint8)
+        self._whole = weakref.ref(whole)
+        self._show(whole)
 
     def let_go(self) -> None:
         """End it, whatever has become of it."""
         raise NotImplementedError
 
-    def _as_array(self) -> np.ndarray:
-        assert self._view is not None
+    def _show(self, whole: np.ndarray) -> None:
         item = self._owner._item
-        if item is None:
-            return np.frombuffer(self._view, np.uint8)
-        return np.frombuffer(self._view, item.base).reshape(item.shape)
+        self.array = whole if item is None else whole.view(item.base).reshape(item.shape)
 
     def _end(self) -> bool:
         """Take the memory back; False when that has been done already."""
-        if self._view is None:
+        if not self._is_out:
             return False
         self._owner._must_be_open()
         del self.array
-        try:
-            self._view.release()
-        except BufferError:
-            self.array = self._as_array()
+        whole = self._whole()
+        if whole is not None:
+            self._show(whole)
             raise BufferError(
                 "somebody still has a view of this memory, which would change under it: copy what is to be kept, "
                 "delete the other views, and try again"
-            ) from None
-        self._view = None
+            )
+        self._is_out = False
         self._owner._slot = None
         return True
 
