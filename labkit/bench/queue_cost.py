@@ -1,0 +1,216 @@
+"""What the lock-free queues cost, beside C++ and the packages of others: the table of the queue's first issue.
+
+Both sides of a row run in the same processes, in turn, with a probe around each sample (labkit.bench.pairs); the
+figure is the median of the ratios within pairs. A row has a goal that must be reached and one to aim at. Where a peer
+is faster the row says why, as far as it is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from labkit.bench import Row, peers
+from labkit.bench.loops_entry import loops
+from labkit.bench.pairs import Pair, Side, compare, figures, memory
+from labkit.bench.peers import Missing
+from labkit.channels import channel
+from labkit.lockfree import spsc
+
+PAIRS = 40
+MB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table.
+
+    Attributes:
+        what: is compared.
+        ours: the side of labkit.
+        peer: what it is compared with; None for a row that is a rate.
+        must, aim: how many times faster than the peer, or millions a second.
+        takes: the ratio is ours over the peer's, and small is good: for a goal of "at most".
+        why: printed below the table when the peer wins.
+    """
+
+    what: str
+    ours: Side
+    peer: Side | Missing | None
+    must: float | None = None
+    aim: float | None = None
+    takes: bool = False
+    why: str = ""
+
+
+# --- compiled ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def rings(capacity: int, number: int = 1) -> Iterator[Any]:
+    with contextlib.ExitStack() as stack:
+        made = [stack.enter_context(memory(spsc.DATA + capacity)) for _ in range(number)]
+        yield capacity, made
+
+
+def run_loop(name: str, shared: Any, count: int) -> None:
+    capacity, (ring,) = shared
+    found = loops()[name](ring.array.ctypes.data, capacity, count)
+    if name.startswith("consume"):
+        assert found == count * (count - 1) // 2, "labkit's queue lost something"
+
+
+def compiled_stream(what: str, item: int, count: int) -> Side:
+    roles = functools.partial(run_loop, f"produce{what}"), functools.partial(run_loop, f"consume{what}")
+    return Side("labkit", functools.partial(rings, peers.SLOTS * item), roles, count)
+
+
+# --- called from Python ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def ends(number: int = 1, capacity: int = MB) -> Iterator[Any]:
+    """As many channels, each its pair of ends."""
+    made = [channel("shm_ring", capacity=capacity) for _ in range(number)]
+    try:
+        yield made
+    finally:
+        for pair in made:
+            for end in pair:
+                end.close()
+
+
+def send_all(channels: Any, count: int) -> None:
+    send = channels[0][0].send
+    for _ in itertools.repeat(None, count):
+        send(b"8 bytes.")
+
+
+def receive_all(channels: Any, count: int) -> None:
+    receive = channels[0][1].receive
+    for _ in itertools.repeat(None, count):
+        receive()
+
+
+def send_and_receive(channels: Any, count: int) -> None:
+    send, receive = channels[0][0].send, channels[0][1].receive
+    for _ in itertools.repeat(None, count):
+        send(b"8 bytes.")
+        receive()
+
+
+def ping(channels: Any, count: int) -> None:
+    send, receive = channels[0][0].send, channels[1][1].receive
+    for _ in itertools.repeat(None, count):
+        send(b"8 bytes.")
+        receive()
+
+
+def pong(channels: Any, count: int) -> None:
+    send, receive = channels[1][0].send, channels[0][1].receive
+    for _ in itertools.repeat(None, count):
+        receive()
+        send(b"8 bytes.")
+
+
+def send_arrays(size: int, channels: Any, count: int) -> None:
+    send, array = channels[0][0].send, np.ones(size // 8)
+    for _ in itertools.repeat(None, count):
+        send(array)
+
+
+# --- the table ------------------------------------------------------------------------------------------------
+
+
+def lines() -> list[Line]:
+    """The rows, in the order of the issue."""
+    between = functools.partial(Side, "labkit", ends, (send_all, receive_all), 20_000)
+    stream8 = compiled_stream("8", 8, 400_000)
+    rigtorp8 = peers.cpp_stream("rigtorp", "spsc8", 400_000)
+    megabyte = Side("labkit", functools.partial(ends, 1, 8 * MB), (functools.partial(send_arrays, MB), receive_all), 50)
+    sixteen = functools.partial(send_arrays, 16 * MB)
+    ping_pong = peers.ping_queues, peers.pong_queues
+    return [
+        Line("compiled SPSC, 8 B / rigtorp", stream8, rigtorp8, 0.95, 1.5),
+        Line("compiled SPSC, 8 B / boost", stream8, peers.cpp_stream("boost", "boost_spsc8", 400_000)),
+        Line(
+            "compiled SPSC, 64 B / rigtorp",
+            compiled_stream("64", 64, 100_000),
+            peers.cpp_stream("rigtorp", "spsc64", 100_000),
+            1.0,
+            1.3,
+        ),
+        Line("compiled SPSC, batches of 64 / one by one", compiled_stream("8_batches", 8, 1_000_000), rigtorp8, 4.5, 5),
+        Line(
+            "Python send + receive, 8 B, in one process / list.append + pop",
+            Side("labkit", ends, (send_and_receive,), 10_000),
+            peers.plain_list(30_000),
+            2,
+            1.5,
+            takes=True,
+        ),
+        Line("Python, 8 B / multiprocessing.Queue", between(), peers.mp_queue(1_000), 50, 80),
+        Line("Python, 8 B / faster-fifo, raw bytes", between(), peers.faster_fifo(2_000), 35, 60),
+        Line("Python, 8 B / membridge", between(), peers.membridge(20_000), 1.7, 3),
+        Line(
+            "Python round trip / multiprocessing.Queue",
+            Side("labkit", functools.partial(ends, 2), (ping, pong), 3_000),
+            peers.mp_queue(100, ping_pong, queues=2),
+            200,
+            300,
+        ),
+        Line("1 MB array copied / iceoryx2", megabyte, peers.iceoryx(50, MB), 1.1, 1.4),
+        Line("1 MB array copied / multiprocessing.Queue", megabyte, peers.mp_arrays(3, MB), 50, 80),
+        Line(
+            "16 MB array copied / socketpair",
+            Side("labkit", functools.partial(ends, 1, 64 * MB), (sixteen, receive_all), 3),
+            peers.socketpair(3, 16 * MB),
+            1.0,
+            2,
+        ),
+    ]
+
+
+def run(progress: Callable[[], None], pairs: int = PAIRS, scale: float = 1.0) -> list[Row]:
+    return [row(line, pairs, scale, progress) for line in lines()]
+
+
+def row(line: Line, pairs: int, scale: float, progress: Callable[[], None]) -> Row:
+    """Measure one line of the table."""
+    if isinstance(line.peer, Missing):
+        return Row(line.what, f"skipped: {line.peer.why}", "", True)
+    rounds = compare([line.ours, line.peer] if line.peer else [line.ours], pairs, progress, scale)
+    unit, value = "x", faster
+    if line.takes:
+        value = slower
+    elif line.peer is None:
+        unit, value = " M/s", rate
+    found = figures(rounds, value)
+    measured = "; ".join(
+        f"{f.placement} {f.median:.3g}{unit} ({f.low:.3g} to {f.high:.3g}, {f.pairs} pairs)".strip() for f in found
+    )
+    best = min(pair[0].ns for pair in rounds), min(pair[-1].ns for pair in rounds)
+    measured += f"; best {best[0]:,.3g} ns" + (f" / {best[1]:,.3g} ns" if line.peer else "")
+    if line.must is None:
+        return Row(line.what, measured, "", True)
+    sign, reached = ("<=", found[0].median <= line.must) if line.takes else (">=", found[0].median >= line.must)
+    return Row(line.what, measured, f"{sign} {line.must}{unit}, aim {line.aim}{unit}", reached)
+
+
+def faster(pair: Pair) -> float:
+    return pair[1].ns / pair[0].ns
+
+
+def slower(pair: Pair) -> float:
+    return pair[0].ns / pair[1].ns
+
+
+def rate(pair: Pair) -> float:
+    """Millions a second."""
+    return 1000 / pair[0].ns
