@@ -320,8 +320,8 @@ def release(slot, lap):
 @njit
 def hand_back(body, slot):
     """What we have taken is to be delivered to another: see `retake`."""
-    store_release(body + BACK, 1)
     store_release(slot, load_relaxed(slot) & ~0xFF00)  # ours until now
+    store_release(body + BACK, 1)
 
 
 @njit
@@ -352,8 +352,9 @@ def retake(body, capacity, stride, me):
     """Take over the oldest message that a dead receiver had not released: its position, or EMPTY. `bury` comes first.
 
     For a receiver that finds nothing else to do. It looks at all slots, but only when BACK says that it is worth while.
-    BACK is set before a slot becomes nobody's, and wiped before all are looked at; who dies between wiping it and
-    setting it again is dead, and `bury` sets it.
+    BACK is set after a slot has become nobody's, never before, and wiped before all are looked at: so who misses the
+    slot leaves BACK as it is found next. Who dies between the two, or between wiping and setting it again, is dead,
+    and `bury` sets it.
     """
     for _ in range(8):  # each time round another receiver was quicker
         if load_acquire(body + BACK) == 0:
@@ -447,12 +448,12 @@ def _take_from(slot, word):
 def sweep(body, capacity, stride, number):
     """Clear what a dead participant had, before its number is another's."""
     store_relaxed(body + PARTS + 8 * number, 0)
-    store_release(body + BACK, 1)
     for index in range(capacity):
         slot = body + SLOTS + index * stride
         word = load_acquire(slot)
         if word >> 8 & 255 == number and (word & STATE == FILLING or word & STATE == TAKING):
             _take_from(slot, word)
+    store_release(body + BACK, 1)
 
 
 @njit
@@ -497,7 +498,6 @@ def bury(body, capacity, stride, private):
 @njit
 def _bury_all(body, capacity, stride, private):
     found = 0
-    store_release(body + BACK, 1)
     for index in range(capacity):
         slot = body + SLOTS + index * stride
         word = load_acquire(slot)
@@ -506,6 +506,7 @@ def _bury_all(body, capacity, stride, private):
         # Whether it is dead is asked after loading the word, never before: the number may be a newcomer's by now.
         if is_owned and is_dead(private, owner):
             found += _take_from(slot, word)
+    store_release(body + BACK, 1)  # afterwards, and always: who died in between had not got to it
     return found
 
 
