@@ -10,6 +10,7 @@ from labkit.channels.call_entry import call_entries
 from labkit.channels.signal_entry import handler, signal_entries
 from labkit.lockfree.bells_entry import bell_functions
 from labkit.lockfree.broadcast_queue import broadcast_entries, broadcast_functions
+from labkit.lockfree.mpmc_queue import mpmc_entries, mpmc_functions
 from labkit.lockfree.spsc_entry import ring_entries, ring_functions
 from labkit.trace_entry import trace_entries
 
@@ -21,6 +22,8 @@ for compiled in (
     broadcast_functions,
     call_entries,
     handler,
+    mpmc_entries,
+    mpmc_functions,
     ring_entries,
     ring_functions,
     signal_entries,

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from collections import deque
+import asyncio
+import contextlib
+import errno
+import mmap
+import multiprocessing
+import os
+import random
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, deque
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numba import njit
+from llvmlite import binding
+from numba import int64, njit
 
-from labkit.lockfree import mpmc
+from labkit import launch
+from labkit.channels.base import Closed
+from labkit.lockfree import Mpmc, mpmc, mpmc_queue
 from labkit.lockfree.atomics import load_relaxed, store_relaxed
-from labkit.lockfree.segment import Segment
+from labkit.lockfree.mpmc_entry import SENT
+from labkit.lockfree.segment import Segment, _own
 
 STRIDE = 16
 
@@ -51,10 +70,6 @@ class Slots:
 
     @staticmethod
     def _another(segment: Segment) -> Segment:
-        import os
-
-        from labkit.lockfree.segment import _own
-
         return Segment(_own(segment.fd), tuple(os.dup(fd) for fd in segment.bell_fds), "mpmc", mpmc.LAYOUT)
 
     def begin(self, position: int = 0) -> None:
@@ -115,3 +130,681 @@ def test_the_queue_behaves_like_a_deque_with_limited_room_whatever_the_hints_lag
         assert queue.receive() == mpmc.EMPTY
     finally:
         queue.close()
+
+
+# --- what the dead leave ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def queue():
+    with Mpmc(8, 64) as q:
+        yield q
+
+
+@pytest.fixture
+def other(queue):
+    """The same queue as another participant has it."""
+    with _attached(queue) as q:
+        yield q
+
+
+def _attached(queue: Mpmc) -> Mpmc:
+    segment = queue._segment
+    again = Segment(_own(segment.fd), tuple(os.dup(fd) for fd in segment.bell_fds), "mpmc", mpmc.LAYOUT)
+    return mpmc_queue._arrives(Mpmc, again, queue._item)
+
+
+def _die(queue: Mpmc) -> None:
+    """As kill -9 would leave it: locks are gone, and nothing else has been done."""
+    queue.closed = True
+    me = queue._segment.me
+    queue._segment.close()
+    queue._segment.memory[2048:4096].view(np.int64)[me] = 99999
+
+
+def test_what_a_dead_sender_had_claimed_is_passed_over(queue, other):
+    other.send(b"before")
+    loan = other.loan()
+    queue.send(b"after")
+    assert queue.receive() == b"before"
+    assert queue.try_receive() is None  # somebody is at it
+    loan._done = True
+    _die(other)
+    assert queue.receive(5) == b"after"
+    assert len(queue) == 0
+
+
+def test_what_a_dead_receiver_had_not_released_is_received_by_another_once(queue, other):
+    for message in (b"one", b"two"):
+        queue.send(message)
+    slot = other.borrow()
+    assert bytes(slot.array) == b"one"
+    assert queue.receive() == b"two"
+    slot._done = True
+    _die(other)
+    with queue.borrow(5) as again:
+        assert bytes(again.array) == b"one"
+        assert again.times == 1
+    queue._looked = -1.0
+    assert queue.try_receive() is None
+
+
+def test_whoever_gets_the_number_of_a_dead_participant_first_clears_what_it_had(queue, other):
+    queue.send(b"one")
+    slot, loan = other.borrow(), other.loan()
+    number = other._segment.me
+    slot._done = loan._done = True
+    _die(other)
+    with _attached(queue) as newcomer:
+        newcomer.send(b"two")
+        assert newcomer._segment.me == number
+        assert newcomer.receive(0) == b"two"  # the loan is poison, not the newcomer's
+        assert newcomer.receive(0) == b"one"
+
+
+def test_a_sender_that_is_stuck_behind_a_dead_receivers_slot_goes_on_when_somebody_has_received_it(queue, other):
+    queue.send(b"x")
+    queue.receive()
+    for number in range(8):
+        queue.send(b"%d" % number)
+    slot = other.borrow()
+    slot._done = True
+    _die(other)
+    assert not queue.try_send(b"x")
+    got = [queue.receive(5) for _ in range(8)]
+    assert sorted(got) == [b"%d" % number for number in range(8)]
+    assert queue.try_send(b"x")
+
+
+def test_iteration_ends_when_the_last_sender_has_died_and_everything_is_received(queue, other):
+    other.send_many([b"a", b"b"])
+    _die(other)
+    assert list(queue) == [b"a", b"b"]
+
+
+def test_a_full_queue_whose_receivers_have_gone_is_closed_to_its_senders(queue, other):
+    other.send(b"x")
+    assert other.receive() == b"x"
+    other.close()
+    queue.send_many([b"y"] * 8)
+    with pytest.raises(Closed):
+        queue.send(b"z", 5)
+
+
+def test_a_queue_that_nobody_receives_from_is_merely_full(queue):
+    queue.send_many([b"y"] * 8)
+    with pytest.raises(TimeoutError, match="stayed full"):
+        queue.send(b"z", 0.05)
+    assert not queue.try_send(b"z")
+
+
+# --- between processes --------------------------------------------------------------------------------------
+
+
+def send_many_of(q: Mpmc, who: int, count: int) -> None:
+    for number in range(count):
+        q.send(b"%d %d %s" % (who, number, b"x" * (number % 40)))
+    q.close()
+
+
+def receive_all(q: Mpmc) -> list[tuple[int, int]]:
+    got = []
+    for message in q:
+        who, number, rest = message.split(b" ")
+        assert rest == b"x" * (int(number) % 40)
+        got.append((int(who), int(number)))
+    return got
+
+
+@pytest.mark.parametrize(("senders", "receivers", "capacity"), [(2, 2, 16), (4, 4, 3), (1, 3, 1), (3, 1, 1024)])
+def test_each_message_comes_to_one_of_many_receivers_in_its_senders_order(senders, receivers, capacity):
+    count = 3000
+    with Mpmc(capacity, 64) as q:
+        sending = [launch(send_many_of, q, who, count) for who in range(senders)]
+        receiving = [launch(receive_all, q) for _ in range(receivers)]
+        got = [job.wait() for job in receiving]
+        for job in sending:
+            job.wait()
+    assert Counter(pair for one in got for pair in one) == Counter((w, n) for w in range(senders) for n in range(count))
+    for one in got:
+        for who in range(senders):
+            numbers = [number for w, number in one if w == who]
+            assert numbers == sorted(numbers)
+
+
+def forked(function, *arguments) -> int:
+    """A process that has everything of this one, for tests of a kill: forkserver's children take longer to start."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        signal.alarm(100)
+        function(*arguments)
+    finally:
+        os._exit(0)
+
+
+def _shared(words: int) -> np.ndarray:
+    return np.frombuffer(mmap.mmap(-1, words * 8), np.int64)
+
+
+def _send_for_ever(q: Mpmc, who: int, sent: np.ndarray) -> None:
+    """`sent` says how far we are: [begun, done]."""
+    number = int(sent[0])  # of the last life: what was begun may have been sent, or not
+    while True:
+        number += 1
+        sent[0] = number
+        if number % 3 == 0:
+            with q.loan(24) as slot:
+                slot.array.view(np.int64)[:] = who, number, who ^ number
+        else:
+            q.send(np.array([who, number, who ^ number]), 60)
+        sent[1] = number
+
+
+def _receive_for_ever(q: Mpmc, log: np.ndarray) -> None:
+    """What came, noted before it is released: log[0] says how many words."""
+    while True:
+        with q.borrow(60) as slot:
+            words = slot.array.view(np.int64)
+            at = int(log[0])
+            log[at + 1 : at + 3] = words[0], words[1]
+            assert words[2] == words[0] ^ words[1]
+            log[0] = at + 2
+            del words
+
+
+def test_hundreds_of_kills_of_senders_and_receivers_lose_and_invent_nothing():
+    kills, senders, receivers = 300, 2, 2
+    chance = random.Random(4)
+    sent = _shared(64).reshape(-1, 16)
+    logs = [_shared(1 << 22) for _ in range(receivers)]
+    with Mpmc(7, 24) as q:
+        q.send(b"x" * 24)  # this process takes part, so that for nobody the other side has gone
+        q.receive()
+        jobs = {
+            **{("sender", n): (_send_for_ever, q, n, sent[n]) for n in range(senders)},
+            **{("receiver", n): (_receive_for_ever, q, logs[n]) for n in range(receivers)},
+        }
+        pids = {job: forked(*what) for job, what in jobs.items()}
+        try:
+            killed = Counter()
+            for _ in range(kills):
+                job = chance.choice(list(jobs))
+                progress = sent[job[1]] if job[0] == "sender" else logs[job[1]]
+                start, end = int(progress[0]), time.monotonic() + 60
+                while progress[0] - start < 4:
+                    assert time.monotonic() < end, f"nothing moves after {killed}"
+                for _ in range(chance.randrange(2000)):
+                    pass
+                os.kill(pids[job], signal.SIGKILL)
+                os.waitpid(pids.pop(job), 0)
+                killed[job[0]] += 1
+                pids[job] = forked(*jobs[job])
+        finally:
+            for pid in pids.values():
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+        rest = [np.frombuffer(message, np.int64)[:2] for message in _drained(q)]
+    got = Counter()
+    for log in logs:
+        got.update(map(tuple, log[1 : 1 + log[0]].reshape(-1, 2).tolist()))
+    got.update(tuple(int(word) for word in words) for words in rest)
+    for who in range(senders):
+        numbers = {number for w, number in got if w == who}
+        assert numbers <= set(range(1, int(sent[who][0]) + 1))
+        missing = int(sent[who][0]) - len(numbers)
+        assert missing <= killed["sender"] + senders  # begun, and never published: at most one a kill
+    again = sum(times - 1 for times in got.values())
+    assert again <= killed["receiver"] + receivers  # noted, and killed before the release: at most one a kill
+
+
+def _drained(q: Mpmc) -> list[bytes]:
+    messages = []
+    with contextlib.suppress(TimeoutError):
+        while True:
+            messages.append(q.receive(0.3))
+    return messages
+
+
+def test_a_stopped_process_is_not_taken_for_dead():
+    with Mpmc(4, 64) as q:
+        q.send(b"stopped with it")
+        ready = _shared(1)
+
+        def work():
+            with q.borrow() as slot:
+                ready[0] = 1
+                os.kill(os.getpid(), signal.SIGSTOP)
+                ready[0] = 2 + (bytes(slot.array) == b"stopped with it")
+
+        pid = forked(work)
+        try:
+            assert os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1])
+            q.send_many([b"a", b"b", b"c"])
+            assert [q.receive() for _ in range(3)] == [b"a", b"b", b"c"]
+            with pytest.raises(TimeoutError):
+                q.receive(0.25)
+            assert not q.try_send(b"d")  # the slot is the stopped process's
+        finally:
+            os.kill(pid, signal.SIGCONT)
+            os.waitpid(pid, 0)
+        assert ready[0] == 3
+        assert q.try_send(b"d")
+        assert q.receive() == b"d"
+
+
+def test_a_child_made_by_fork_takes_part_under_a_number_of_its_own(queue):
+    queue.send(b"from the parent")
+
+    def child():
+        assert queue.receive() == b"from the parent"
+        queue.send(b"from the child")
+        queue.close()
+
+    pid = forked(child)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert queue.receive() == b"from the child"
+
+
+@pytest.mark.leaves("descriptors", reason="multiprocessing's tracker and forkserver live as long as the session")
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+def test_it_travels_to_the_processes_of_multiprocessing(method):
+    context = multiprocessing.get_context(method)
+    with Mpmc(8, 64) as q:
+        process = context.Process(target=send_many_of, args=(q, 7, 3))
+        process.start()
+        try:
+            assert receive_all(q) == [(7, 0), (7, 1), (7, 2)]
+        finally:
+            process.join(60)
+            process.close()
+
+
+def test_a_blocked_receiver_wakes_for_each_message_and_uses_no_processor(queue):
+    got: list[bytes] = []
+    used: list[float] = []
+
+    def work():
+        start = time.thread_time()
+        got.extend(queue.receive() for _ in range(20))
+        used.append(time.thread_time() - start)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    for number in range(20):
+        time.sleep(0.02)
+        queue.send(b"%d" % number)
+    thread.join(30)
+    assert got == [b"%d" % number for number in range(20)]
+    assert used[0] < 0.2
+
+
+def test_ctrl_c_ends_a_wait(queue):
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        queue.receive(30)
+    queue.send(b"usable")
+    assert queue.receive() == b"usable"
+
+
+# --- the class ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("item", [np.int64(-5), np.float32(1.5), np.complex128(1 + 2j), np.bool_(True), np.uint8(7)])
+def test_items_are_numpy_scalars(item):
+    with Mpmc(4, dtype=item.dtype) as q:
+        q.send(item)
+        q.send(item.item())
+        got = [q.receive(), q.try_receive()]
+        assert got == [item, item]
+        assert got[0].dtype == item.dtype
+        assert q.try_receive() is None
+
+
+def test_items_are_records_and_arrays():
+    point = np.dtype([("x", "f8"), ("name", "S3")])
+    with Mpmc(3, dtype=point) as q:
+        q.send(np.array((1.5, b"abc"), point)[()])
+        assert q.receive()["name"] == b"abc"
+    with Mpmc(3, dtype=np.dtype((np.float64, (20, 30)))) as q:
+        picture = np.random.default_rng(1).random((20, 30))
+        q.send(picture)
+        with q.borrow() as slot:
+            assert np.array_equal(slot.array, picture)
+            assert not slot.array.flags.writeable
+            assert slot.array.ctypes.data % 64 == 0
+        q.send_many(np.array([picture, picture + 1]))
+        assert np.array_equal(q.receive_many(), [picture, picture + 1])
+
+
+@pytest.mark.parametrize("item", [np.zeros(2), np.float32(1), "text", np.zeros((2, 2), np.int64)])
+def test_items_of_another_dtype_or_shape_are_refused(item):
+    with Mpmc(3, dtype=np.int64) as q:
+        with pytest.raises(ValueError):
+            q.send(item)
+        with pytest.raises(ValueError):
+            q.send_many(item if isinstance(item, np.ndarray) and item.ndim > 1 else [[item]])
+        assert len(q) == 0
+
+
+def test_batches_larger_than_the_queue_go_through_it(queue):
+    thread = threading.Thread(target=queue.send_many, args=([b"%d" % n for n in range(100)],))
+    thread.start()
+    got = []
+    while len(got) < 100:
+        got += queue.receive_many(7)
+    thread.join()
+    assert got == [b"%d" % n for n in range(100)]
+
+
+def test_a_wrong_message_in_a_batch_is_told_and_what_is_before_it_is_sent(queue):
+    for wrong in (b"", bytes(65), "text", 5):
+        with pytest.raises((ValueError, TypeError)):
+            queue.send_many([b"a", memoryview(b"b"), wrong, b"c"])
+        assert queue.receive_many() == [b"a", b"b"]
+
+
+def test_a_loan_is_published_at_its_end_and_given_up_by_an_exception(queue):
+    with queue.loan(3) as slot:
+        slot.array[:] = list(b"abc")
+    with pytest.raises(KeyError), queue.loan() as slot:
+        raise KeyError
+    slot = queue.loan(2)
+    slot.array[:] = 65
+    slot.publish()
+    slot.publish()
+    with queue.loan() as slot:
+        slot.give_up()
+    assert queue.receive_many() == [b"abc", b"AA"]
+    assert queue.try_receive() is None
+
+
+def test_memory_that_somebody_still_looks_at_is_not_given_back(queue):
+    queue.send(b"12345678")
+    slot = queue.borrow()
+    view = slot.array[2:]
+    with pytest.raises(BufferError):
+        slot.release()
+    assert bytes(view) == b"345678"
+    del view
+    slot.release()
+    loan = queue.loan()
+    view = loan.array.view(np.int64)
+    with pytest.raises(BufferError):
+        loan.publish()
+    del view
+    loan.publish()
+    assert len(queue.receive()) == 64
+
+
+def test_what_was_borrowed_may_be_handed_back(queue):
+    queue.send(b"again")
+    slot = queue.borrow()
+    slot.hand_back()
+    queue._looked = -1.0
+    assert queue.receive() == b"again"
+
+
+def test_closing_gives_others_what_was_borrowed(queue, other):
+    queue.send(b"message")
+    slot = other.borrow()
+    view = slot.array
+    other.close()
+    assert bytes(view) == b"message"
+    assert queue.receive(5) == b"message"
+
+
+def test_asyncio_receives_without_blocking_and_cancelling_loses_nothing(queue):
+    async def main():
+        waiting = asyncio.create_task(queue.receive_async())
+        other = asyncio.create_task(queue.receive_async())
+        await asyncio.sleep(0)
+        other.cancel()
+        queue.send(b"first")
+        assert await waiting == b"first"
+        with pytest.raises(asyncio.CancelledError):
+            await other
+        with pytest.raises(TimeoutError):
+            await queue.receive_async(0.01)
+        queue.send(b"second")
+        assert await queue.receive_async() == b"second"
+
+    asyncio.run(main())
+
+
+def test_its_descriptor_is_readable_when_something_may_be_there(queue):
+    assert not queue.pending()
+    assert select.select([queue], [], [], 0) == ([], [], [])
+    queue.send(b"x")
+    assert select.select([queue], [], [], 5)[0] == [queue]
+    assert queue.pending()
+    assert queue.receive() == b"x"
+    assert not queue.pending()
+
+
+def test_a_named_queue_is_found_opened_and_removed():
+    name = f"mpmc-{os.getpid()}"
+    with Mpmc(4, 32, name=name) as q:
+        with pytest.raises(FileExistsError):
+            Mpmc(4, 32, name=name)
+        with pytest.raises(ValueError, match="messages of up to 32 bytes"):
+            Mpmc.open(name, dtype=np.int64)
+        with Mpmc.open(name) as again:
+            again.send(b"hello")
+            assert q.receive() == b"hello"
+            assert again.capacity == 4
+        Mpmc.unlink(name)
+    with pytest.raises(FileNotFoundError):
+        Mpmc.open(name)
+    with pytest.raises(FileNotFoundError):
+        Mpmc.unlink(name)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"capacity": 0}, {"capacity": -1}, {"capacity": 1 << 40}, {"capacity": 1 << 30, "message_bytes": 1 << 30},
+        {"message_bytes": 0}, {"message_bytes": -5}, {"dtype": np.dtype([])},
+    ],
+)  # fmt: skip
+def test_a_queue_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError):
+        Mpmc(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"capacity": 1.5}, {"capacity": "4"}, {"message_bytes": None}, {"dtype": object}])
+def test_a_queue_of_the_wrong_type_is_refused(wrong):
+    with pytest.raises(TypeError):
+        Mpmc(**wrong)
+
+
+def test_a_message_that_cannot_be_sent_says_why_and_the_queue_stays_usable(queue):
+    for wrong, error in ((b"", ValueError), (bytes(65), ValueError), ("text", TypeError), (None, TypeError)):
+        with pytest.raises(error):
+            queue.send(wrong)
+        with pytest.raises(error):
+            queue.try_send(wrong)
+    with pytest.raises(TypeError):
+        queue.send()
+    for timeout in (-1, float("nan")):
+        with pytest.raises(ValueError):
+            queue.receive(timeout)
+    queue.send(bytes(64), timeout=1)
+    assert queue.receive(timeout=1) == bytes(64)
+
+
+def test_a_closed_queue_says_so():
+    q = Mpmc(4)
+    q.send(b"x")
+    send, receive = q.send, q.receive
+    q.close()
+    q.close()
+    for use in (
+        lambda: q.send(b"x"), q.receive, q.try_receive, lambda: q.try_send(b"x"), lambda: len(q), q.fileno,
+        lambda: q.send_many([b"x"]), q.receive_many, q.borrow, q.loan, lambda: next(iter(q)),
+        lambda: send(b"x"), receive,
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="closed"):
+            use()
+
+
+# --- damage -------------------------------------------------------------------------------------------------
+
+DAMAGE = """
+import faulthandler, random, sys
+import numpy as np
+from labkit.lockfree import Mpmc
+from labkit.lockfree.mpmc_queue import _arrives
+
+faulthandler.dump_traceback_later(100, exit=True)
+chance = random.Random(int(sys.argv[1]))
+q = Mpmc(5, 32)
+other = _arrives(Mpmc, q._segment, None)
+outcomes = {}
+memory = q._segment.memory[: 4096 + 4096 + 5 * 48]
+for n in range(7):
+    q.send(b"%d" % n)
+    if n < 4:
+        q.receive()
+saved = memory.copy()
+for flip in range(int(sys.argv[2])):
+    memory[:] = saved
+    where = chance.choice([range(128, 4096), range(4096, 4096 + 400), range(8192, len(memory))])
+    for _ in range(chance.choice([1, 1, 1, 5])):
+        memory[chance.choice(where)] ^= 1 << chance.randrange(8)
+    if flip % 7 == 0:
+        memory[8192:].view(np.int64)[chance.randrange(30)] = chance.choice([-1, 1 << 62, -(1 << 63), (1 << 63) - 1])
+    if flip % 11 == 0:
+        memory[4096 + chance.choice([0, 128]) :][:8].view(np.int64)[0] = chance.choice([-1, 1 << 62, 6, 7])
+    for _ in range(12):
+        what = chance.choice(["send", "receive", "many", "len", "borrow"])
+        q._looked = -1.0
+        try:
+            if what == "send":
+                q.send(b"message", 0)
+            elif what == "receive":
+                assert 0 < len(q.receive(0)) <= 32
+            elif what == "many":
+                q.receive_many(9, 0)
+            elif what == "len":
+                assert 0 <= len(q) <= 5
+            else:
+                with q.borrow(0):
+                    pass
+            outcome = "done"
+        except (OSError, EOFError) as error:
+            outcome = type(error).__name__
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
+print(outcomes)
+"""
+
+
+def test_ten_thousand_flipped_bits_are_errors_and_never_a_crash_or_an_endless_loop():
+    command = [sys.executable, "-c", DAMAGE, "1", "10000"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "'OSError'" in done.stdout, done.stdout
+
+
+def test_a_truncated_queue_is_not_opened():
+    name = f"mpmc-{os.getpid()}"
+    with Mpmc(64, 64, name=name) as q:
+        path = f"/proc/self/fd/{q._segment.fd}"
+        size = os.stat(path).st_size
+        for left in (0, 100, 4096, 8192, size - 1):
+            with open(path, "r+b") as file:
+                whole = file.read()
+                file.truncate(left)
+                with pytest.raises(OSError) as raised:
+                    Mpmc.open(name)
+                assert raised.value.errno == errno.EBADMSG
+                file.seek(0)
+                file.write(whole)
+        Mpmc.open(name).close()
+        Mpmc.unlink(name)
+
+
+def test_a_hint_that_is_ahead_of_the_truth_is_found_out_by_who_waits(queue):
+    words = queue._segment.memory[4096:].view(np.int64)
+    queue.send(b"x")
+    queue.receive()
+    for hint in (mpmc.WRITE, mpmc.READ):
+        was = int(words[hint // 8])
+        words[hint // 8] = was + 1
+        queue._looked = -1.0
+        with pytest.raises(OSError) as raised:
+            queue.receive(0)
+        assert raised.value.errno == errno.EBADMSG
+        words[hint // 8] = was
+
+
+# --- what was compiled --------------------------------------------------------------------------------------
+
+ORDERS = [
+    (mpmc.publish, (int64, int64), r"store atomic i64 .* release", "A, the one that publishes"),
+    (mpmc.take, (int64,) * 4, r"load atomic i64, .* acquire", "A, the one that takes"),
+    (mpmc.take, (int64,) * 4, r"cmpxchg .* acq_rel acquire", "A, the exchange of the one that takes"),
+    (mpmc.release, (int64, int64), r"store atomic i64 .* release", "B, the one that releases"),
+    (mpmc.claim, (int64,) * 4, r"cmpxchg .* acq_rel acquire", "B, the exchange of the one that claims"),
+    (mpmc.give_up, (int64, int64), r"store atomic i64 .* release", "A, of what is given up"),
+    (mpmc._help_on, (int64, int64), r"store atomic i64 .* release", "H, the hint"),
+    (mpmc.claim, (int64,) * 4, r"load atomic i64, .* acquire", "H, who follows it"),
+]
+
+
+def llvm_of(function, signature) -> str:
+    function.compile(signature)
+    return function.inspect_llvm(function.signatures[-1])
+
+
+@pytest.mark.parametrize(("function", "signature", "pattern", "edge"), ORDERS, ids=[edge for *_, edge in ORDERS])
+def test_the_memory_order_of_each_edge_is_in_the_compiled_code(function, signature, pattern, edge):
+    assert re.search(pattern, llvm_of(function, signature)), edge
+
+
+@pytest.mark.parametrize(
+    ("function", "signature", "instruction"),
+    [
+        (mpmc.publish, (int64, int64), r"\bstlr\b"),
+        (mpmc.release, (int64, int64), r"\bstlr\b"),
+        (mpmc._help_on, (int64, int64), r"\bstlr\b"),
+        (mpmc.take, (int64,) * 4, r"\bldap?r\b"),
+        (mpmc.take, (int64,) * 4, r"\bldaxr\b|\bcasal\b"),
+        (mpmc.claim, (int64,) * 4, r"\bstlxr\b|\bcasal\b"),
+    ],
+)
+def test_on_aarch64_the_edges_are_its_acquire_and_release_instructions(function, signature, instruction):
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    triple = "aarch64-unknown-linux-gnu"
+    try:
+        machine = binding.Target.from_triple(triple).create_target_machine()
+    except RuntimeError:
+        pytest.skip("this llvmlite knows no AArch64")
+    text = re.sub(r"^target (triple|datalayout) .*$", "", llvm_of(function, signature), flags=re.M)
+    text = re.sub(r'"(target-cpu|target-features|tune-cpu)"="[^"]*"', "", text)
+    assembly = machine.emit_assembly(binding.parse_assembly(f'target triple = "{triple}"\n{text}'))
+    assert re.search(instruction, assembly)
+
+
+def test_builtins_own_every_reference_they_return_and_no_more(queue):
+    message = b"x" * 50
+
+    def counts():
+        return sys.getrefcount(message), sys.getrefcount(None), sys.getrefcount(SENT), sys.getrefcount(True)
+
+    def use(times):
+        for _ in range(times):
+            queue.send(message)
+            queue.try_send(message)
+            queue.receive()
+            queue.try_receive()
+            queue._mpmc_receive()  # None
+            queue.send_many([message, message])
+            queue.receive_many()
+
+    use(100)
+    before = counts()
+    use(10_000)
+    assert all(abs(now - then) < 50 for now, then in zip(counts(), before, strict=True))

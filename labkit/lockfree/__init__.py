@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 _HOME = {
     "Broadcast": "labkit.lockfree.broadcast_queue",
     "Missed": "labkit.lockfree.broadcast_queue",
+    "Mpmc": "labkit.lockfree.mpmc_queue",
 }
 
 __all__ = sorted(_HOME)
@@ -18,6 +19,7 @@ __all__ = sorted(_HOME)
 if TYPE_CHECKING:
     from labkit.lockfree.broadcast_queue import Broadcast as Broadcast
     from labkit.lockfree.broadcast_queue import Missed as Missed
+    from labkit.lockfree.mpmc_queue import Mpmc as Mpmc
 
 
 def __getattr__(name: str) -> Any:

@@ -23,6 +23,7 @@ import select
 import sys
 import termios
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -228,29 +229,21 @@ class View:
 
     def __init__(self, memory: np.ndarray, start: int, size: int, item: np.dtype | None, writable: bool):
         view = memoryview(memory.data)[start : start + size]
-        self._view: memoryview | None = view if writable else view.toreadonly()
-        self._item = item
-        self.array: Any = self._as_array()
-
-    def _as_array(self) -> np.ndarray:
-        if self._item is None:
-            return np.frombuffer(self._view, np.uint8)  # type: ignore[arg-type]
-        return np.frombuffer(self._view, self._item.base).reshape(self._item.shape)  # type: ignore[arg-type]
-
-    @property
-    def taken_back(self) -> bool:
-        return self._view is None
+        # Every array that is made of this one, and of those, has it for its `base`: it goes when all of them are gone.
+        root: np.ndarray = np.frombuffer(view if writable else view.toreadonly(), np.uint8)
+        self._root: np.ndarray | None = root
+        self.array: Any = root[:] if item is None else root.view(item.base).reshape(item.shape)
 
     def take_back(self) -> None:
         """Nobody has a view of the memory any more, or BufferError."""
-        if self._view is not None:
-            self.array = None
-            try:
-                self._view.release()
-            except BufferError:
-                self.array = self._as_array()
+        if self._root is not None:
+            alive = weakref.ref(self._root)
+            kind, shape = self.array.dtype, self.array.shape
+            self._root = self.array = None
+            self._root = alive()
+            if self._root is not None:
+                self.array = self._root.view(kind).reshape(shape)
                 raise BufferError(
                     "somebody still has a view of this memory, which would change under it: copy what is to be kept, "
                     "delete the other views, and try again"
-                ) from None
-            self._view = None
+                )

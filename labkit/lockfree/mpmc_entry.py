@@ -1,0 +1,565 @@
+"""Mpmc's builtins: `send` and `receive` themselves are compiled functions, at a price near that of list.append.
+
+The public ones do the common case, and leave the rest (waiting, errors, an object that has not joined yet) to a Python
+function, which they call with the arguments that they got. That one uses the plain builtins, which never wait, and say
+why not.
+
+A slot holds, behind the algorithm's word, the size of the message and the message; or, where a dtype fixes the size,
+the item alone, at `offset`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from numba import cfunc, njit, types
+
+from labkit.lockfree import bells, mpmc
+from labkit.lockfree.atomics import compiler_fence, copy, load_relaxed, on_stack, store_relaxed
+from labkit.lockfree.bells import ME
+from labkit.lockfree.entry import (
+    BUFFER_SIZE,
+    BUFFER_START,
+    BUILTIN,
+    METH_NOARGS,
+    METH_O,
+    MOST,
+    OWN,
+    RING,
+    RING_BYTES,
+    SOURCES,
+    WORD,
+    Entry,
+    PyBuffer_Release,
+    PyBytes_AsString,
+    PyBytes_FromStringAndSize,
+    PyEval_RestoreThread,
+    PyEval_SaveThread,
+    PyLong_AsLong,
+    PyLong_AsVoidPtr,
+    PyLong_FromLongLong,
+    PyObject_GetBuffer,
+    callables,
+    none,
+)
+
+# The private state of one Mpmc object in one process. RING is the body of the segment, RING_BYTES the capacity in
+# slots, MOST the bytes of the largest message, or of an item.
+ITEM_BYTES = OWN  # 0: messages
+STRIDE, OFFSET = OWN + 8, OWN + 16  # bytes from slot to slot; where in a slot the message or item is
+PRIVATE = OWN + 24  # address of the segment's private words
+SENDS, RECEIVES = OWN + 32, OWN + 40  # our number, when we have joined under it
+SPINS = OWN + 48  # how often to look before sleeping is cheaper
+ITEMS_BELL, ITEMS_FD, ROOM_BELL, ROOM_FD = OWN + 56, OWN + 64, OWN + 72, OWN + 80
+SEND_REST, RECEIVE_REST, TRY_SEND_REST, TRY_RECEIVE_REST = OWN + 88, OWN + 96, OWN + 104, OWN + 112
+DONE = OWN + 120  # how far the last batch came
+THOROUGHLY = OWN + 128  # 1: the next to receive looks for what the dead have left
+PATIENCE, CAME = OWN + 136, OWN + 144  # of compiled loops: see mpmc.patience_after
+
+REFUSED, APART, FULL, CORRUPT, SENT = range(5)
+"""What a sender returns. REFUSED: empty, too large, of the wrong size; APART: we have not joined. A receiver returns
+what came, None when there is nothing, APART or CORRUPT."""
+
+INT = types.int32
+METH_FASTCALL, METH_KEYWORDS = 0x0080, 0x0002
+FASTCALL = WORD(WORD, WORD, WORD, WORD)  # PyObject *f(PyObject *self, PyObject **args, Py_ssize_t n, PyObject *kw)
+WRITABLE = 1  # PyBUF_WRITABLE
+
+PyBytes_AsStringAndSize = types.ExternalFunction("PyBytes_AsStringAndSize", INT(WORD, WORD, WORD))
+PyObject_Vectorcall = types.ExternalFunction("PyObject_Vectorcall", WORD(WORD, WORD, WORD, WORD))
+PySequence_Size = types.ExternalFunction("PySequence_Size", WORD(WORD))
+PySequence_GetItem = types.ExternalFunction("PySequence_GetItem", WORD(WORD, WORD))
+PyList_New = types.ExternalFunction("PyList_New", WORD(WORD))
+PyList_Append = types.ExternalFunction("PyList_Append", INT(WORD, WORD))
+PyBool_FromLong = types.ExternalFunction("PyBool_FromLong", WORD(WORD))
+PyErr_Clear = types.ExternalFunction("PyErr_Clear", types.void())
+PyErr_Occurred = types.ExternalFunction("PyErr_Occurred", WORD())
+Py_DecRef = types.ExternalFunction("Py_DecRef", types.void(WORD))
+
+
+# --- for builtins, and for the reader's own loops -----------------------------------------------------------
+
+
+@njit
+def tell_receivers(state):
+    """Something was published."""
+    bells.ring(load_relaxed(state + ITEMS_BELL), load_relaxed(state + ITEMS_FD))
+
+
+@njit
+def tell_senders(state):
+    """Something was released. Who waits for room is left asleep until half of the queue is free, to wake it seldom."""
+    bell = load_relaxed(state + ROOM_BELL)
+    compiler_fence()  # edge S
+    if load_relaxed(bell + bells.WAITERS) != 0:
+        capacity = load_relaxed(state + RING_BYTES)
+        there = mpmc.length(load_relaxed(state + RING), capacity, load_relaxed(state + STRIDE))
+        if load_relaxed(bell + bells.WAITERS) & bells.FENCED or 2 * there <= capacity:
+            bells.ring(bell, load_relaxed(state + ROOM_FD))
+
+
+@njit
+def claim(state):
+    """Position of a slot to fill, -FULL, -CORRUPT or -APART."""
+    me = load_relaxed(load_relaxed(state + PRIVATE) + ME)
+    if me == 0 or load_relaxed(state + SENDS) != me:
+        return -APART
+    body, capacity, stride = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE)
+    position = mpmc.claim(body, capacity, stride, me)
+    if position >= 0:
+        return position
+    return -FULL if position == mpmc.FULL else -CORRUPT
+
+
+@njit
+def slot_of(state, position):
+    """Address of the slot of a position that `claim` or `take` has returned."""
+    body, capacity, stride = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE)
+    return mpmc.slot_at(body, capacity, stride, position)
+
+
+@njit
+def publish(state, position):
+    """The slot is filled. `tell_receivers` comes later."""
+    mpmc.publish(slot_of(state, position), mpmc.lap_of(load_relaxed(state + RING_BYTES), position))
+
+
+@njit
+def take(state):
+    """Position of a slot to read, -FULL (there is none), -CORRUPT or -APART."""
+    private = load_relaxed(state + PRIVATE)
+    me = load_relaxed(private + ME)
+    if me == 0 or load_relaxed(state + RECEIVES) != me:
+        return -APART
+    body, capacity, stride = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE)
+    position = mpmc.take(body, capacity, stride, me)
+    if position == mpmc.EMPTY and load_relaxed(state + THOROUGHLY):
+        store_relaxed(state + THOROUGHLY, 0)
+        if mpmc.bury(body, capacity, stride, private) < 0:
+            return -CORRUPT
+        position = mpmc.take(body, capacity, stride, me)
+        if position == mpmc.EMPTY:
+            position = mpmc.retake(body, capacity, stride, me)
+    if position >= 0:
+        return position
+    return -FULL if position == mpmc.EMPTY else -CORRUPT
+
+
+@njit
+def size_of(state, slot):
+    """Bytes of the message in a slot that we have taken, or 0: they cannot be right."""
+    if load_relaxed(state + ITEM_BYTES):
+        return load_relaxed(state + ITEM_BYTES)
+    size = load_relaxed(slot + 8)  # ours since edge A
+    return size if 0 < size <= load_relaxed(state + MOST) else 0
+
+
+@njit
+def release(state, position):
+    """The slot is read. `tell_senders` comes later."""
+    mpmc.release(slot_of(state, position), mpmc.lap_of(load_relaxed(state + RING_BYTES), position))
+
+
+@njit
+def copy_bytes(to, source, size):
+    """memcpy(3), as one instruction for words."""
+    if size == 8:
+        copy(to, source, 8)
+    else:
+        copy(to, source, size)
+
+
+@njit
+def put_bytes(state, source, size):
+    """One message, or one item: SENT or why not. `tell_receivers` comes later."""
+    item_bytes = load_relaxed(state + ITEM_BYTES)
+    if size <= 0 or size > load_relaxed(state + MOST) or (item_bytes and size != item_bytes):
+        return REFUSED
+    position = claim(state)
+    if position < 0:
+        return -position
+    slot = slot_of(state, position)
+    if item_bytes == 0:
+        store_relaxed(slot + 8, size)  # ours until published
+    copy_bytes(slot + load_relaxed(state + OFFSET), source, size)
+    publish(state, position)
+    return SENT
+
+
+@njit
+def send_bytes(state, source, size):
+    """The same, and tell."""
+    sent = put_bytes(state, source, size)
+    if sent == SENT:
+        tell_receivers(state)
+    return sent
+
+
+@njit
+def receive_bytes(state):
+    """A new bytes object, 0 with an exception set, or -FULL (nothing), -CORRUPT, -APART. `tell_senders` comes later."""
+    position = take(state)
+    if position < 0:
+        return position
+    slot = slot_of(state, position)
+    size = size_of(state, slot)
+    if size == 0:
+        release(state, position)
+        return -CORRUPT
+    message = PyBytes_FromStringAndSize(0, size)
+    if message == 0:  # MemoryError is set; somebody else may have the message
+        mpmc.hand_back(load_relaxed(state + RING), slot)
+        return 0
+    copy_bytes(PyBytes_AsString(message), slot + load_relaxed(state + OFFSET), size)
+    release(state, position)
+    return message
+
+
+@njit
+def watch_for_message(state):
+    """Look for a few microseconds whether there is something to receive."""
+    came, patience = load_relaxed(state + CAME), load_relaxed(state + PATIENCE)
+    patience = mpmc.patience_after(patience, came)
+    store_relaxed(state + PATIENCE, patience)
+    store_relaxed(state + CAME, 0)
+    body, capacity, stride = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE)
+    return mpmc.wait_for_message(body, capacity, stride, patience, load_relaxed(state + SPINS))
+
+
+@njit
+def watch_for_room(state):
+    """Look for a few microseconds whether there is room."""
+    body, capacity, stride = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE)
+    return mpmc.wait_for_room(body, capacity, stride, load_relaxed(state + SPINS))
+
+
+# --- builtins -----------------------------------------------------------------------------------------------
+
+
+@cache
+def mpmc_entries() -> dict[str, Entry]:
+    """The compiled functions, made on first use: some seconds on a machine that has never run them, else at once."""
+    return _compile(SOURCES)
+
+
+def _compile(key: str) -> dict[str, Entry]:
+    @cfunc(FASTCALL, cache=True)
+    def send(self, arguments, count, names):
+        """send(message, timeout=30): send one message."""
+        key  # see SOURCES
+        state = PyLong_AsVoidPtr(self)
+        if count == 1 and names == 0:
+            buffer = on_stack()
+            if PyBytes_AsStringAndSize(load_relaxed(arguments), buffer, buffer + 8) == 0:
+                if send_bytes(state, load_relaxed(buffer), load_relaxed(buffer + 8)) == SENT:
+                    return none(state)
+            else:
+                PyErr_Clear()
+        return PyObject_Vectorcall(load_relaxed(state + SEND_REST), arguments, count, names)
+
+    @cfunc(FASTCALL, cache=True)
+    def try_send(self, arguments, count, names):
+        """try_send(message): send one message if there is room for it now; whether it was."""
+        key  # see SOURCES
+        state = PyLong_AsVoidPtr(self)
+        if count == 1 and names == 0:
+            buffer = on_stack()
+            if PyBytes_AsStringAndSize(load_relaxed(arguments), buffer, buffer + 8) == 0:
+                if send_bytes(state, load_relaxed(buffer), load_relaxed(buffer + 8)) == SENT:
+                    return PyBool_FromLong(1)
+            else:
+                PyErr_Clear()
+        return PyObject_Vectorcall(load_relaxed(state + TRY_SEND_REST), arguments, count, names)
+
+    @cfunc(FASTCALL, cache=True)
+    def receive(self, arguments, count, names):
+        """receive(timeout=30): the next message."""
+        key  # see SOURCES
+        state = PyLong_AsVoidPtr(self)
+        if count == 0 and names == 0:
+            message = receive_bytes(state)
+            if message > 0:
+                tell_senders(state)
+                return message
+            if message == 0:
+                return 0
+        return PyObject_Vectorcall(load_relaxed(state + RECEIVE_REST), arguments, count, names)
+
+    @cfunc(FASTCALL, cache=True)
+    def try_receive(self, arguments, count, names):
+        """try_receive(): the next message, or None."""
+        key  # see SOURCES
+        state = PyLong_AsVoidPtr(self)
+        if count == 0 and names == 0:
+            message = receive_bytes(state)
+            if message > 0:
+                tell_senders(state)
+                return message
+            if message == 0:
+                return 0
+        return PyObject_Vectorcall(load_relaxed(state + TRY_RECEIVE_REST), arguments, count, names)
+
+    @cfunc(BUILTIN, cache=True)
+    def mpmc_send(self, message):
+        """Send the bytes of one object, or say why not."""
+        key  # see SOURCES
+        state = PyLong_AsVoidPtr(self)
+        buffer = on_stack()
+        if PyObject_GetBuffer(message, buffer, 0) != 0:
+            return 0
+        sent = send_bytes(state, load_relaxed(buffer + BUFFER_START), load_relaxed(buffer + BUFFER_SIZE))
+        PyBuffer_Release(buffer)
+        return PyLong_FromLongLong(sent)
+
+    @cfunc(BUILTIN, cache=True)
+    def mpmc_receive(self, ignored):
+        """The next message, None when there is none, APART or CORRUPT."""
+        key  # see SOURCES
+        state = PyLong_AsVoidPtr(self)
+        message = receive_bytes(state)
+        if message > 0:
+            tell_senders(state)
+        if message >= 0:
+            return message
+        return none(state) if message == -FULL else PyLong_FromLongLong(-message)
+
+    @cfunc(BUILTIN, cache=True)
+    def mpmc_send_many(self, messages):
+        """Send a list of bytes-like objects, as many as there is room for: SENT or why not; DONE says how many."""
+        key  # see SOURCES
+        state = PyLong_AsVoidPtr(self)
+        number = PySequence_Size(messages)
+        if number < 0:
+            return 0
+        buffer, why, done = on_stack(), SENT, 0
+        while done < number and why == SENT:
+            message = PySequence_GetItem(messages, done)
+            if message == 0:
+                break
+            if PyBytes_AsStringAndSize(message, buffer, buffer + 8) == 0:
+                why = put_bytes(state, load_relaxed(buffer), load_relaxed(buffer + 8))
+            else:
+                PyErr_Clear()
+                if PyObject_GetBuffer(message, buffer, 0) != 0:
+                    Py_DecRef(message)
+                    break
+                why = put_bytes(state, load_relaxed(buffer + BUFFER_START), load_relaxed(buffer + BUFFER_SIZE))
+                PyBuffer_Release(buffer)
+            Py_DecRef(message)
+            if why == SENT:
+                done += 1
+        if done > 0:
+            tell_receivers(state)
+        store_relaxed(state + DONE, done)
+        if why == SENT and done < number:
+            return 0  # what GetItem or GetBuffer has set
+        return PyLong_FromLongLong(why)
+
+    @cfunc(BUILTIN, cache=True)
+    def mpmc_receive_many(self, most):
+        """A list of the messages that are there, up to so many; None when there is none, APART or CORRUPT."""
+        key  # see SOURCES
+        state = PyLong_AsVoidPtr(self)
+        number = PyLong_AsLong(most)
+        if number == -1 and PyErr_Occurred() != 0:
+            return 0
+        messages = PyList_New(0)
+        if messages == 0:
+            return 0
+        taken = 0
+        while taken < number:
+            message = receive_bytes(state)
+            if message <= 0:
+                if taken > 0:  # what is wrong will be found again
+                    PyErr_Clear()
+                    break
+                Py_DecRef(messages)
+                if message == 0:
+                    return 0
+                return none(state) if message == -FULL else PyLong_FromLongLong(-message)
+            failed = PyList_Append(messages, message) != 0
+            Py_DecRef(message)
+            if failed:
+                Py_DecRef(messages)
+                return 0
+            taken += 1
+        tell_senders(state)
+        return messages
+
+    @cfunc(BUILTIN, cache=True)
+    def mpmc_send_items(self, items):
+        """Send the items of a contiguous array, as many as there is room for: SENT or why not; DONE says how many."""
+        key  # see SOURCES
+        state = PyLong_AsVoidPtr(self)
+        buffer = on_stack()
+        store_relaxed(state + DONE, 0)
+        if PyObject_GetBuffer(items, buffer, 0) != 0:
+            return 0
+        source, size = load_relaxed(buffer + BUFFER_START), load_relaxed(buffer + BUFFER_SIZE)
+        item_bytes, why, done = load_relaxed(state + ITEM_BYTES), SENT, 0
+        if item_bytes == 0 or size % item_bytes:
+            why = REFUSED
+        else:
+            while done < size and why == SENT:
+                why = put_bytes(state, source + done, item_bytes)
+                if why == SENT:
+                    done += item_bytes
+            if done > 0:
+                tell_receivers(state)
+            store_relaxed(state + DONE, done // item_bytes)
+        PyBuffer_Release(buffer)
+        return PyLong_FromLongLong(why)
+
+    @cfunc(BUILTIN, cache=True)
+    def mpmc_receive_items(self, room):
+        """Fill a writable array with items, as many as are there: how many, or -APART, -CORRUPT."""
+        key  # see SOURCES
+        state = PyLong_AsVoidPtr(self)
+        buffer = on_stack()
+        if PyObject_GetBuffer(room, buffer, WRITABLE) != 0:
+            return 0
+        to, size = load_relaxed(buffer + BUFFER_START), load_relaxed(buffer + BUFFER_SIZE)
+        item_bytes, offset, done, why = load_relaxed(state + ITEM_BYTES), load_relaxed(state + OFFSET), 0, 0
+        while 0 < item_bytes <= size - done * item_bytes:
+            position = take(state)
+            if position < 0:
+                why = 0 if position == -FULL else position
+                break
+            copy_bytes(to + done * item_bytes, slot_of(state, position) + offset, item_bytes)
+            release(state, position)
+            done += 1
+        PyBuffer_Release(buffer)
+        if done > 0:
+            tell_senders(state)
+        return PyLong_FromLongLong(done if done > 0 else why)
+
+    @cfunc(BUILTIN, cache=True)
+    def mpmc_spin(self, ignored):
+        """Watch an empty queue for a few microseconds with the GIL released; 1 when something came."""
+        key  # see SOURCES
+        state = PyLong_AsVoidPtr(self)
+        body, capacity = load_relaxed(state + RING), load_relaxed(state + RING_BYTES)
+        stride, spins = load_relaxed(state + STRIDE), load_relaxed(state + SPINS)
+        thread = PyEval_SaveThread()
+        came = 1 if mpmc.wait_for_message(body, capacity, stride, 1, spins) else 0
+        PyEval_RestoreThread(thread)
+        return PyLong_FromLongLong(came)
+
+    @cfunc(BUILTIN, cache=True)
+    def mpmc_spin_for_room(self, ignored):
+        """Watch a full queue for a few microseconds with the GIL released; 1 when there is room."""
+        key  # see SOURCES
+        state = PyLong_AsVoidPtr(self)
+        thread = PyEval_SaveThread()
+        came = 1 if watch_for_room(state) else 0
+        PyEval_RestoreThread(thread)
+        return PyLong_FromLongLong(came)
+
+    taking_any = send, try_send, receive, try_receive
+    taking_one = mpmc_send, mpmc_send_many, mpmc_receive_many, mpmc_send_items, mpmc_receive_items
+    taking_none = mpmc_receive, mpmc_spin, mpmc_spin_for_room
+    entries = {f.__name__: Entry(f, METH_FASTCALL | METH_KEYWORDS) for f in taking_any}
+    entries |= {f.__name__: Entry(f, METH_O) for f in taking_one}
+    return entries | {f.__name__: Entry(f, METH_NOARGS) for f in taking_none}
+
+
+@cache
+def mpmc_functions() -> dict[str, Callable[..., int]]:
+    """What is called more seldom, for calling from Python with the address of the state."""
+
+    def compiled(key: str) -> dict[str, Any]:
+        @cfunc(WORD(WORD), cache=True)
+        def claim_slot(state):
+            key  # see SOURCES
+            return claim(state)
+
+        @cfunc(types.void(WORD, WORD, WORD), cache=True)
+        def publish_slot(state, position, size):
+            """A size of 0 gives it up."""
+            key  # see SOURCES
+            slot = slot_of(state, position)
+            if size == 0:
+                mpmc.give_up(slot, mpmc.lap_of(load_relaxed(state + RING_BYTES), position))
+            else:
+                if load_relaxed(state + ITEM_BYTES) == 0:
+                    store_relaxed(slot + 8, size)
+                publish(state, position)
+            tell_receivers(state)
+
+        @cfunc(WORD(WORD), cache=True)
+        def take_slot(state):
+            key  # see SOURCES
+            return take(state)
+
+        @cfunc(WORD(WORD, WORD), cache=True)
+        def size_in(state, position):
+            key  # see SOURCES
+            return size_of(state, slot_of(state, position))
+
+        @cfunc(WORD(WORD, WORD), cache=True)
+        def times(state, position):
+            key  # see SOURCES
+            return mpmc.times(slot_of(state, position))
+
+        @cfunc(types.void(WORD, WORD), cache=True)
+        def release_slot(state, position):
+            key  # see SOURCES
+            release(state, position)
+            tell_senders(state)
+
+        @cfunc(types.void(WORD, WORD), cache=True)
+        def hand_back(state, position):
+            key  # see SOURCES
+            mpmc.hand_back(load_relaxed(state + RING), slot_of(state, position))
+            tell_receivers(state)
+
+        @cfunc(WORD(WORD, WORD), cache=True)
+        def offset(state, position):
+            """From the body to the message in the slot."""
+            key  # see SOURCES
+            return slot_of(state, position) - load_relaxed(state + RING) + load_relaxed(state + OFFSET)
+
+        @cfunc(types.void(WORD, WORD), cache=True)
+        def sweep(state, number):
+            key  # see SOURCES
+            mpmc.sweep(
+                load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE), number
+            )
+
+        @cfunc(types.void(WORD, WORD, WORD), cache=True)
+        def join(state, number, part):
+            key  # see SOURCES
+            mpmc.join(load_relaxed(state + RING), number, part)
+            store_relaxed(state + (SENDS if part == mpmc.SENDS else RECEIVES), number)
+
+        @cfunc(types.void(WORD, WORD), cache=True)
+        def leave(state, number):
+            key  # see SOURCES
+            mpmc.leave(load_relaxed(state + RING), number)
+
+        @cfunc(WORD(WORD, WORD), cache=True)
+        def anybody(state, part):
+            key  # see SOURCES
+            return mpmc.anybody(load_relaxed(state + RING), load_relaxed(state + PRIVATE), part)
+
+        @cfunc(WORD(WORD), cache=True)
+        def length(state):
+            key  # see SOURCES
+            body, capacity = load_relaxed(state + RING), load_relaxed(state + RING_BYTES)
+            return mpmc.length(body, capacity, load_relaxed(state + STRIDE))
+
+        @cfunc(WORD(WORD), cache=True)
+        def is_there(state):
+            key  # see SOURCES
+            body, capacity = load_relaxed(state + RING), load_relaxed(state + RING_BYTES)
+            return 1 if mpmc.is_there(body, capacity, load_relaxed(state + STRIDE)) else 0
+
+        made = (
+            claim_slot, publish_slot, take_slot, size_in, times, release_slot, hand_back, offset, sweep, join, leave,
+            anybody, length, is_there,
+        )  # fmt: skip
+        return {f.__name__: f for f in made}
+
+    return callables(compiled(SOURCES))

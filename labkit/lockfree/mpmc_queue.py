@@ -1,0 +1,680 @@
+"""Mpmc: many senders, many receivers, first in, first out; whoever is killed harms nobody else.
+
+    q = Mpmc(1024, 256)                                 # so many messages of 1 to 256 bytes
+    q = Mpmc(1024, dtype=np.float64)                    # or so many items of a NumPy dtype, also records and arrays
+    jobs = [launch(work, q) for _ in range(4)]          # every process may send, and receive
+    q.send(b"to one of them")
+
+`send`, `receive`, `try_send` and `try_receive` of an object are compiled builtins (labkit.lockfree.mpmc_entry), which
+call what is written here when there is more to do: to wait, to join, to say what is wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from labkit.channels.base import DEFAULT_TIMEOUT, Closed, as_bytes
+from labkit.lockfree import mpmc
+from labkit.lockfree.entry import new_state
+from labkit.lockfree.face import (
+    LOOK_AGAIN,
+    SPIN,
+    View,
+    Watch,
+    as_items,
+    damaged,
+    deadline,
+    item_type,
+    until,
+    whole,
+)
+from labkit.lockfree.mpmc import GONE, RECEIVES, SENDS
+from labkit.lockfree.mpmc_entry import (
+    APART,
+    CORRUPT,
+    DONE,
+    FULL,
+    ITEM_BYTES,
+    ITEMS_BELL,
+    ITEMS_FD,
+    OFFSET,
+    PRIVATE,
+    RECEIVE_REST,
+    REFUSED,
+    ROOM_BELL,
+    ROOM_FD,
+    SEND_REST,
+    SENT,
+    SPINS,
+    STRIDE,
+    THOROUGHLY,
+    TRY_RECEIVE_REST,
+    TRY_SEND_REST,
+    mpmc_entries,
+    mpmc_functions,
+)
+from labkit.lockfree.segment import BODY, ITEMS, ROOM, Segment
+
+KIND = "mpmc"
+MOST_SLOTS = 1 << 30
+LARGEST = 1 << 36
+"""Bytes of all slots together."""
+LOOK_FOR_ROOM = 0.02
+"""Seconds after which a sender looks for room by itself: receivers wake it only when half of the queue is free."""
+ALIGNED = 256
+"""Items from so many bytes on begin at a multiple of 64 bytes, the cache line."""
+
+
+class Mpmc:
+    """A bounded queue for any number of senders and receivers: processes, or threads of them.
+
+    Each message goes to one receiver. They are received in the order in which they were sent, whoever sent them. What
+    a receiver had not released when it died comes again, to another, after later ones perhaps; what a sender was
+    writing when it died never was.
+
+    Args:
+        capacity: how many messages, or items, it holds.
+        message_bytes: bytes in the largest message. A slot of so many is kept for each.
+        dtype: of fixed-size items instead, any NumPy dtype without Python objects, also records and sub-arrays:
+            np.dtype((np.float64, (1000, 1000))).
+        name: so that strangers can `open` it.
+
+    Attributes:
+        capacity: how many messages or items it holds.
+        max_message: bytes in the largest message, or in an item.
+
+    Raises:
+        ValueError: a capacity, size or dtype that cannot be.
+        TypeError: the dtype holds Python objects.
+        FileExistsError: the name is in use.
+        OSError: ENOMEM or ENOSPC, the machine has not so much memory; EUSERS, too many processes use it.
+    """
+
+    send: Callable[..., None]
+    receive: Callable[..., Any]
+    try_send: Callable[[Any], bool]
+    try_receive: Callable[[], Any]
+
+    def __init__(self, capacity: int = 1024, message_bytes: int = 256, *, dtype: Any = None, name: str | None = None):
+        self.closed = True
+        item = None if dtype is None else item_type(dtype)
+        capacity, message_bytes = whole(capacity, "a capacity"), whole(message_bytes, "the size of a message")
+        if not 0 < capacity <= MOST_SLOTS:
+            raise ValueError(f"a queue holds 1 to {MOST_SLOTS:,} messages, not {capacity:,}")
+        if message_bytes < 1:
+            raise ValueError(f"a message has at least 1 byte, so the largest one too, not {message_bytes:,}")
+        size = message_bytes if item is None else item.itemsize
+        stride, _ = _layout(size, item is not None)
+        body = mpmc.body_bytes(capacity, stride)
+        if body > LARGEST:
+            raise ValueError(f"{capacity:,} messages of up to {size:,} bytes are more than {LARGEST:,}: choose less")
+        self._begin(Segment.new(KIND, mpmc.LAYOUT, (capacity, size, item is not None), body, name=name), item)
+
+    @classmethod
+    def open(cls, name: str, *, dtype: Any = None) -> Self:
+        """The queue of this name, as a stranger opens it.
+
+        Args:
+            name: what its creator called it.
+            dtype: of the items, as its creator gave it.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it has items of another size, or messages.
+            OSError: EBADMSG, it is no such queue, or a damaged one.
+        """
+        item = None if dtype is None else item_type(dtype)
+        self = cls.__new__(cls)
+        self.closed = True
+        self._begin(Segment.open(KIND, mpmc.LAYOUT, name), item)
+        return self
+
+    @staticmethod
+    def unlink(name: str) -> None:
+        """Remove the name; who has it open goes on. FileNotFoundError: there is none."""
+        Segment.unlink(name)
+
+    def _begin(self, segment: Segment, item: np.dtype | None) -> None:
+        self._segment, self._item = segment, item
+        try:
+            capacity, size, of_items = segment.geometry[:3]
+            if not (0 < capacity <= MOST_SLOTS and 0 < size <= LARGEST and of_items in (0, 1)):
+                raise OSError(errno.EBADMSG, "this is not a queue that can be used: its geometry cannot be")
+            stride, offset = _layout(size, bool(of_items))
+            if BODY + mpmc.body_bytes(capacity, stride) > segment.memory.size:
+                raise OSError(errno.EBADMSG, "this is not a queue that can be used: its slots do not fit into it")
+            if bool(of_items) != (item is not None) or (item is not None and item.itemsize != size):
+                has = f"items of {size:,} bytes" if of_items else f"messages of up to {size:,} bytes, without a dtype"
+                raise ValueError(f"this queue has {has}, not {'messages' if item is None else item}: use its dtype")
+            self._build(segment, capacity, size, stride, offset)
+        except BaseException:
+            segment.close()
+            raise
+        self.closed = False
+
+    def _build(self, segment: Segment, capacity: int, size: int, stride: int, offset: int) -> None:
+        self.capacity, self.max_message = capacity, size
+        self._items, self._room = segment.bell(ITEMS), segment.bell(ROOM)
+        self._state = state = new_state(segment.body, capacity, size)
+        self._at = int(state.ctypes.data)
+        self._functions = mpmc_functions()
+        self._out: dict[int, Loan | Borrow] = {}
+        self._watch: Watch | None = None
+        self._looked = -LOOK_AGAIN
+        for word, value in (
+            (ITEM_BYTES, 0 if self._item is None else size),
+            (STRIDE, stride),
+            (OFFSET, offset),
+            (PRIVATE, int(segment.private.ctypes.data)),
+            (SPINS, SPIN),
+            (ITEMS_BELL, self._items.address),
+            (ITEMS_FD, self._items.descriptor),
+            (ROOM_BELL, self._room.address),
+            (ROOM_FD, self._room.descriptor),
+        ):
+            state[word // 8] = value
+        me = weakref.ref(self)
+        rest = [functools.partial(_rest, me, name) for name in ("_send", "_receive", "_try_send", "_try_receive")]
+        state[[word // 8 for word in (SEND_REST, RECEIVE_REST, TRY_SEND_REST, TRY_RECEIVE_REST)]] = [
+            id(function) for function in rest
+        ]
+        keep = segment.memory, segment.private, rest
+        entries = mpmc_entries()
+        made = {name: entry.builtin(state, keep) for name, entry in entries.items()}
+        for name, builtin in made.items():
+            setattr(self, f"_{name}" if name.startswith("mpmc_") else name, builtin)
+        if self._item is not None:  # the common case of the builtins is bytes
+            self.send, self.receive, self.try_send, self.try_receive = rest
+
+    # --- sending --------------------------------------------------------------------------------------------
+
+    def _send(self, message: Any, timeout: float | None = DEFAULT_TIMEOUT) -> None:
+        """Send one message, or one item.
+
+        Args:
+            message: 1 to `max_message` bytes, any contiguous bytes-like object; or an item.
+            timeout: seconds to wait while the queue is full; 0 never waits, None waits for ever.
+
+        Raises:
+            TypeError: the message is not bytes-like.
+            ValueError: the message is empty or too large, the item has another dtype or shape; it would have to wait a
+                negative time; this object is closed.
+            TimeoutError: the queue stayed full.
+            Closed: it is full, there was a receiver, and none is left.
+            OSError: EBADMSG, the memory is damaged.
+        """
+        self._must_be_open()
+        raw = message if self._item is None else as_items(message, self._item)
+        self._until_room(lambda: self._put(raw), timeout)
+
+    def _try_send(self, message: Any) -> bool:
+        """Send one message if there is room for it now; whether it was. Errors as for `send`, without TimeoutError."""
+        try:
+            self._send(message, 0)
+        except TimeoutError:
+            return False
+        return True
+
+    def _put(self, raw: Any) -> Any:
+        """Send bytes: True, or None when the queue is full."""
+        while True:
+            sent = self._mpmc_send(raw)
+            if sent == SENT:
+                return True
+            if sent == FULL:
+                return None
+            self._settle(sent, SENDS)
+            if sent == REFUSED:
+                with contextlib.suppress(OSError):
+                    as_bytes(raw, self.max_message)  # raises what is wrong with it
+                raise ValueError(
+                    f"message of {memoryview(raw).nbytes:,} bytes is too large: this queue takes 1 to "
+                    f"{self.max_message:,}"
+                )
+
+    def send_many(self, messages: Iterable[Any], timeout: float | None = DEFAULT_TIMEOUT) -> None:
+        """Send several messages, or an array of items, one after the other; others' may come between them.
+
+        Errors as for `send`; what comes before a wrong message is sent, and so is what there was room for in time.
+        """
+        self._must_be_open()
+        many: Any
+        if self._item is None:
+            many = messages if isinstance(messages, list | tuple) else list(messages)
+            put, left = self._mpmc_send_many, len(many)
+        else:
+            many = as_items(messages, self._item, (-1,))
+            put, left = self._mpmc_send_items, many.size // self.max_message
+        step, start = (1, 0) if self._item is None else (self.max_message, 0)
+
+        def attempt() -> Any:
+            nonlocal left, start
+            while left:
+                sent = put(many[start:] if start else many)
+                done = int(self._state[DONE // 8])
+                left, start = left - done, start + done * step
+                if sent == REFUSED:
+                    self._put(many[start])  # raises what is wrong with it
+                if sent == FULL:
+                    return None
+                self._settle(sent, SENDS)
+            return True
+
+        self._until_room(attempt, timeout)
+
+    def _until_room(self, attempt: Callable[[], Any], timeout: float | None) -> Any:
+        done = attempt()
+        if done is not None:
+            return done
+        return until(
+            attempt,
+            self._room,
+            timeout,
+            spin=self._mpmc_spin_for_room,
+            look=lambda: self._nobody(RECEIVES),
+            ended=lambda: Closed("the queue is full, and its last receiver has gone"),
+            late="the queue is full" if timeout == 0 else "the queue stayed full",
+            at_most=LOOK_FOR_ROOM,
+        )
+
+    def loan(self, size: int | None = None, timeout: float | None = DEFAULT_TIMEOUT) -> Loan:
+        """A slot of the queue in which to write the next message, without a copy. It is sent at the end of the `with`.
+
+            with q.loan(100) as slot:
+                slot.array[:] = 7
+
+        The slot has its place in the queue from now on, so that receivers wait for it: be quick.
+
+        Args:
+            size: bytes of the message, as many as there may be when None; of items there is one size.
+            timeout: as for `send`, and the same errors.
+        """
+        self._must_be_open()
+        size = self.max_message if size is None or self._item is not None else whole(size, "the size of a message")
+        if not 0 < size <= self.max_message:
+            raise ValueError(f"a message has 1 to {self.max_message:,} bytes, not {size:,}")
+
+        def attempt() -> Any:
+            while True:
+                position = self._functions["claim_slot"](self._at)
+                if position >= 0:
+                    return position
+                if position == -FULL:
+                    return None
+                self._settle(-position, SENDS)
+
+        return Loan(self, self._until_room(attempt, timeout), size)
+
+    # --- receiving ------------------------------------------------------------------------------------------
+
+    def _receive(self, timeout: float | None = DEFAULT_TIMEOUT) -> Any:
+        """The next message: bytes; or the next item: a NumPy scalar, record or array.
+
+        Args:
+            timeout: seconds to wait for it; 0 never waits, None waits for ever.
+
+        Raises:
+            TimeoutError: nothing came.
+            Closed: there was a sender, none is left, and everything is received.
+            ValueError: it would have to wait a negative time; this object is closed.
+            OSError: EBADMSG, the memory is damaged, or the message was.
+        """
+        if self._item is None:
+            return self._until_message(lambda: self._got(self._mpmc_receive()), timeout)
+        return self._fill(1, timeout)[0]
+
+    def _try_receive(self) -> Any:
+        """The next message or item, or None when there is none now. Errors as for `receive`, without TimeoutError."""
+        try:
+            return self._receive(0)
+        except TimeoutError:
+            return None
+
+    def _got(self, got: Any) -> Any:
+        """What a builtin has returned: a message, or None, or trouble."""
+        if got.__class__ is int:
+            self._settle(got, RECEIVES)
+            return self._got(self._mpmc_receive())
+        return got
+
+    def receive_many(self, most: int = 1024, timeout: float | None = DEFAULT_TIMEOUT) -> Any:
+        """What is there, up to `most` messages (a list) or items (an array), at least one. Errors as for `receive`."""
+        most = whole(most, "how many to receive")
+        if most < 1:
+            raise ValueError(f"receive at least 1 message, not {most}")
+        if self._item is not None:
+            return self._fill(min(most, self.capacity), timeout)
+
+        def attempt() -> Any:
+            got = self._mpmc_receive_many(most)
+            while got.__class__ is int:
+                self._settle(got, RECEIVES)
+                got = self._mpmc_receive_many(most)
+            return got
+
+        return self._until_message(attempt, timeout)
+
+    def _fill(self, most: int, timeout: float | None) -> np.ndarray:
+        """Up to so many items."""
+        assert self._item is not None
+        array = np.empty(most, self._item)
+        room = array.reshape(-1).view(np.uint8)
+
+        def attempt() -> Any:
+            count = self._mpmc_receive_items(room)
+            while count < 0:
+                self._settle(-count, RECEIVES)
+                count = self._mpmc_receive_items(room)
+            return count or None
+
+        count = self._until_message(attempt, timeout)
+        return array if count == most else array[:count].copy()
+
+    def _until_message(self, attempt: Callable[[], Any], timeout: float | None) -> Any:
+        done = attempt()
+        if done is not None:
+            return done
+        return until(
+            attempt,
+            self._items,
+            timeout,
+            spin=self._mpmc_spin,
+            look=self._look_for_the_dead,
+            ended=lambda: Closed("the last sender of this queue has gone, and everything is received"),
+            late="the queue is empty" if timeout == 0 else "nothing came through the queue",
+        )
+
+    def _look_for_the_dead(self) -> bool:
+        """The next attempt takes over what they have left, some ten times a second. Whether no sender is left."""
+        gone = self._nobody(SENDS)
+        now = time.monotonic()
+        if gone or now - self._looked >= LOOK_AGAIN / 2:
+            self._looked = now
+            self._state[THOROUGHLY // 8] = 1
+        return gone
+
+    def borrow(self, timeout: float | None = DEFAULT_TIMEOUT) -> Borrow:
+        """The next message where it lies, without a copy: an array that cannot be written to.
+
+            with q.borrow() as slot:
+                mean = slot.array.mean()
+
+        It is received when the `with` ends, or by `release`. Who dies before has not received it, and another does.
+        Senders wait when the queue comes round to its slot. Errors as for `receive`.
+        """
+        self._must_be_open()
+
+        def attempt() -> Any:
+            while True:
+                position = self._functions["take_slot"](self._at)
+                if position >= 0:
+                    return position
+                if position == -FULL:
+                    return None
+                self._settle(-position, RECEIVES)
+
+        position = self._until_message(attempt, timeout)
+        size = self._functions["size_in"](self._at, position)
+        if size == 0:
+            self._functions["release_slot"](self._at, position)
+            raise damaged(KIND)
+        return Borrow(self, position, size)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Messages until the last sender has gone and everything is received."""
+        with contextlib.suppress(Closed):
+            while True:
+                yield self.receive()
+
+    # --- waiting with others --------------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        """A descriptor for poll(2), select(2) and asyncio: readable when something may have been sent.
+
+        Ask `pending` before each wait, which also arms it; nothing tells it of a sender that was killed:
+
+            while True:
+                while (message := q.try_receive()) is not None:         # raises Closed at the end
+                    handle(message)
+                if not q.pending():
+                    select.select([q], [], [], 0.1)
+        """
+        self._must_be_open()
+        if self._watch is None or not self._watch.ours:
+            if self._watch is not None:
+                self._watch.close()
+            self._watch = Watch(self._items, self._segment)
+        return self._watch.fileno()
+
+    def pending(self) -> bool:
+        """Whether something may be received now. When not, `fileno` will be readable when something is sent."""
+        self.fileno()
+        assert self._watch is not None
+        self._watch.arm()
+        return bool(self._functions["is_there"](self._at)) or self._nobody(SENDS)
+
+    async def receive_async(self, timeout: float | None = DEFAULT_TIMEOUT) -> Any:
+        """The next message or item, for asyncio. Who cancels it loses no message. Errors as for `receive`."""
+        end = None
+        while True:
+            try:
+                return self._receive(0)
+            except TimeoutError:
+                if timeout == 0:
+                    raise
+            end = deadline(timeout) if end is None else end
+            left = end - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"nothing came through the queue for {timeout:g} s")
+            if not self.pending():
+                assert self._watch is not None
+                await self._watch.sleep(min(left, LOOK_AGAIN))
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        """The same for asyncio."""
+        with contextlib.suppress(Closed):
+            while True:
+                yield await self.receive_async(None)
+
+    # --- both -----------------------------------------------------------------------------------------------
+
+    def _settle(self, result: int, part: int) -> None:
+        """What a builtin says: join when that is all, or raise."""
+        self._must_be_open()
+        if result == APART:
+            segment = self._segment
+            number = segment.me or segment.enter(lambda number: self._functions["sweep"](self._at, number))
+            self._functions["join"](self._at, number, part)
+        elif result == CORRUPT:
+            raise damaged(KIND)
+
+    def _nobody(self, part: int) -> bool:
+        """Proof that there was somebody who sends (or receives), and that nobody is left."""
+        self._must_be_open()
+        return self._functions["anybody"](self._at, part) == GONE
+
+    def __len__(self) -> int:
+        """How many messages are in it, or on their way in."""
+        self._must_be_open()
+        count = self._functions["length"](self._at)
+        if count < 0:
+            raise damaged(KIND)
+        return count
+
+    def _must_be_open(self) -> None:
+        if self.closed:
+            raise ValueError("this queue is closed: it was closed here")
+
+    def close(self) -> None:
+        """Give it up. What was borrowed is another's to receive, what was loaned and not published is given up.
+
+        When the last sender has closed, receivers get Closed after the last message.
+        """
+        if getattr(self, "closed", True):
+            return
+        for slot in list(self._out.values()):
+            slot._abandon()
+        self.closed = True
+        if self._watch is not None:
+            self._watch.close()
+        if self._segment.me:
+            self._functions["leave"](self._at, self._segment.me)
+            self._items.ring()  # who sleeps finds out now
+            self._room.ring()
+        self._state[[ITEMS_FD // 8, ROOM_FD // 8]] = -1
+        self._segment.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def __repr__(self) -> str:
+        what = f"messages of up to {self.max_message:,} bytes" if self._item is None else f"items of {self._item}"
+        name = f" {self._segment.name!r}" if self._segment.name else ""
+        return f"<mpmc{name}, {self.capacity:,} {what}, {'closed' if self.closed else 'open'}>"
+
+    def __reduce__(self) -> Any:
+        self._must_be_open()
+        return _arrives, (type(self), self._segment, self._item)
+
+
+class _Slot(View):
+    """A slot of the queue that is ours for a while."""
+
+    def __init__(self, owner: Mpmc, position: int, size: int, writable: bool):
+        start = BODY + owner._functions["offset"](owner._at, position)
+        super().__init__(owner._segment.memory, start, size, owner._item, writable)
+        self._owner, self._position, self._size, self._pid = owner, position, size, os.getpid()
+        self._done = False
+        owner._out[position] = self
+
+    def _end(self) -> bool:
+        """Take the memory back; False when that has been done already, or another process has to do it."""
+        if self._done:
+            return False
+        self._owner._must_be_open()
+        self.take_back()
+        return self._finished()
+
+    def _finished(self) -> bool:
+        self._done = True
+        self._owner._out.pop(self._position, None)
+        return self._pid == os.getpid()  # in a child made by fork(2) the slot is still the parent's
+
+    def _abandon(self) -> None:
+        """End it, whatever views there are."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            if not self._done and not self._owner.closed:
+                self._abandon()
+
+
+class Loan(_Slot):
+    """A slot in which the next message is written: Mpmc.loan.
+
+    Attributes:
+        array: bytes (uint8), or the item as an array of its dtype.
+    """
+
+    def __init__(self, owner: Mpmc, position: int, size: int):
+        super().__init__(owner, position, size, True)
+
+    def publish(self) -> None:
+        """Send it. BufferError: somebody still has a view of the memory."""
+        if self._end():
+            self._owner._functions["publish_slot"](self._owner._at, self._position, self._size)
+
+    def give_up(self) -> None:
+        """Do not send it. BufferError: somebody still has a view of the memory."""
+        if self._end():
+            self._owner._functions["publish_slot"](self._owner._at, self._position, 0)
+
+    def _abandon(self) -> None:
+        if self._finished():
+            self._owner._functions["publish_slot"](self._owner._at, self._position, 0)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is None:
+            self.publish()
+        else:
+            with contextlib.suppress(BufferError, ValueError):  # what is on its way says more
+                self.give_up()
+
+
+class Borrow(_Slot):
+    """A message where it lies: Mpmc.borrow.
+
+    Attributes:
+        array: bytes (uint8), or the item as an array of its dtype; it cannot be written to.
+        times: how often it was taken before, by receivers that died with it (modulo 32).
+    """
+
+    def __init__(self, owner: Mpmc, position: int, size: int):
+        super().__init__(owner, position, size, False)
+        self.times = owner._functions["times"](owner._at, position)
+
+    def release(self) -> None:
+        """It is received, and its memory may be used again. BufferError: somebody still has a view of it."""
+        if self._end():
+            self._owner._functions["release_slot"](self._owner._at, self._position)
+
+    def hand_back(self) -> None:
+        """It is not received: another is to have it. BufferError: somebody still has a view of it."""
+        if self._end():
+            self._owner._functions["hand_back"](self._owner._at, self._position)
+
+    def _abandon(self) -> None:
+        if self._finished():
+            self._owner._functions["hand_back"](self._owner._at, self._position)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is None:
+            self.release()
+        else:
+            with contextlib.suppress(BufferError, ValueError):  # what is on its way says more
+                self.release()
+
+
+def _layout(size: int, of_items: bool) -> tuple[int, int]:
+    """Bytes from slot to slot, and where in a slot the message is. Small ones lie close together: four in a line."""
+    if not of_items:
+        return (16 + size + 7) & ~7, 16
+    if size < ALIGNED:
+        return (8 + size + 7) & ~7, 8
+    return (64 + size + 63) & ~63, 64
+
+
+def _rest(me: weakref.ref[Mpmc], name: str, *arguments: Any, **named: Any) -> Any:
+    """What a builtin leaves to Python."""
+    self = me()
+    if self is None:
+        raise ValueError("this queue is closed: it is no longer there")
+    return getattr(self, name)(*arguments, **named)
+
+
+def _arrives(kind: type[Mpmc], segment: Segment, item: np.dtype | None) -> Mpmc:
+    self = kind.__new__(kind)
+    self.closed = True
+    self._begin(segment, item)
+    return self
