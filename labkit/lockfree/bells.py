@@ -56,15 +56,20 @@ PRIVATE_WORDS = 8
 
 PERSON_LOCK = 1 << 32
 """Participant n has a lock on byte PERSON_LOCK + n: far beyond the end of every segment, as fcntl(2) allows."""
+ROLE_LOCK = PERSON_LOCK + 512
+"""Whoever has role r has a lock on byte ROLE_LOCK + r."""
+ROLES = 384
+"""Where in the header of a segment the pids of those are who last took the roles."""
 
 MEMBARRIER_GLOBAL_EXPEDITED, MEMBARRIER_REGISTER = 2, 4
 FUTEX_WAIT, FUTEX_WAKE, EVERYBODY = 0, 1, 0x7FFF_FFFF
-F_OFD_GETLK, F_WRLCK, F_UNLCK = 36, 1, 2
+F_OFD_GETLK, F_OFD_SETLK, F_WRLCK, F_UNLCK = 36, 37, 1, 2
 
 _MEMBARRIER, _FUTEX = SYSCALLS["membarrier"], SYSCALLS["futex"]
 _WORD = types.int64
 _syscall = types.ExternalFunction("syscall", _WORD(_WORD, _WORD, _WORD, _WORD, _WORD, _WORD, _WORD))
 _fcntl = types.ExternalFunction("fcntl", types.int32(types.int32, types.int32, _WORD))
+_getpid = types.ExternalFunction("getpid", types.int32())
 _write = types.ExternalFunction("write", _WORD(types.int32, _WORD, _WORD))
 
 
@@ -135,11 +140,41 @@ def is_dead(private, number):
     """Proof that the process with this participant number has died: its lock is gone. Never true of ourselves."""
     if number == load_relaxed(private + ME) or number <= 0:
         return False
-    lock = on_stack()  # struct flock: short type, short whence, off_t start, off_t length, pid_t pid
-    store_relaxed(lock, F_WRLCK)
-    store_relaxed(lock + 8, PERSON_LOCK + number)
-    store_relaxed(lock + 16, 1)
-    store_relaxed(lock + 24, 0)
+    return _is_unlocked(private, PERSON_LOCK + number)
+
+
+@njit
+def is_role_gone(private, role):
+    """Proof that somebody has had this role, and nobody but us has it: labkit.lockfree.segment."""
+    if load_relaxed(load_relaxed(private + HEADER) + ROLES + role * 8) == 0:
+        return False
+    return _is_unlocked(private, ROLE_LOCK + role)
+
+
+@njit
+def take_role(private, role):
+    """Take a role, as Segment.take_role does: False when another living process has it."""
+    lock = _lock_of(on_stack(), ROLE_LOCK + role)
+    if _fcntl(load_relaxed(private + LOCKS), F_OFD_SETLK, lock) != 0:
+        return False
+    store_relaxed(load_relaxed(private + HEADER) + ROLES + role * 8, types.int64(_getpid()))
+    return True
+
+
+@njit
+def _is_unlocked(private, byte):
+    """Whether no open file description but ours has a lock on this byte."""
+    lock = _lock_of(on_stack(), byte)
     if _fcntl(load_relaxed(private + LOCKS), F_OFD_GETLK, lock) != 0:
         return False  # no proof
     return load_relaxed(lock) & 0xFFFF == F_UNLCK
+
+
+@njit
+def _lock_of(lock, byte):
+    """Fill in a struct flock for one byte: short type, short whence, off_t start, off_t length, pid_t pid."""
+    store_relaxed(lock, F_WRLCK)
+    store_relaxed(lock + 8, byte)
+    store_relaxed(lock + 16, 1)
+    store_relaxed(lock + 24, 0)
+    return lock

@@ -367,6 +367,15 @@ def slot(capacity, position):
 
 
 @njit
+def copy_items(to, source, size):
+    """memcpy(3), as one instruction for one number of 8 bytes."""
+    if size == 8:
+        copy(to, source, 8)
+    else:
+        copy(to, source, size)
+
+
+@njit
 def claim_items(body, capacity, item_bytes, count):
     """Position of `count` items, 1 to the capacity, which the writer may fill; or CORRUPT. It never waits."""
     written, oldest = load_relaxed(body + WRITTEN), load_relaxed(body + OLDEST)  # only the writer writes them
@@ -387,12 +396,13 @@ def item_at(body, capacity, item_bytes, position):
 def write_items(body, capacity, item_bytes, source, count):
     """Copy items in, and publish once for each half of the ring that they fill: 0 or CORRUPT."""
     while count > 0:
-        some = min(count, max(1, capacity // 2))
+        some = min(count, max(1, capacity >> 1))
         position = claim_items(body, capacity, item_bytes, some)
         if position < 0:
             return position
-        first = min(some, capacity - slot(capacity, position))
-        copy(item_at(body, capacity, item_bytes, position), source, first * item_bytes)
+        index = slot(capacity, position)
+        first = min(some, capacity - index)
+        copy_items(body + DATA + index * item_bytes, source, first * item_bytes)
         if first < some:
             copy(body + DATA, source + first * item_bytes, (some - first) * item_bytes)
         publish(body, position + some)
@@ -440,11 +450,11 @@ def take_items(body, capacity, item_bytes, cursor, to, most):
         there = items_there(body, capacity, cursor)
         if there <= 0:
             return taken if taken else there
-        some = min(there, most - taken, max(1, capacity // EIGHTHS))
-        position = load_relaxed(cursor + POSITION)
-        first = min(some, capacity - slot(capacity, position))
+        some = min(there, most - taken, max(1, capacity >> 3))
+        index = slot(capacity, load_relaxed(cursor + POSITION))
+        first = min(some, capacity - index)
         target = to + taken * item_bytes
-        copy(target, item_at(body, capacity, item_bytes, position), first * item_bytes)
+        copy_items(target, body + DATA + index * item_bytes, first * item_bytes)
         if first < some:
             copy(target + first * item_bytes, body + DATA, (some - first) * item_bytes)
         if pass_items(body, cursor, some) < 0:

@@ -39,13 +39,15 @@ from labkit.lockfree.entry import (
 
 # The private state of one Broadcast object in one process. RING is the body, RING_BYTES the capacity (items: in items).
 ITEM_BYTES = OWN  # 0: messages of any length
-WRITES = OWN + 8  # 1: this process is the writer, and has no loan out
+WRITES = OWN + 8  # 1: this process is the writer
 GOES_ON = OWN + 16  # 1: go on after an overrun, without a word
 GAP = OWN + 24  # how many messages the last overrun has cost
 SPINS = OWN + 32  # how often to look before sleeping is cheaper
 BELL, BELL_FD = OWN + 40, OWN + 48  # address of the bell ITEMS, and the descriptor of who polls
 BORROWS = OWN + 56  # 1: a message is borrowed, and nothing may be received
-CURSOR = OWN + 64  # four words: labkit.lockfree.broadcast
+LOANS = OWN + 64  # 1: a loan is out, and nothing may be sent
+PRIVATE = OWN + 72  # address of what the process knows of the segment: labkit.lockfree.bells
+CURSOR = OWN + 80  # four words: labkit.lockfree.broadcast
 
 REFUSED, NOT_WRITER, BAD, SENT = range(4)
 """What `broadcast_send` returns; REFUSED: empty, too large, or no whole number of items."""
@@ -57,6 +59,7 @@ PyList_Append = types.ExternalFunction("PyList_Append", types.int32(WORD, WORD))
 PyObject_Size = types.ExternalFunction("PyObject_Size", WORD(WORD))
 PyErr_Occurred = types.ExternalFunction("PyErr_Occurred", WORD())
 Py_DecRef = types.ExternalFunction("Py_DecRef", types.void(WORD))
+SENDER = 0  # the writer's role: labkit.lockfree.segment
 WRITABLE = 1  # PyBUF_WRITABLE
 
 
@@ -92,7 +95,7 @@ def send_bytes(state, source, size):
     """Send one message, or items; returns SENT or why not."""
     body, capacity = load_relaxed(state + RING), load_relaxed(state + RING_BYTES)
     item_bytes = load_relaxed(state + ITEM_BYTES)
-    if load_relaxed(state + WRITES) == 0:
+    if load_relaxed(state + WRITES) == 0 or load_relaxed(state + LOANS):
         return NOT_WRITER
     if item_bytes:
         if size <= 0 or size % item_bytes:
@@ -327,3 +330,75 @@ def broadcast_functions() -> dict[str, Callable[..., int]]:
         return {f.__name__: f for f in (start, waiting, claim, offset, finish, look, is_whole, go_on, catch_up)}
 
     return callables(compiled(SOURCES))
+
+
+# --- for @njit: labkit.lockfree.compiled --------------------------------------------------------------------
+
+
+@njit
+def send_items(state, source, count):
+    """Send items: how many, or trouble."""
+    if load_relaxed(state + WRITES) == 0 or load_relaxed(state + LOANS):
+        return -NOT_WRITER
+    body, capacity = load_relaxed(state + RING), load_relaxed(state + RING_BYTES)
+    if broadcast.write_items(body, capacity, load_relaxed(state + ITEM_BYTES), source, count) < 0:
+        return -BAD
+    ring(state)
+    return count
+
+
+@njit
+def receive_items(state, to, most):
+    """Receive items: how many, or trouble."""
+    if load_relaxed(state + BORROWS):
+        return -BUSY
+    body, capacity = load_relaxed(state + RING), load_relaxed(state + RING_BYTES)
+    while True:
+        taken = broadcast.take_items(body, capacity, load_relaxed(state + ITEM_BYTES), state + CURSOR, to, most)
+        if taken >= 0:
+            return taken
+        if taken != OVERRUN:
+            return -BAD
+        if not overrun(state):
+            return -trouble(state)
+
+
+@njit
+def become_writer(state):
+    """After NOT_WRITER: whether we are now."""
+    if load_relaxed(state + LOANS) or not bells.take_role(load_relaxed(state + PRIVATE), SENDER):
+        return False
+    store_relaxed(state + WRITES, 1)
+    return True
+
+
+@njit
+def items_bell(state):
+    return load_relaxed(state + BELL)
+
+
+@njit
+def is_writer_gone(state):
+    if load_relaxed(state + WRITES):
+        return False  # it is we
+    return bells.is_role_gone(load_relaxed(state + PRIVATE), SENDER)
+
+
+@njit
+def may_receive(state):
+    return broadcast.anything_new(load_relaxed(state + RING), state + CURSOR)
+
+
+@njit
+def may_send(state):
+    return True
+
+
+@njit
+def readers_gone(state):
+    return False
+
+
+@njit
+def spins(state):
+    return load_relaxed(state + SPINS)

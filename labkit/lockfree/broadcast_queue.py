@@ -30,9 +30,11 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
+from numba import njit
 
 from labkit.channels.base import DEFAULT_TIMEOUT, Closed, as_bytes
 from labkit.lockfree import broadcast
+from labkit.lockfree.atomics import load_relaxed
 from labkit.lockfree.bells import LOOK_AGAIN_NS, POLLS
 from labkit.lockfree.broadcast import CURSOR_WORDS, NUMBER, OVERRUN, POSITION
 from labkit.lockfree.broadcast_entry import (
@@ -45,20 +47,33 @@ from labkit.lockfree.broadcast_entry import (
     GAP,
     GOES_ON,
     ITEM_BYTES,
+    LOANS,
     MISSED,
     NOT_WRITER,
+    PRIVATE,
     SENT,
     SPINS,
     WRITES,
+    become_writer,
     broadcast_entries,
     broadcast_functions,
+    is_writer_gone,
+    items_bell,
+    may_receive,
+    may_send,
+    readers_gone,
+    receive_items,
+    send_items,
+    spins,
 )
+from labkit.lockfree.compiled import Operations, teach
 from labkit.lockfree.entry import new_state
 from labkit.lockfree.segment import BODY, ITEMS, SENDER, Role, Segment
 
 KIND = "broadcast"
 SPIN = 400 if len(os.sched_getaffinity(0)) > 1 else 0  # on one processor the other side cannot move while we look
 LARGEST = 1 << 36  # bytes of a ring
+DAMAGED = "this broadcast cannot be used: its memory is damaged, its positions contradict each other"
 
 
 class Missed(Exception):
@@ -185,15 +200,17 @@ class Broadcast:
         except BaseException:
             segment.close()
             raise
+        self._number = None if item is None or item.kind not in "iufc" or not item.isnative else item.type
         self.capacity = capacity
         self.max_message = item_bytes or broadcast.largest.py_func(capacity)
         self._state = state = new_state(segment.body, capacity, self.max_message)
         bell = segment.bell(ITEMS)
         state[[ITEM_BYTES // 8, GOES_ON // 8, SPINS // 8]] = item_bytes, goes_on, SPIN
         state[[BELL // 8, BELL_FD // 8]] = bell.address, bell.descriptor
+        state[PRIVATE // 8] = segment.private.ctypes.data
         self._bell = bell
-        self._at = int(state.ctypes.data)
-        keep = segment.memory
+        self._address = int(state.ctypes.data)
+        keep = segment.memory, segment.private
         made = {name: entry.builtin(state, keep) for name, entry in broadcast_entries().items()}
         self._send, self._receive, self._receive_many = made["send"], made["receive"], made["receive_many"]
         self._receive_into, self._spin = made["receive_into"], made["spin"]
@@ -270,10 +287,11 @@ class Broadcast:
             raise ValueError(f"a message has 1 to {self.max_message:,} bytes, not {size:,}")
         if not self._state[WRITES // 8]:
             self._segment.take_role(SENDER)
+            self._state[WRITES // 8] = 1
         position = self._functions["claim"](self._at, size)
         if position < 0:
             raise damaged()
-        self._state[WRITES // 8] = 0  # nothing else may be sent meanwhile
+        self._state[LOANS // 8] = 1  # nothing else may be sent meanwhile
         self._slot = loan = Loan(self, position, size)
         return loan
 
@@ -378,7 +396,7 @@ class Broadcast:
 
     def _gone(self) -> bool:
         """Proof that there was a writer and none is left."""
-        if self._state[WRITES // 8] or isinstance(self._slot, Loan):
+        if self._state[WRITES // 8]:
             return False  # it is we
         return self._segment.role(SENDER) is Role.GONE
 
@@ -522,8 +540,10 @@ class Broadcast:
 
     # --- both -----------------------------------------------------------------------------------------------
 
-    def _one(self, item: Any) -> np.ndarray:
-        """An item as bytes of ours to send, or the error that says what is wrong with it."""
+    def _one(self, item: Any) -> Any:
+        """An item as what `_send` takes, or the error that says what is wrong with it."""
+        if item.__class__ is self._number:
+            return item  # it has a buffer of its own
         return _as_items(item, self._item, ())
 
     def _several(self, items: Any) -> np.ndarray:
@@ -532,6 +552,12 @@ class Broadcast:
     def _must_be_open(self) -> None:
         if self.closed:
             raise ValueError("this broadcast is closed")
+
+    @property
+    def _at(self) -> int:
+        """Address of our state, for compiled code."""
+        self._must_be_open()
+        return self._address
 
     def close(self) -> None:
         """Give it up. Readers of a writer that has closed get Closed when they have received everything."""
@@ -549,7 +575,7 @@ class Broadcast:
             raise ValueError("this broadcast is closed")
 
         self._send = self._receive = self._receive_many = self._receive_into = refuse
-        if self._state[WRITES // 8] or isinstance(self._slot, Loan):
+        if self._state[WRITES // 8]:
             self._segment.leave_role(SENDER)
             self._bell.ring()  # readers that sleep find out now
         self._state[[WRITES // 8, BELL_FD // 8]] = 0, -1
@@ -561,9 +587,13 @@ class Broadcast:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            self.close()
+    def __del__(self, _finalizing: Any = sys.is_finalizing) -> None:
+        # A default argument, and no contextlib: at exit a module's names may be gone before its objects.
+        if not _finalizing():
+            try:  # noqa: SIM105
+                self.close()
+            except Exception:
+                pass
 
     def __repr__(self) -> str:
         what = f"bytes, {self.max_message:,} a message" if self._item is None else f"items of {self._item}"
@@ -577,7 +607,7 @@ class Broadcast:
 
     def _after_fork(self) -> None:
         """In the child: a reader at the same place. The writer is still the parent."""
-        self._state[[WRITES // 8, BORROWS // 8]] = 0
+        self._state[[WRITES // 8, LOANS // 8, BORROWS // 8]] = 0
         self._slot = None
         self._sleepers = set()
         if self._poll is not None:
@@ -642,12 +672,12 @@ class Loan(_Slot):
         """Send it. BufferError: somebody still has a view of the memory."""
         if self._end():
             self._owner._functions["finish"](self._owner._at, self._position, self._size)
-            self._owner._state[WRITES // 8] = 1
+            self._owner._state[LOANS // 8] = 0
 
     def give_up(self) -> None:
         """Do not send it. The oldest messages that made room for it are gone all the same."""
         if self._end():
-            self._owner._state[WRITES // 8] = 1
+            self._owner._state[LOANS // 8] = 0
 
     def __enter__(self) -> Self:
         return self
@@ -782,4 +812,34 @@ def _deadline(timeout: float | None) -> float:
 
 
 def damaged() -> OSError:
-    return OSError(errno.EBADMSG, "this broadcast cannot be used: its memory is damaged, its positions contradict")
+    return OSError(errno.EBADMSG, DAMAGED)
+
+
+@njit
+def _trouble(state, number):
+    """What a number that compiled code has got means."""
+    if number == -MISSED:
+        raise Missed(load_relaxed(state + GAP))
+    if number == -BUSY:
+        raise ValueError("a borrowed message is out; end that first")
+    if number == -BAD:
+        raise OSError(errno.EBADMSG, DAMAGED)
+    if not become_writer(state):
+        raise ValueError("a loan is out, or another living process is the writer of this broadcast")
+
+
+teach(
+    Broadcast,
+    Operations(
+        send=send_items,
+        receive=receive_items,
+        trouble=_trouble,
+        can_receive=may_receive,
+        can_send=may_send,
+        items_bell=items_bell,
+        room_bell=items_bell,
+        senders_gone=is_writer_gone,
+        receivers_gone=readers_gone,
+        spins=spins,
+    ),
+)

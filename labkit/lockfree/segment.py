@@ -44,12 +44,22 @@ from labkit import machine
 from labkit.channels.base import arrived, kind_dir, making, one_word, travelling, unavailable
 from labkit.libc import failed, ffi, libc
 from labkit.lockfree import bells
-from labkit.lockfree.bells import FENCED, HEADER, ITEMS_BELL, LOCKS, ME, PERSON_LOCK, PRIVATE_WORDS, ROOM_BELL
+from labkit.lockfree.bells import (
+    FENCED,
+    HEADER,
+    ITEMS_BELL,
+    LOCKS,
+    ME,
+    PERSON_LOCK,
+    PRIVATE_WORDS,
+    ROLE_LOCK,
+    ROLES,
+    ROOM_BELL,
+)
 from labkit.lockfree.bells_entry import bell_functions
 
 MAGIC, KIND, LAYOUT, BYTES, GEOMETRY, CHECKSUM = 0, 8, 24, 32, 40, 96
 ITEMS, ROOM = 128, 256
-ROLES = 384
 PEOPLE, MOST_PEOPLE = 2048, 255
 BODY = 4096
 
@@ -60,7 +70,6 @@ FOLDER = "lockfree"
 
 SENDER, RECEIVER = 0, 1
 """Roles that one process at a time has."""
-_ROLE_LOCK = PERSON_LOCK + 512
 _USER_LOCK = PERSON_LOCK + 600  # shared, by everybody: a named segment on which nobody has it is stale
 
 
@@ -270,7 +279,7 @@ class Segment:
             ValueError: another living process has it.
         """
         self._must_be_open()
-        if not _lock(self.fd, _ROLE_LOCK + role):
+        if not _lock(self.fd, ROLE_LOCK + role):
             what = ("sender", "receiver")[role]
             raise ValueError(
                 f"this {self.kind} has a {what} already, process {self.role_pid(role)}: it takes one at a time; "
@@ -280,13 +289,13 @@ class Segment:
 
     def leave_role(self, role: int) -> None:
         """Let another process take the role."""
-        _lock(self.fd, _ROLE_LOCK + role, fcntl.F_UNLCK)
+        _lock(self.fd, ROLE_LOCK + role, fcntl.F_UNLCK)
 
     def role(self, role: int) -> Role:
         """Whether anybody else has a role, and has had it."""
         if not self.role_pid(role):
             return Role.NEVER
-        return Role.TAKEN if _locked(self.fd, _ROLE_LOCK + role) else Role.GONE
+        return Role.TAKEN if _locked(self.fd, ROLE_LOCK + role) else Role.GONE
 
     def role_pid(self, role: int) -> int:
         """Process that last took a role, 0: none yet."""
