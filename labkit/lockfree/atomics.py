@@ -64,6 +64,48 @@ def store_relaxed(typingctx, address, value):
 
 
 @intrinsic
+def load_seq_cst(typingctx, address):
+    """Read a word, in the one order in which all processes see the sequentially consistent loads, stores and fences."""
+
+    def code(context, builder, signature, arguments):
+        return builder.load_atomic(_pointer(builder, arguments[0]), "seq_cst", 8, typ=WORD)
+
+    return types.int64(types.int64), code
+
+
+@intrinsic
+def store_seq_cst(typingctx, address, value):
+    """Write a word, in the one order in which all processes see the sequentially consistent loads, stores and fences."""
+
+    def code(context, builder, signature, arguments):
+        builder.store_atomic(arguments[1], _pointer(builder, arguments[0]), "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), code
+
+
+@intrinsic
+def load_plain(typingctx, address):
+    """Read a word that nobody else writes meanwhile: the compiler may leave the load out, repeat it or move it."""
+
+    def code(context, builder, signature, arguments):
+        return builder.load(_pointer(builder, arguments[0]), align=8, typ=WORD)
+
+    return types.int64(types.int64), code
+
+
+@intrinsic
+def store_plain(typingctx, address, value):
+    """Write a word that nobody else uses meanwhile: the compiler may leave the store out, split it or move it."""
+
+    def code(context, builder, signature, arguments):
+        builder.store(arguments[1], _pointer(builder, arguments[0]), align=8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), code
+
+
+@intrinsic
 def add(typingctx, address, amount):
     """Add to a word and return what it was before; ordered with everything before and after."""
 
