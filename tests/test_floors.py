@@ -20,6 +20,7 @@ FLOORS = {
     "labkit.clean": 5,
     "labkit.bench": 5.5,  # measures everything below, the report too
     "labkit.exercises": 5,
+    "labkit.litmus": 4.5,  # runs processes and draws what came out
     "labkit.explore": 4.5,  # runs processes and shows itself in a view
     "labkit.views": 4,
     "labkit.doctor": 4,  # the report asks it for the browser
@@ -50,7 +51,7 @@ FLOORS = {
     "labkit.libc": 0,
     "labkit.machine": 0,
 }
-PACKAGES = ("labkit.bench", "labkit.exercises", "labkit.explore", "labkit.views", "labkit.lockfree", "labkit.sync")
+PACKAGES = tuple(f"labkit.{name}" for name in "bench exercises explore litmus lockfree sync views".split())
 
 MODULES = sorted((ROOT / "labkit").rglob("*.py"))
 

@@ -65,7 +65,7 @@ def store_relaxed(typingctx, address, value):
 
 @intrinsic
 def load_seq_cst(typingctx, address):
-    """Read a word, in the one order in which all processes see the sequentially consistent loads, stores and fences."""
+    """Read a word, in the one order in which all processes see sequentially consistent loads, stores and fences."""
 
     def code(context, builder, signature, arguments):
         return builder.load_atomic(_pointer(builder, arguments[0]), "seq_cst", 8, typ=WORD)
@@ -75,7 +75,7 @@ def load_seq_cst(typingctx, address):
 
 @intrinsic
 def store_seq_cst(typingctx, address, value):
-    """Write a word, in the one order in which all processes see the sequentially consistent loads, stores and fences."""
+    """Write a word, in the one order in which all processes see sequentially consistent loads, stores and fences."""
 
     def code(context, builder, signature, arguments):
         builder.store_atomic(arguments[1], _pointer(builder, arguments[0]), "seq_cst", 8)
