@@ -16,7 +16,7 @@ follow each other (coherence, co), and those are thrown out in which something w
             sequential consistency in C/C++11" (2017), without their rule against load buffering, which C and C++ allow.
             A plain access that races with another is undefined behaviour: then everything is allowed.
 The style of rules is that of J. Alglave, L. Maranget, M. Tautschnig, "Herding cats" (2014). sc, x86 and arm speak of
-the instructions in the order in which the program has them; a compiler that is free to change that order does so before.
+the instructions as the program has them; a compiler that is free to change their order does so before.
 """
 
 from __future__ import annotations
