@@ -11,7 +11,7 @@ Two models are small machines, of which every run is tried:
 Two are rules. Every way is tried in which loads may get their values (reads-from, rf) and stores to one place may
 follow each other (coherence, co), and those are thrown out in which something would have to come before itself:
     arm     the Armv8 architecture: C. Pulte, S. Flur, W. Deacon, J. French, S. Sarkar, P. Sewell, "Simplifying ARM
-            concurrency" (2018), for loads, stores, ldar, stlr, dmb ish, and dependencies of data.
+            concurrency" (2018), for loads, stores, ldar, stlr, dmb ish, dmb ishld, and dependencies of data.
     c11     the C and C++ standards as repaired by O. Lahav, V. Vafeiadis, J. Kang, C.-K. Hur, D. Dreyer, "Repairing
             sequential consistency in C/C++11" (2017), without their rule against load buffering, which C and C++ allow.
             A plain access that races with another is undefined behaviour: then everything is allowed.
@@ -84,7 +84,7 @@ def _steps(program: Program, state: _State, buffered: bool) -> Iterator[tuple[_S
         if must_be_empty and waiting:
             continue
         if operation.kind == "fence":
-            words = f"{who}'s fence: nothing waits any more"
+            words = f"{who}'s fence: nothing waits any more" if must_be_empty else f"{who}'s fence: nothing to do"
             yield _State(done, state.buffers, state.memory, state.loaded), words
             continue
         value = operation.value
@@ -225,8 +225,10 @@ def arm_allows(x: _Execution) -> bool:
     ldar = x.which("load", "acquire", "seq_cst")
     observed = x.between_threads(x.rf | x.co | x.fr)
     depends = x.data | _then(x.data, x.rf - x.between_threads(x.rf))
-    barriers = _then(po, x.which("fence"), po) | _then(stlr, po, ldar) | _then(ldar, po) | _then(po, stlr)
-    return not _has_a_circle(observed | depends | barriers)
+    dmb, dmb_of_loads = x.which("fence", "seq_cst", "release"), x.which("fence", "acquire")
+    barriers = _then(po, dmb, po) | _then(x.which("load"), po, dmb_of_loads, po)
+    ordered = _then(stlr, po, ldar) | _then(ldar, po) | _then(po, stlr)
+    return not _has_a_circle(observed | depends | barriers | ordered)
 
 
 def c11_allows(x: _Execution) -> bool:
@@ -249,10 +251,10 @@ def c11_allows(x: _Execution) -> bool:
 
 def _happens_before(x: _Execution) -> Pairs:
     """Program order, and from each release to the acquire that sees it; a fence does both for what is beside it."""
-    fences, atomic = x.which("fence"), ("relaxed", "acquire", "release", "seq_cst")
+    atomic = ("relaxed", "acquire", "release", "seq_cst")
     stores, loads = x.which("store", *atomic), x.which("load", *atomic)
-    releases = x.which("store", "release", "seq_cst") | _then(fences, x.before, stores)
-    acquires = x.which("load", "acquire", "seq_cst") | _then(loads, x.before, fences)
+    releases = x.which("store", "release", "seq_cst") | _then(x.which("fence", "release", "seq_cst"), x.before, stores)
+    acquires = x.which("load", "acquire", "seq_cst") | _then(loads, x.before, x.which("fence", "acquire", "seq_cst"))
     return _closed(x.before | _then(releases, x.rf, acquires))
 
 

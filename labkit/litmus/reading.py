@@ -22,6 +22,7 @@ from labkit.lockfree import atomics
 
 LOADS = {"load_plain": "plain", "load_relaxed": "relaxed", "load_acquire": "acquire", "load_seq_cst": "seq_cst"}
 STORES = {"store_plain": "plain", "store_relaxed": "relaxed", "store_release": "release", "store_seq_cst": "seq_cst"}
+FENCES = {"fence": "seq_cst", "acquire_fence": "acquire", "release_fence": "release", "compiler_fence": "compiler"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Operation:
     kind: str
     """"load", "store" or "fence"."""
     order: str
-    """"plain", "relaxed", "acquire", "release" or "seq_cst"."""
+    """"plain", "relaxed", "acquire", "release" or "seq_cst"; of a fence also "compiler", which no processor sees."""
     place: str = ""
     value: int = 0
     """What is stored, unless `source` says that it was loaded before."""
@@ -43,7 +44,7 @@ class Operation:
 
     def __str__(self) -> str:
         if self.kind == "fence":
-            return "fence"
+            return "fence" if self.order == "seq_cst" else f"fence  ({self.order})"
         order = f"  ({self.order})" if self.order != "relaxed" else ""
         if self.kind == "store":
             return f"{self.place} = {self.register or self.value}{order}"
@@ -106,7 +107,11 @@ def read(left: Callable[..., Any], right: Callable[..., Any]) -> Program:
     returned: list[tuple[int, int]] = []
     for thread, function in enumerate((left, right)):
         done: list[Operation] = []
-        value = _with_stand_ins(function, _stand_ins(thread, done))(*map(_Place, places))
+        try:
+            value = _with_stand_ins(function, _stand_ins(thread, done))(*map(_Place, places))
+        except NotImplementedError as reason:  # Numba's: an intrinsic was called that has no stand-in
+            known = ", ".join((*LOADS, *STORES, *FENCES))
+            raise TypeError(f"a litmus test is made of loads, stores and fences: {known} ({reason})") from None
         values = value if isinstance(value, tuple) else () if value is None else (value,)
         registers = {}
         for one in values:
@@ -155,12 +160,12 @@ def _stand_ins(thread: int, done: list[Operation]) -> dict[str, Callable[..., An
 
         return note
 
-    def fence() -> None:
-        done.append(Operation(thread, "fence", "seq_cst"))
+    def fence(order: str) -> Callable[..., Any]:
+        return lambda: done.append(Operation(thread, "fence", order))
 
     made = {name: load(order) for name, order in LOADS.items()}
     made |= {name: store(order) for name, order in STORES.items()}
-    return made | {"fence": fence}
+    return made | {name: fence(order) for name, order in FENCES.items()}
 
 
 def _with_stand_ins(function: Callable[..., Any], stand_ins: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
