@@ -6,6 +6,7 @@ import re
 import pytest
 
 from labkit.litmus import Litmus, compare, plot_seen, run_all, table
+from labkit.litmus.models import this_machine
 from labkit.lockfree.atomics import (
     acquire_fence,
     add,
@@ -367,14 +368,10 @@ def seen():
     return {one.test.name: one for one in run_all(SEVERAL, 500_000)}
 
 
-def machine():
-    return "x86" if os.uname().machine == "x86_64" else "arm"
-
-
 def test_two_processes_never_see_what_the_model_of_this_machine_forbids(seen):
     for one in seen.values():
         assert one.times >= 500_000
-        assert one.forbidden(machine()) == []
+        assert one.forbidden(this_machine()) == []
 
 
 def test_both_processes_took_part(seen):

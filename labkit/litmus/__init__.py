@@ -19,6 +19,7 @@ model", 2008, tells what for). The processors may do less than a model allows, n
 from __future__ import annotations
 
 import collections
+import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +32,7 @@ from labkit.litmus.hardware import processors, race
 from labkit.litmus.models import MODELS, Outcome
 from labkit.litmus.reading import Program, read
 
-__all__ = ["Litmus", "Seen", "compare", "plot_seen", "run_all", "table"]
+__all__ = ["Litmus", "Seen", "classics", "compare", "plot_seen", "run_all", "table"]
 
 
 class Litmus:
@@ -85,18 +86,19 @@ class Litmus:
             raise ValueError(f'only "sc" and "x86" are machines that run step by step, {model!r} is not')
         return models.runs(self.program, buffered=model == "x86").get(tuple(outcome))
 
-    def run(self, times: int = 1_000_000, patience: float = 60.0) -> Seen:
+    def run(self, times: int = 1_000_000, seconds: float = 0.5, patience: float = 60.0) -> Seen:
         """Race the two functions in two processes, and count the outcomes.
 
         Args:
-            times: how many races, some million a second; what is compiled first takes half a second.
-            patience: seconds that it may take.
+            times: how many races; on two idle processors a million takes a hundredth of a second.
+            seconds: stop racing after so many, on a busy machine.
+            patience: seconds that all of it may take, starting processes and compiling included.
 
         Raises:
             TimeoutError: it took longer.
             ValueError: times is not positive.
         """
-        return run_all([self], times, patience)[0]
+        return run_all([self], times, seconds, patience)[0]
 
     def __repr__(self) -> str:
         columns = [[str(one) for one in thread] for thread in self.program.threads]
@@ -112,8 +114,10 @@ class Litmus:
         return two_columns(self)
 
 
-def run_all(tests: Iterable[Litmus], times: int = 1_000_000, patience: float = 60.0) -> list[Seen]:
-    """Race several tests one after the other in the same two processes, which is quicker than one by one.
+def run_all(
+    tests: Iterable[Litmus], times: int = 1_000_000, seconds: float = 0.5, patience: float = 60.0
+) -> list[Seen]:
+    """Race several tests in the same two processes, which is quicker than one by one; arguments as for Litmus.run.
 
     Raises:
         TimeoutError: it took longer than `patience` seconds.
@@ -123,10 +127,12 @@ def run_all(tests: Iterable[Litmus], times: int = 1_000_000, patience: float = 6
     if times < 1:
         raise ValueError(f"a litmus test is run at least once, not {times} times")
     seen = []
-    outcomes = race([(*test.functions, test.program) for test in tests], times, patience)
+    outcomes = race([(*test.functions, test.program) for test in tests], times, seconds, patience)
     for test, rows in zip(tests, outcomes, strict=True):
-        found, counts = np.unique(rows, axis=1, return_counts=True)
-        counted = {tuple(map(int, column)): int(n) for column, n in zip(found.T, counts, strict=True)}
+        packed = sum(row.astype(np.int64) << 16 * number for number, row in enumerate(rows))  # quick to count
+        found, counts = np.unique(packed, return_counts=True)
+        outcomes_found = zip(*(found >> 16 * number & 0xFFFF for number in range(len(rows))), strict=True)
+        counted = {tuple(map(int, one)): int(n) for one, n in zip(outcomes_found, counts, strict=True)}
         seen.append(Seen(test, collections.Counter(counted), len(set(processors()))))
     return seen
 
@@ -170,13 +176,10 @@ ONE_PROCESSOR = (
 )
 
 
+_LATER = {"classics": "well_known", "compare": "assembly", "plot_seen": "pictures", "table": "pictures"}
+
+
 def __getattr__(name: str) -> Any:
-    if name == "compare":
-        from labkit.litmus import assembly
-
-        return assembly.compare
-    if name in ("plot_seen", "table"):
-        from labkit.litmus import pictures
-
-        return getattr(pictures, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"labkit.litmus.{_LATER[name]}"), name)

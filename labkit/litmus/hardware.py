@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,11 @@ from labkit.shared_array import SharedArray
 Function = Callable[..., Any]
 Test = tuple[Function, Function, Program]
 
-BATCH = 256
+BATCH = 512
 """Cells, and races in a batch."""
 APART = 128  # bytes between two places: processors fetch cache lines in pairs
 CONTROL = 4096  # bytes before the cells, for the counter at which the processes meet
+STOP = 128  # where, among these, the left process says that the time is up
 MOST_DELAY = 40  # pauses, of some ten nanoseconds each, that one process may set off later than the other
 SPINS = 2000  # looks at the counter before the processor is offered to others: there may be one for both
 
@@ -37,8 +39,11 @@ def processors() -> list[int]:
     return [mine[0], mine[-1]]
 
 
-def race(tests: list[Test], times: int, patience: float) -> list[np.ndarray]:
+def race(tests: list[Test], times: int, seconds: float, patience: float) -> list[np.ndarray]:
     """What came out of each race of each test: a row for each name of an outcome (see Program.names), a column a race.
+
+    Each test is run so many times, or as often as it can in so many seconds: where the processes have to share their
+    processors with others, they wait for each other most of the time.
 
     Raises:
         TimeoutError: the processes had not ended after `patience` seconds.
@@ -51,11 +56,11 @@ def race(tests: list[Test], times: int, patience: float) -> list[np.ndarray]:
     try:
         for thread, processor in enumerate(processors()):
             sides = [(test[thread], test[2]) for test in tests]
-            jobs.append(launch(_side, thread, sides, memory, rows, processor, name=("left", "right")[thread]))
+            jobs.append(launch(_side, thread, sides, memory, rows, processor, seconds, name=("left", "right")[thread]))
         deadline = time.monotonic() + patience
-        for job in jobs:
-            job.wait(max(0.0, deadline - time.monotonic()))
-        return [part.copy() for part in _parts(rows.array, [program for _, _, program in tests])]
+        done, _ = [job.wait(max(0.0, deadline - time.monotonic())) for job in jobs]
+        parts = _parts(rows.array, [program for _, _, program in tests])
+        return [part[:, :races].copy() for part, races in zip(parts, done, strict=True)]
     finally:
         for job in jobs:  # one alone would wait for the other for ever
             job.kill()
@@ -70,9 +75,15 @@ def _parts(rows: np.ndarray, programs: list[Program]) -> list[np.ndarray]:
 
 
 def _side(
-    thread: int, sides: list[tuple[Function, Program]], memory: SharedArray, rows: SharedArray, processor: int
-) -> None:
-    """What each of the two processes does: one test after the other."""
+    thread: int,
+    sides: list[tuple[Function, Program]],
+    memory: SharedArray,
+    rows: SharedArray,
+    processor: int,
+    seconds: float,
+) -> list[int]:
+    """What each of the two processes does, one test after the other; returns how many races there were of each."""
+    done = []
     os.sched_setaffinity(0, {processor})
     order = np.random.default_rng(2011).permutation(BATCH) * 2 * APART
     parts = _parts(rows.array, [program for _, program in sides])
@@ -82,36 +93,48 @@ def _side(
         finals = part[len(program.returned) :]
         offsets = np.array([APART * program.places.index(place) for place in program.finals], np.int64)
         delays = np.random.default_rng().integers(0, MOST_DELAY, part.shape[1] // BATCH)
-        _compile(function)(shared.ctypes.data, thread, order, delays, results, finals, offsets)
+        body, duration = _body(function, len(own)), int(seconds * 1e9)
+        batches = _loop()(shared.ctypes.data, thread, body, order, delays, results, finals, offsets, duration)
+        done.append(batches * BATCH)
+    return done
 
 
-def _compile(function: Function) -> Callable[..., None]:
+def _body(function: Function, values: int) -> Any:
+    """The function compiled, its results packed into one word of 16 bits each: a cfunc of two addresses."""
+    from numba import cfunc, njit, types
+
+    inner = njit(function)
+
+    def none(x, y):
+        inner(x, y)
+        return 0
+
+    def one(x, y):
+        return inner(x, y)
+
+    def two(x, y):
+        first, second = inner(x, y)
+        return first | second << 16
+
+    def three(x, y):
+        first, second, third = inner(x, y)
+        return first | second << 16 | third << 32
+
+    return cfunc(types.int64(types.int64, types.int64))((none, one, two, three)[values])
+
+
+@cache
+def _loop() -> Any:
+    """The loop around it, compiled once and cached on disk."""
     from numba import njit, types
-    from numba.extending import overload
 
-    from labkit.lockfree.atomics import add, load_acquire, load_relaxed, pause, store_relaxed
+    from labkit.lockfree.atomics import add, load_acquire, load_relaxed, on_stack, pause, store_relaxed
+    from labkit.lockfree.entry import SOURCES
 
-    body = njit(function)
     sched_yield = types.ExternalFunction("sched_yield", types.int32())
-
-    def keep(results, at, value): ...
-
-    @overload(keep, inline="always")
-    def _keep(results, at, value):
-        if isinstance(value, types.NoneType):
-            return lambda results, at, value: None
-        if isinstance(value, types.UniTuple):
-
-            def several(results, at, value):
-                for row in range(len(value)):
-                    results[row, at] = value[row]
-
-            return several
-
-        def one(results, at, value):
-            results[0, at] = value
-
-        return one
+    clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.int64))
+    word, words, small = types.int64, types.int64[::1], types.int16[:, ::1]
+    body_type = types.FunctionType(word(word, word))
 
     @njit
     def meet(counter, wanted):
@@ -123,24 +146,41 @@ def _compile(function: Function) -> Callable[..., None]:
                 sched_yield()
             pause()
 
-    @njit
-    def loop(memory, thread, order, delays, results, finals, offsets):
-        cells, met = memory + CONTROL, 0
-        for batch in range(len(delays)):
-            for number in range(thread, len(order), 2):  # each half of the cells, both places
-                store_relaxed(cells + order[number], 0)
-                store_relaxed(cells + order[number] + APART, 0)
-            met += 2
-            meet(memory, met)
-            for _ in range(delays[batch]):
-                pause()
-            for number in range(len(order)):
-                cell = cells + order[number]
-                keep(results, batch * len(order) + number, body(cell, cell + APART))
-            met += 2
-            meet(memory, met)
-            for number in range(thread, len(order), 2):  # the same half, before it is made zero again
-                for row in range(len(offsets)):
-                    finals[row, batch * len(order) + number] = load_relaxed(cells + order[number] + offsets[row])
+    def compiled(key):
+        @njit(word(word, word, body_type, words, words, small, small, words, word), cache=True)
+        def loop(memory, thread, body, order, delays, results, finals, offsets, nanoseconds):
+            key  # noqa: B018  (see SOURCES)
+            cells, met = memory + CONTROL, 0
+            clock = on_stack()
+            deadline = 0
+            for batch in range(len(delays)):
+                for number in range(thread, len(order), 2):  # each half of the cells, both places
+                    store_relaxed(cells + order[number], 0)
+                    store_relaxed(cells + order[number] + APART, 0)
+                met += 2
+                meet(memory, met)
+                for _ in range(delays[batch]):
+                    pause()
+                for number in range(len(order)):
+                    cell = cells + order[number]
+                    packed = body(cell, cell + APART)
+                    for row in range(len(results)):
+                        results[row, batch * len(order) + number] = packed >> 16 * row & 0xFFFF
+                clock_gettime(time.CLOCK_MONOTONIC, clock)
+                now = load_relaxed(clock) * 1_000_000_000 + load_relaxed(clock + 8)  # a struct timespec
+                if batch == 0:
+                    deadline = now + nanoseconds
+                if thread == 0 and now > deadline:
+                    store_relaxed(memory + STOP, 1)
+                met += 2
+                meet(memory, met)
+                for number in range(thread, len(order), 2):  # the same half, before it is made zero again
+                    for row in range(len(offsets)):
+                        finals[row, batch * len(order) + number] = load_relaxed(cells + order[number] + offsets[row])
+                if load_relaxed(memory + STOP):
+                    return batch + 1
+            return len(delays)
 
-    return loop
+        return loop
+
+    return compiled(SOURCES)

@@ -22,6 +22,7 @@ the instructions as the program has them; a compiler that is free to change thei
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -298,6 +299,11 @@ MODELS: dict[str, Callable[[Program], set[Outcome]]] = {
     "arm": lambda program: _by_rule(program, arm_allows),
     "c11": _c11,
 }
+
+
+def this_machine() -> str:
+    """The model of the processor under us: "x86" or "arm"."""
+    return "x86" if os.uname().machine in ("x86_64", "i686") else "arm"
 
 
 def allowed(program: Program, model: str) -> set[Outcome]:

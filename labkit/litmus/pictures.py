@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from labkit.litmus.models import this_machine
 from labkit.stats import COLOURS, Picture, amount
 
 if TYPE_CHECKING:
@@ -35,15 +36,15 @@ def two_columns(test: Litmus) -> str:
     )
 
 
-def plot_seen(seen: Iterable[Seen], model: str = "x86") -> Any:
+def plot_seen(seen: Iterable[Seen], model: str = "") -> Any:
     """How often each outcome came up, by test: the colour and the shape say what the model thinks of it.
 
     A circle is what an order of the operations, one after the other, explains; a square is what only the model allows;
-    a cross is what it forbids. What never came up stands at 0.
+    a cross is what it forbids. What never came up stands at 0. The model is that of this machine unless given.
     """
     from matplotlib.figure import Figure
 
-    several = list(seen)
+    several, model = list(seen), model or this_machine()
     heights = [len(one.test.outcomes) for one in several]
     figure = Figure(figsize=(8, 0.9 + 0.27 * sum(heights) + 0.22 * len(several)), layout="constrained")
     grid = figure.subplots(len(several), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
@@ -69,7 +70,7 @@ def plot_seen(seen: Iterable[Seen], model: str = "x86") -> Any:
         ax.set_xlim(0, max(one.times for one in several) * 3)
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(axis="x", alpha=0.25)
-    grid[-1].set_xlabel(f"how often, of {several[-1].times:,} races")
+    grid[-1].set_xlabel(f"how often, of up to {max(one.times for one in several):,} races")
     grid[-1].set_xticks([0, *(10**n for n in range(7))])
     grid[-1].xaxis.set_major_formatter(lambda value, _: amount(value))
     grid[-1].minorticks_off()
@@ -77,7 +78,7 @@ def plot_seen(seen: Iterable[Seen], model: str = "x86") -> Any:
         grid[0].plot([], [], shape, color=colour, ms=8, label=label)[0] for shape, colour, label in kinds.values()
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize="small")
-    return Picture(grid[0])
+    return Picture(grid[-1])
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FunctionType, SimpleNamespace
+from types import CellType, FunctionType, SimpleNamespace
 from typing import Any
 
 from labkit.lockfree import atomics
@@ -184,7 +184,7 @@ def _with_stand_ins(function: Callable[..., Any], stand_ins: dict[str, Callable[
         if id(thing) not in made:
             names = {name: thing.__globals__[name] for name in thing.__code__.co_names if name in thing.__globals__}
             scope: dict[str, Any] = {"__builtins__": __builtins__}
-            cells = thing.__closure__
+            cells = tuple(CellType(replaced(cell.cell_contents)) for cell in thing.__closure__ or ())
             made[id(thing)] = FunctionType(thing.__code__, scope, thing.__name__, thing.__defaults__, cells)
             scope.update({name: replaced(value) for name, value in names.items()})
         return made[id(thing)]
