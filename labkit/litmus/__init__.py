@@ -86,7 +86,7 @@ class Litmus:
             raise ValueError(f'only "sc" and "x86" are machines that run step by step, {model!r} is not')
         return models.runs(self.program, buffered=model == "x86").get(tuple(outcome))
 
-    def run(self, times: int = 1_000_000, seconds: float = 0.5, patience: float = 60.0) -> Seen:
+    def run(self, times: int = 1_000_000, seconds: float = 0.3, patience: float = 60.0) -> Seen:
         """Race the two functions in two processes, and count the outcomes.
 
         Args:
@@ -115,7 +115,7 @@ class Litmus:
 
 
 def run_all(
-    tests: Iterable[Litmus], times: int = 1_000_000, seconds: float = 0.5, patience: float = 60.0
+    tests: Iterable[Litmus], times: int = 1_000_000, seconds: float = 0.3, patience: float = 60.0
 ) -> list[Seen]:
     """Race several tests in the same two processes, which is quicker than one by one; arguments as for Litmus.run.
 
