@@ -104,6 +104,14 @@ class Mpmc:
     receive: Callable[..., Any]
     try_send: Callable[[Any], bool]
     try_receive: Callable[[], Any]
+    _mpmc_send: Callable[[Any], Any]
+    _mpmc_receive: Callable[[], Any]
+    _mpmc_send_many: Callable[[Any], Any]
+    _mpmc_receive_many: Callable[[int], Any]
+    _mpmc_send_items: Callable[[Any], Any]
+    _mpmc_receive_items: Callable[[Any], Any]
+    _mpmc_spin: Callable[[], int]
+    _mpmc_spin_for_room: Callable[[], int]
 
     def __init__(self, capacity: int = 1024, message_bytes: int = 256, *, dtype: Any = None, name: str | None = None):
         self.closed = True
@@ -168,7 +176,7 @@ class Mpmc:
         self._state = state = new_state(segment.body, capacity, size)
         self._at = int(state.ctypes.data)
         self._functions = mpmc_functions()
-        self._out: dict[int, Loan | Borrow] = {}
+        self._out: dict[int, _Slot] = {}
         self._watch: Watch | None = None
         self._looked = -LOOK_AGAIN
         for word, value in (
@@ -493,10 +501,13 @@ class Mpmc:
         self._must_be_open()
         if result == APART:
             segment = self._segment
-            number = segment.me or segment.enter(lambda number: self._functions["sweep"](self._at, number))
+            number = segment.me or segment.enter(self._sweep)
             self._functions["join"](self._at, number, part)
         elif result == CORRUPT:
             raise damaged(KIND)
+
+    def _sweep(self, number: int) -> None:
+        self._functions["sweep"](self._at, number)
 
     def _nobody(self, part: int) -> bool:
         """Proof that there was somebody who sends (or receives), and that nobody is left."""
