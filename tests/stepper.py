@@ -24,6 +24,7 @@ import platform
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -140,11 +141,7 @@ class Stepped:
     """
 
     def __init__(self, work: Callable[[], object]):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        self.pid = os.fork()
-        if not self.pid:
-            _be_traced(work)
+        self.pid = forked(lambda: _be_traced(work))
         self._wait_for_mark()
         _libc.ptrace(SETOPTIONS, self.pid, None, EXITKILL)
 
@@ -202,13 +199,18 @@ class Stepped:
         self.kill()
 
 
-def _be_traced(work: Callable[[], object]) -> None:
-    """In the child: never returns."""
+def forked(work: Callable[[], object]) -> int:
+    """The pid of a child that does this work and ends, with status 0 when it succeeds."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python 3.12 warns of threads, of which the child uses none
+        pid = os.fork()
+    if pid:
+        return pid
     status = 3
     try:
         signal.alarm(DEADLINE)
-        if _libc.ptrace(TRACEME, 0, None, None) != 0:
-            os._exit(4)
         work()
         status = 0
     except BaseException:
@@ -216,6 +218,12 @@ def _be_traced(work: Callable[[], object]) -> None:
         sys.stderr.flush()
     finally:
         os._exit(status)
+
+
+def _be_traced(work: Callable[[], object]) -> None:
+    if _libc.ptrace(TRACEME, 0, None, None) != 0:
+        raise OSError(ctypes.get_errno(), "ptrace(PTRACE_TRACEME)")
+    work()
 
 
 @cache

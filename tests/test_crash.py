@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
+import random
+import signal
+import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +21,7 @@ from numba import njit
 from stepper import call_marked, mark, sweep
 
 from labkit.channels.base import Closed
-from labkit.lockfree import Broadcast
+from labkit.lockfree import Broadcast, Missed
 from labkit.lockfree.atomics import compare_exchange, load_acquire, load_relaxed, store_relaxed, store_release
 
 needs_ptrace = pytest.mark.skipif(bool(stepper.why_not()), reason=stepper.why_not() or "it can")
@@ -297,3 +304,174 @@ def test_whoever_is_killed_after_any_instruction_the_others_go_on(name, operatio
     assert answers == sorted(answers), "what was done once was undone later"
     if not KINDS[name].forgets or operation in SENDING:
         assert answers[-1] == (SENDING | RECEIVING)[operation][0], "the operation did nothing"
+
+
+STORMS: dict[str, tuple[Callable[[], Any], bool, int, int]] = {
+    "broadcast": (lambda: Broadcast(1 << 16), False, 1, 2),
+    "broadcast items": (lambda: Broadcast(1000, dtype=np.int64), True, 1, 2),
+}
+"""A queue, whether it takes items, how many senders, how many receivers."""
+
+# --- at random points, running free -------------------------------------------------------------------------
+
+LOG = 1 << 13  # messages that a worker of a storm sends, or receives, at most
+SEVERAL = 3
+
+
+def worker_message(worker: int, n: int) -> bytes:
+    body = b"%06d %06d " % (worker, n) + b"x" * (n * 7 % 90)
+    return b"%08x " % zlib.crc32(body) + body
+
+
+def worker_item(worker: int, n: int) -> int:
+    return (worker << 20 | n) * 1_000_003
+
+
+def read_message(message: bytes) -> int:
+    assert zlib.crc32(message[9:]) == int(message[:8], 16), f"torn: {message!r}"
+    return int(message[9:15]) << 20 | int(message[16:22])
+
+
+def read_item(item: Any) -> int:
+    number, rest = divmod(int(item), 1_000_003)
+    assert not rest, f"torn: {item}"
+    return number
+
+
+class Storm:
+    """Processes that send and receive all the time, each of which is killed, or stopped for a while, at any time.
+
+    What a sender has begun to send, and has sent, and what a receiver has got, they write down in shared memory.
+    """
+
+    def __init__(self, queue: Any, items: bool, most_workers: int):
+        self.queue, self.items = queue, items
+        self.begun, self.got = stepper.shared(16 * most_workers)[: 2 * most_workers].reshape(2, -1)
+        self.sent, self.log = stepper.shared(16 * LOG * most_workers)[: 2 * LOG * most_workers].reshape(2, -1, LOG)
+        self.over = stepper.shared(8)
+        self.workers: dict[int, tuple[int, str]] = {}  # pid -> number and part
+        self.parts: list[str] = []  # of each worker there ever was
+        self.killed: list[int] = []  # workers
+
+    def start(self, part: str) -> None:
+        number = len(self.parts)
+        self.parts.append(part)
+        work = self.send if part == "send" else self.receive
+        self.workers[stepper.forked(lambda: work(number))] = number, part
+
+    def send(self, me: int) -> None:
+        make = worker_item if self.items else worker_message
+        n = 0
+        while n + SEVERAL < LOG and not self.over[0]:
+            several = SEVERAL if n % 5 == 0 else 1
+            messages = [make(me, n + ahead) for ahead in range(several)]
+            n += several
+            self.begun[me] = n
+            try:
+                if several > 1:
+                    self.queue.send_many(np.array(messages) if self.items else messages, None)
+                else:
+                    self.queue.send(messages[0], None)
+            except Closed:  # the only receiver was killed; another comes. Some of several may have been sent
+                continue
+            self.sent[me, n - several : n] = 1
+
+    def receive(self, me: int) -> None:
+        read = read_item if self.items else read_message
+        while self.got[me] + SEVERAL < LOG:
+            try:
+                came = self.queue.receive_many(SEVERAL, None) if self.got[me] % 5 == 0 else [self.queue.receive(None)]
+            except Missed:
+                continue
+            except Closed:  # the only sender was killed; another comes
+                if self.over[0]:
+                    return
+                continue
+            for message in came:
+                self.log[me, self.got[me]] = read(message)
+                self.got[me] += 1
+
+    def goes_on(self) -> None:
+        """Somebody receives something. Who has written down as much as there is room for, is relieved."""
+
+        def something_came() -> bool:
+            for pid, (_, part) in list(self.workers.items()):
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    assert os.waitstatus_to_exitcode(status) == 0
+                    del self.workers[pid]
+                    self.start(part)
+            return bool(self.got.sum() > before)
+
+        before = self.got.sum()
+        assert roles.eventually(something_came, 60), "nobody receives any more"
+
+    def kill(self, pid: int) -> str:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        number, part = self.workers.pop(pid)
+        self.killed.append(number)
+        return part
+
+    def rage(self, times: int, seed: int) -> None:
+        dice = random.Random(seed)
+        for _ in range(times):
+            time.sleep(dice.random() * 0.002)  # where it hits is left to chance
+            pid = dice.choice(list(self.workers))
+            if dice.random() < 0.3:
+                os.kill(pid, signal.SIGSTOP)
+                time.sleep(dice.random() * 0.002)
+                os.kill(pid, signal.SIGCONT)
+                if dice.random() < 0.5:
+                    self.start(self.kill(pid))
+            else:
+                self.start(self.kill(pid))
+            self.goes_on()
+
+    def end(self) -> None:
+        """Senders stop; receivers end by themselves, once everything is received."""
+        self.over[0] = 1
+        for pid in list(self.workers):
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+            del self.workers[pid]
+
+    def close(self) -> None:
+        for pid in list(self.workers):
+            self.kill(pid)
+        self.queue.close()
+
+
+@pytest.mark.parametrize("name", STORMS)
+def test_killed_or_stopped_at_any_time_nothing_that_was_sent_is_lost_or_comes_twice(name):
+    make, items, senders, receivers = STORMS[name]
+    times = 1000 if stepper.everywhere() else 150
+    storm = Storm(make(), items, 4 * times + 100)
+    with contextlib.closing(storm):
+        for part in ["send"] * senders + ["receive"] * receivers:
+            storm.start(part)
+        storm.goes_on()
+        storm.rage(times, 1)
+        storm.end()
+        came = [list(storm.log[n, : storm.got[n]]) for n in range(len(storm.parts))]
+        for numbers in came:
+            for one in numbers:
+                assert one % (1 << 20) < storm.begun[one >> 20], "what nobody has sent"
+        received = [one for numbers in came for one in numbers]
+        killed = [n for n in storm.killed if storm.parts[n] == "receive"]
+        print(f"{name}: {len(storm.killed)} killed, {len(received)} messages")
+        if name.startswith("broadcast"):
+            for numbers in came:
+                assert numbers == sorted(set(numbers))
+            return
+        assert len(received) == len(set(received)), "twice"
+        sent = {int(worker) << 20 | int(n) for worker, n in np.argwhere(storm.sent)}
+        # Who is killed after it has released a message, and before it has written that down, takes it along.
+        assert len(sent - set(received)) <= SEVERAL * len(killed)
+        late = sum(
+            first > second
+            for numbers in came
+            for first, second in itertools.pairwise(numbers)
+            if first >> 20 == second >> 20
+        )
+        assert late <= (0 if name.startswith("spsc") else SEVERAL * len(killed)), "not in the order of sending"
+        assert len(storm.queue) == 0
