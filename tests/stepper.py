@@ -8,7 +8,10 @@ traced. It is let go on for N instructions and is killed. Then `check` looks whe
 the queue. A second MARK says that the operation is over: a first child is walked up to there, so that the number of
 kill points is known, and what changed in shared memory at which of them.
 
-Children of one process that execute the same code execute the same instructions, so N means the same place each time.
+Children of one process that execute the same code execute the same instructions, so N means the same place each time,
+nearly: a process that has another number may have to do one more to write it down. So N is told as a landmark, an
+instruction that the child comes to for the first time, and so many more after it. A breakpoint brings the child to the
+landmark at full speed.
 Two instructions between which shared memory did not change, nor the Linux kernel was called, leave the same behind when
 the process dies. So it is enough to kill where something changed; LABKIT_CRASH=all kills after each instruction of the
 compiled code all the same.
@@ -29,7 +32,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cfunc, njit, types
@@ -41,13 +44,17 @@ TRAP = int(signal.SIGTRAP)
 DEADLINE = 200
 """Seconds after which a child that hangs is killed by its own alarm(2)."""
 
-TRACEME, CONT, SINGLESTEP, DETACH, SETOPTIONS, GETREGSET = 0, 7, 9, 17, 0x4200, 0x4204
+TRACEME, CONT, SINGLESTEP, DETACH, SETOPTIONS, GETREGSET, SETREGSET = 0, 7, 9, 17, 0x4200, 0x4204, 0x4205
 EXITKILL = 1 << 20  # the traced die with who traces them
 NT_PRSTATUS = 1
 WALL = 0x4000_0000
 
-# Index of the program counter among the words of struct user_regs_struct, and how a system call is encoded.
-COUNTERS = {"x86_64": (16, b"\x0f\x05"), "aarch64": (32, b"\x01\x00\x00\xd4")}
+# Index of the program counter in struct user_regs_struct; how a system call is encoded, and a breakpoint.
+MACHINES = {
+    "x86_64": (16, b"\x0f\x05", b"\xcc"),
+    "aarch64": (32, b"\x01\x00\x00\xd4", b"\x00\x00\x20\xd4"),
+}
+COUNTER, SYSTEM_CALL, BREAKPOINT = MACHINES.get(platform.machine(), (-1, b"", b""))
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
@@ -160,6 +167,37 @@ class Stepped:
         done = int(_walk(self.pid, steps))
         assert done >= 0, f"the child ended while it was stepped: {-2 - done:#x}"
         return done
+
+    def run_to(self, address: int) -> bool:
+        """Run at full speed until this instruction is about to be executed; False: it came to its mark before."""
+        with open(f"/proc/{self.pid}/mem", "r+b", buffering=0) as memory:
+            memory.seek(address)
+            there = memory.read(len(BREAKPOINT))
+            memory.seek(address)
+            memory.write(BREAKPOINT)
+            passed_on = 0
+            while True:
+                _libc.ptrace(CONT, self.pid, None, passed_on)
+                _, status = os.waitpid(self.pid, WALL)
+                assert os.WIFSTOPPED(status), f"the child ended: {status:#x}"
+                passed_on = os.WSTOPSIG(status)
+                if passed_on in (MARK, TRAP):
+                    break
+            memory.seek(address)
+            memory.write(there)
+        if passed_on == MARK:
+            return False
+        registers, iovec = np.zeros(128, np.int64), np.zeros(2, np.int64)
+        iovec[:] = registers.ctypes.data, registers.nbytes
+        assert _libc.ptrace(GETREGSET, self.pid, NT_PRSTATUS, iovec.ctypes.data) == 0
+        registers[COUNTER] = address  # x86 has gone past the breakpoint
+        assert _libc.ptrace(SETREGSET, self.pid, NT_PRSTATUS, iovec.ctypes.data) == 0
+        return True
+
+    def go(self, point: Point) -> None:
+        """To this point of the operation, or its end."""
+        if not point.landmark or self.run_to(point.landmark):
+            self.walk(point.further)
 
     def code(self, address: int, size: int) -> bytes:
         """What is in its memory, nothing where it has none."""
@@ -295,7 +333,7 @@ def sweep(
     """Kill an operation after N instructions, for many N.
 
     Args:
-        begin: makes what one kill point needs; it may have a close().
+        begin: makes what one kill point needs; it has a close().
         work: what the child does with that: it comes to `mark` twice.
         check: looks at what is left, and raises AssertionError when a promise is broken.
         watch: the shared memory, as words: where it changes, the child is killed.
@@ -303,54 +341,78 @@ def sweep(
         longest: no operation has more instructions than this.
         every: everywhere, also where nothing changed; None: when LABKIT_CRASH says so.
     """
-    report = Report(operation)
     every = everywhere() if every is None else every
-    scene = begin()
-    try:
+    with contextlib.closing(begin()) as scene:
         work(scene)  # compiles what is not compiled yet; who is not traced has no marks
-    finally:
-        _end(scene)
-    scene = begin()
-    try:
-        report.instructions, changes, compiled = record(lambda: work(scene), watch(scene), longest)
-    finally:
-        _end(scene)
-    report.points = sorted({0, *(compiled if every else spread(changes, few)), report.instructions})
-    scene = None
-    for point in report.points:
-        scene = begin()
-        try:
-            with Stepped(lambda scene=scene: work(scene)) as child:
-                child.walk(point)
-            report.answers[point] = check(scene)
-        except AssertionError as wrong:
-            report.violations[point] = (str(wrong) or traceback.format_exc()).splitlines()[0]
-        finally:
-            _end(scene)
+    with contextlib.closing(begin()) as scene:
+        found = record(lambda: work(scene), watch(scene), longest)
+    points = sorted({0, *(found.compiled if every else spread(found.changes, few)), found.instructions})
+    report = Report(operation, found.instructions, points)
+    for point in points:
+        with contextlib.closing(begin()) as scene:
+            try:
+                with Stepped(lambda scene=scene: work(scene)) as child:
+                    child.go(found.point(point))
+                report.answers[point] = check(scene)
+            except AssertionError as wrong:
+                report.violations[point] = (str(wrong) or traceback.format_exc()).splitlines()[0]
     return report
 
 
-def record(work: Callable[[], object], memory: np.ndarray, longest: int) -> tuple[int, list[int], list[int]]:
-    """How many instructions an operation has, after which of them something is different for others, and all of them.
+class Point(NamedTuple):
+    """A place in an operation: instructions after a landmark, one that it comes to at `landmark` for the first time."""
 
-    Different: the shared memory changed, or the Linux kernel was called. All: those before and after which it is in
-    compiled code, which lies in memory of no file; not those of Python's interpreter and the C library.
+    landmark: int
+    further: int
+
+
+@dataclass
+class Recording:
+    """An operation that was walked through.
+
+    Attributes:
+        instructions: how many it has.
+        changes: after which of them something is different for others: the shared memory has changed, or the Linux
+            kernel was called.
+        compiled: these, and all that are compiled queues: code that lies in memory of no file. The others are those of
+            Python's interpreter and the C library.
+        landmarks: for each instruction the last one before it that had not been executed before.
+        addresses: of all of them.
     """
-    counter, call = COUNTERS.get(platform.machine(), (-1, b""))
+
+    instructions: int
+    changes: list[int]
+    compiled: list[int]
+    landmarks: np.ndarray
+    addresses: np.ndarray
+
+    def point(self, n: int) -> Point:
+        """Where one is after `n` instructions. With landmarks, it is there in children that take one detour more."""
+        landmark = int(self.landmarks[min(n, self.instructions - 1)]) if COUNTER >= 0 else 0
+        return Point(int(self.addresses[landmark]) if landmark else 0, n - landmark)
+
+
+def record(work: Callable[[], object], memory: np.ndarray, longest: int) -> Recording:
+    """Walk through an operation."""
     counters, changed = np.zeros(longest, np.int64), np.zeros(longest, np.int8)
     with Stepped(work) as child:
         registers = np.zeros(128, np.int64)
-        done = int(_record(child.pid, longest, memory, np.empty_like(memory), registers, counter, counters, changed))
+        done = int(_record(child.pid, longest, memory, np.empty_like(memory), registers, COUNTER, counters, changed))
         assert 0 <= done < longest, f"after {longest} instructions the operation was not over, or it ended: {done}"
-        changes = set((np.flatnonzero(changed[:done]) + 1).tolist())
-        if counter >= 0:
-            calls = {one for one in set(counters[:done].tolist()) if child.code(one, len(call)) == call}
-            changes |= {n + side for n in range(done) if counters[n] in calls for side in (0, 1)}
-            compiled = _compiled_places(child.pid)
-            places = [n for n in range(done) if any(start <= counters[n] < end for start, end in compiled)]
-        else:
-            places = list(range(done))
-    return done, sorted(changes), sorted({*changes, *places, *(n + 1 for n in places)})
+        counters = counters[:done]
+        known, first = np.unique(counters, return_index=True)
+        calls = [one for one in known.tolist() if COUNTER >= 0 and child.code(one, len(SYSTEM_CALL)) == SYSTEM_CALL]
+        called = np.flatnonzero(np.isin(counters, calls))
+        is_compiled = np.full(done, COUNTER < 0)
+        for start, end in _compiled_places(child.pid):
+            is_compiled |= (counters >= start) & (counters < end)
+    changes = set((np.flatnonzero(changed[:done]) + 1).tolist()) | {
+        n + side for n in called.tolist() for side in (0, 1)
+    }
+    compiled = {n + side for n in np.flatnonzero(is_compiled).tolist() for side in (0, 1)}
+    landmarks = np.zeros(done, np.int64)
+    landmarks[first] = first
+    return Recording(done, sorted(changes), sorted(changes | compiled), np.maximum.accumulate(landmarks), counters)
 
 
 def _compiled_places(pid: int) -> list[tuple[int, int]]:
@@ -369,8 +431,3 @@ def spread(points: list[int], few: int) -> list[int]:
     if len(points) <= few:
         return points
     return [points[n * (len(points) - 1) // (few - 1)] for n in range(few)]
-
-
-def _end(scene: Any) -> None:
-    if hasattr(scene, "close"):
-        scene.close()

@@ -23,6 +23,8 @@ from stepper import call_marked, mark, sweep
 from labkit.channels.base import Closed
 from labkit.lockfree import Broadcast, Missed
 from labkit.lockfree.atomics import compare_exchange, load_acquire, load_relaxed, store_relaxed, store_release
+from labkit.lockfree.bells import POLLS, SLEEPS
+from labkit.lockfree.segment import ITEMS, ROOM
 
 needs_ptrace = pytest.mark.skipif(bool(stepper.why_not()), reason=stepper.why_not() or "it can")
 
@@ -95,6 +97,9 @@ class Vyukov:
         for item in range(3):
             assert vyukov_send(self.body, item)
 
+    def close(self) -> None:
+        pass
+
     def receive(self) -> int | None:
         if not vyukov_receive(self.body, self.to):
             return None
@@ -137,80 +142,141 @@ def number(content: bytes) -> int:
     return int(content[:8])
 
 
+def numeral(n: int) -> int:
+    return n * 1_000_003
+
+
+def numeral_of(item: Any) -> int:
+    assert int(item) % 1_000_003 == 0, f"not what was sent: {item!r}"
+    return int(item) // 1_000_003
+
+
 @dataclass
 class Kind:
     """A queue, and what of the promises differs between queues.
 
     Attributes:
         make: a new one.
-        item: message number n.
-        number: of a message that came; raises when it is not one of ours.
+        items: of numbers; else of messages.
         late: redelivered messages may come after later ones.
         forgets: a receiver's death leaves no trace, everybody else has everything anyway.
-        keeps: how many items of any size it holds when it is full; None: it never is.
+        keeps: how many messages it holds when it is full; None: it never is.
     """
 
     make: Callable[[], Any]
-    item: Callable[[int], Any] = message
-    number: Callable[[Any], int] = number
+    items: bool = False
     late: bool = False
     forgets: bool = False
     keeps: int | None = None
 
+    def item(self, n: int) -> Any:
+        return numeral(n) if self.items else message(n)
+
+    def several(self, first: int, count: int) -> Any:
+        some = [self.item(first + n) for n in range(count)]
+        return np.array(some) if self.items else some
+
+    def number(self, came: Any) -> int:
+        return numeral_of(came) if self.items else number(came)
+
+    def size(self, n: int) -> int | None:
+        """What `loan` wants to know."""
+        return None if self.items else len(message(n))
+
+    def loan(self, queue: Any, n: int) -> Any:
+        """A slot with message n in it, not yet published."""
+        slot = queue.loan(self.size(n))
+        slot.array[...] = numeral(n) if self.items else np.frombuffer(message(n), np.uint8)
+        return slot
+
+
+def fitting(capacity: int, header: int) -> int:
+    """How many messages fit in a ring of so many bytes."""
+    used = itertools.accumulate(header + -(-len(message(n)) // 8) * 8 for n in itertools.count())
+    return sum(1 for _ in itertools.takewhile(lambda bytes_: bytes_ <= capacity, used))
+
 
 KINDS = {
     "broadcast": Kind(lambda: Broadcast(4096), forgets=True),
+    "broadcast items": Kind(lambda: Broadcast(16, dtype=np.int64), items=True, forgets=True),
 }
+with contextlib.suppress(ImportError):
+    from labkit.lockfree import Spsc
+
+    KINDS["spsc"] = Kind(lambda: Spsc(4096), keeps=fitting(4096, 8))
+    KINDS["spsc items"] = Kind(lambda: Spsc(40, dtype=np.int64), items=True, keeps=40)
+with contextlib.suppress(ImportError):
+    from labkit.lockfree import Mpmc
+
+    KINDS["mpmc"] = Kind(lambda: Mpmc(7, message_bytes=100), late=True, keeps=7)
+    KINDS["mpmc items"] = Kind(lambda: Mpmc(8, dtype=np.int64), items=True, late=True, keeps=8)
 
 BEFORE = 4  # messages that are there before the operation begins
 BATCH = 3
 
+Operation = Callable[[Any, Kind, int], object]
+"""What is done to a queue of this kind, where the next message is number so and so."""
 
-def loan_and(q: Any, kind: Kind) -> Any:
-    content = kind.item(BEFORE)
-    slot = q.loan(len(content))
-    slot.array[:] = np.frombuffer(content, np.uint8)
-    return slot
-
-
-SENDING: dict[str, tuple[int, Callable[[Any, Kind], object]]] = {
-    "send": (1, lambda q, kind: call_marked(q.send, kind.item(BEFORE))),
-    "try_send": (1, lambda q, kind: call_marked(q.try_send, kind.item(BEFORE))),
-    "send_many": (BATCH, lambda q, kind: call_marked(q.send_many, [kind.item(BEFORE + n) for n in range(BATCH)])),
-    "loan": (0, lambda q, kind: call_marked(q.loan, len(kind.item(BEFORE)))),
-    "publish": (1, lambda q, kind: call_marked(type(loan := loan_and(q, kind)).publish, loan)),
-    "give_up": (0, lambda q, kind: call_marked(type(loan := loan_and(q, kind)).give_up, loan)),
+SENDING: dict[str, tuple[int, Operation]] = {
+    "send": (1, lambda q, kind, n: call_marked(q.send, kind.item(n))),
+    "try_send": (1, lambda q, kind, n: call_marked(q.try_send, kind.item(n))),
+    "send_many": (BATCH, lambda q, kind, n: call_marked(q.send_many, kind.several(n, BATCH))),
+    "loan": (0, lambda q, kind, n: call_marked(q.loan, kind.size(n))),
+    "publish": (1, lambda q, kind, n: call_marked(lambda slot: slot.publish(), kind.loan(q, n))),
+    "give_up": (0, lambda q, kind, n: call_marked(lambda slot: slot.give_up(), kind.loan(q, n))),
 }
-RECEIVING: dict[str, tuple[int, Callable[[Any, Kind], object]]] = {
-    "receive": (1, lambda q, kind: call_marked(q.receive, 0)),
-    "try_receive": (1, lambda q, kind: call_marked(lambda _: q.try_receive(), None)),
-    "receive_many": (BATCH, lambda q, kind: call_marked(q.receive_many, BATCH)),
-    "borrow": (0, lambda q, kind: call_marked(q.borrow, 0)),
-    "release": (1, lambda q, kind: call_marked(type(slot := q.borrow(0)).release, slot)),
+RECEIVING: dict[str, tuple[int, Operation]] = {
+    "receive": (1, lambda q, kind, n: call_marked(q.receive, 0)),
+    "try_receive": (1, lambda q, kind, n: call_marked(lambda _: q.try_receive(), None)),
+    "receive_many": (BATCH, lambda q, kind, n: call_marked(q.receive_many, BATCH)),
+    "borrow": (0, lambda q, kind, n: call_marked(q.borrow, 0)),
+    "release": (1, lambda q, kind, n: call_marked(lambda slot: slot.release(), q.borrow(0))),
 }
-
+"""How many messages are sent, or received, at the end; and what a child does to get there, between two marks."""
 
 BRIEFLY = {"send", "send_many", "publish", "receive", "receive_many", "release"}
 """What is stepped when not everything is; the others call the same compiled functions."""
 
 
 class Scene:
-    """A queue with four messages in it; the child that is killed is their sender, or the next receiver."""
+    """A queue, with messages in it when it is not `bare`, and the child that is killed at it: a sender or a receiver.
 
-    def __init__(self, kind: Kind, sends: bool):
-        self.kind, self.sends = kind, sends
+    Args:
+        after_deaths: others have died here before, in the middle of sending and of receiving; and somebody seems to
+            sleep, whom the child has to wake.
+    """
+
+    def __init__(self, kind: Kind, sends: bool, after_deaths: bool):
+        self.kind, self.sends, self.after_deaths = kind, sends, after_deaths
         self.queue = kind.make()
-        if not sends:
+        self.told = stepper.shared(8)
+        self.before = BEFORE if not after_deaths else 0 if sends else 1
+        if after_deaths:
+            self.bury_two()
+            for bell in (ITEMS, ROOM):
+                self.queue._segment.bell(bell).arm(SLEEPS | POLLS)
+        elif not sends:
             self.fill()
 
     def fill(self) -> None:
-        for n in range(BEFORE):
+        for n in range(self.before):
             self.queue.send(self.kind.item(n))
 
-    def work(self, operation: Callable[[Any, Kind], object]) -> None:
+    def bury_two(self) -> None:
+        """One that had received a message and not released it; one that was about to send another."""
+        if not self.sends:
+            self.do(self.fill)
+            self.do(lambda: self.queue.borrow(0))
+        self.do(lambda: self.kind.loan(self.queue, 99))
+
+    def do(self, work: Callable[[], object]) -> None:
+        """In a process that dies without closing anything."""
+        assert os.waitpid(stepper.forked(work), 0)[1] == 0
+
+    def work(self, operation: Operation) -> Any:
         if self.sends:
             self.fill()
-        operation(self.queue, self.kind)
+        return operation(self.queue, self.kind, self.before)
 
     def words(self) -> np.ndarray:
         return self.queue._segment.memory.view(np.int64)
@@ -225,7 +291,7 @@ class Scene:
         while looks < 3:
             try:
                 found = self.queue.try_receive()
-            except Closed:
+            except (Closed, ValueError):  # or another is the receiver, and lives
                 break
             if found is None:
                 looks += 1
@@ -238,21 +304,18 @@ class Scene:
         """Returns how many messages of the operation were sent, or received for good."""
         came = self.drain()
         if self.sends:
-            done = len(came) - BEFORE
-            assert came == list(range(BEFORE + done)), f"{came} came"
-            assert 0 <= done <= count, f"{came} came"
-            with pytest.raises(Closed):
-                self.queue.receive(0)
-        elif self.kind.forgets:
-            done = 0
-            assert came == list(range(BEFORE)), f"{came} came"
+            done = len(came) - self.before
+            assert came == list(range(len(came))), f"{came} came"
+            if self.before:
+                with pytest.raises(Closed):
+                    self.queue.receive(0)
         else:
-            done = BEFORE - len(came)
-            assert 0 <= done <= count, f"{came} came"
-            expected = list(range(done, BEFORE))
+            done = self.before - len(came)
+            expected = list(range(done, self.before))
             assert (sorted(came) if self.kind.late else came) == expected, f"{came} came"
             on_time = [n for n in came if n >= count]
             assert on_time == sorted(on_time), f"{came} came"
+        assert 0 <= done <= count, f"{came} came"
         self.use_up()
         return done
 
@@ -271,39 +334,72 @@ class Scene:
             assert self.drain() == list(range(sent)), "what was sent afterwards did not come"
 
 
-def kill_everywhere(name: str, operation: str) -> stepper.Report:
+def swept() -> list[tuple[str, str, bool]]:
+    return [
+        (name, operation, after_deaths)
+        for after_deaths in (False, True)
+        for name, kind in KINDS.items()
+        for operation in (*SENDING, *RECEIVING)
+        if stepper.everywhere()
+        or operation in (("send", "receive") if after_deaths or (kind.forgets and operation in RECEIVING) else BRIEFLY)
+    ]
+
+
+@needs_ptrace
+@pytest.mark.parametrize(("name", "operation", "after_deaths"), swept())
+def test_whoever_is_killed_after_any_instruction_the_others_go_on(name, operation, after_deaths):
     kind, sends = KINDS[name], operation in SENDING
-    count, work = (SENDING if sends else RECEIVING)[operation]
+    count, work = (SENDING | RECEIVING)[operation]
     report = sweep(
-        f"{name}.{operation}",
-        lambda: Scene(kind, sends),
+        f"{name}.{operation}{' after deaths' * after_deaths}",
+        lambda: Scene(kind, sends, after_deaths),
         lambda scene: scene.work(work),
         lambda scene: scene.check(count),
         lambda scene: scene.words(),
     )
     print(report)
-    return report
-
-
-def swept() -> list[tuple[str, str]]:
-    return [
-        (name, operation)
-        for name, kind in KINDS.items()
-        for operation in (*SENDING, *RECEIVING)
-        if stepper.everywhere()
-        or (operation in BRIEFLY and not (kind.forgets and operation in RECEIVING and operation != "receive"))
-    ]
-
-
-@needs_ptrace
-@pytest.mark.parametrize(("name", "operation"), swept())
-def test_whoever_is_killed_after_any_instruction_the_others_go_on(name, operation):
-    report = kill_everywhere(name, operation)
     assert not report.violations, str(report)
     answers = [report.answers[point] for point in report.points]
     assert answers == sorted(answers), "what was done once was undone later"
-    if not KINDS[name].forgets or operation in SENDING:
-        assert answers[-1] == (SENDING | RECEIVING)[operation][0], "the operation did nothing"
+    if not kind.forgets or sends:
+        assert answers[-1] == (min(count, 1) if after_deaths and not sends else count), "the operation did nothing"
+
+
+@needs_ptrace
+@pytest.mark.parametrize("operation", ["send", "receive"])
+@pytest.mark.parametrize("name", KINDS)
+def test_whoever_is_stopped_after_any_instruction_goes_on_later_as_if_nothing_had_been(name, operation):
+    """Only a death is a death: nobody takes anything from a process that is stopped, however long."""
+    kind, sends = KINDS[name], operation in SENDING
+    _, work = (SENDING | RECEIVING)[operation]
+
+    def work_and_tell(scene: Scene) -> None:
+        # Somebody else may have received everything meanwhile, and be the receiver where there is only one.
+        with contextlib.suppress(TimeoutError, Closed, *([] if sends or kind.late else [ValueError])):
+            came = scene.work(work)
+            if not sends:
+                scene.told[0] = 1 + kind.number(came)
+
+    with contextlib.closing(Scene(kind, sends, False)) as scene:
+        work_and_tell(scene)
+    with contextlib.closing(Scene(kind, sends, False)) as scene:
+        found = stepper.record(lambda: work_and_tell(scene), scene.words(), 400_000)
+    for point in stepper.spread(found.changes, 30 if stepper.everywhere() else 8):
+        with contextlib.closing(Scene(kind, sends, False)) as scene:
+            with stepper.Stepped(lambda scene=scene: work_and_tell(scene)) as child:
+                child.go(found.point(point))
+                child.stop()
+                came = scene.drain()
+                with contextlib.suppress(TimeoutError, Closed, ValueError):  # when another is the receiver, and lives
+                    came.append(kind.number(scene.queue.receive(0.12)))
+                assert child.resume() == 0
+            came += scene.drain()
+            if sends or kind.forgets:
+                assert came == list(range(BEFORE + sends)), f"stopped after {point}: {came} came"
+            else:
+                told = [int(scene.told[0]) - 1] if scene.told[0] else []
+                assert sorted(came + told) == list(range(BEFORE)), f"stopped after {point}: {came} came, and {told}"
+            scene.use_up()
 
 
 STORMS: dict[str, tuple[Callable[[], Any], bool, int, int]] = {
@@ -311,6 +407,12 @@ STORMS: dict[str, tuple[Callable[[], Any], bool, int, int]] = {
     "broadcast items": (lambda: Broadcast(1000, dtype=np.int64), True, 1, 2),
 }
 """A queue, whether it takes items, how many senders, how many receivers."""
+if "spsc" in KINDS:
+    STORMS["spsc"] = lambda: Spsc(1 << 14), False, 1, 1
+    STORMS["spsc items"] = lambda: Spsc(200, dtype=np.int64), True, 1, 1
+if "mpmc" in KINDS:
+    STORMS["mpmc"] = lambda: Mpmc(50, message_bytes=128), False, 2, 2
+    STORMS["mpmc items"] = lambda: Mpmc(64, dtype=np.int64), True, 2, 2
 
 # --- at random points, running free -------------------------------------------------------------------------
 
