@@ -14,15 +14,10 @@ channels do the first, Aeron's the second.)
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
-import fcntl
-import math
 import os
-import select
 import sys
-import termios
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -35,7 +30,6 @@ from numba import njit
 from labkit.channels.base import DEFAULT_TIMEOUT, Closed, as_bytes
 from labkit.lockfree import broadcast
 from labkit.lockfree.atomics import load_relaxed
-from labkit.lockfree.bells import LOOK_AGAIN_NS, POLLS
 from labkit.lockfree.broadcast import CURSOR_WORDS, NUMBER, OVERRUN, POSITION
 from labkit.lockfree.broadcast_entry import (
     BAD,
@@ -68,12 +62,24 @@ from labkit.lockfree.broadcast_entry import (
 )
 from labkit.lockfree.compiled import Operations, teach
 from labkit.lockfree.entry import new_state
+from labkit.lockfree.face import (
+    LOOK_AGAIN,
+    SPIN,
+    View,
+    Watch,
+    as_items,
+    damaged,
+    deadline,
+    item_type,
+    until,
+    whole,
+)
 from labkit.lockfree.segment import BODY, ITEMS, SENDER, Role, Segment
 
 KIND = "broadcast"
-SPIN = 400 if len(os.sched_getaffinity(0)) > 1 else 0  # on one processor the other side cannot move while we look
-LARGEST = 1 << 36  # bytes of a ring
-DAMAGED = "this broadcast cannot be used: its memory is damaged, its positions contradict each other"
+LARGEST = 1 << 36
+"""Bytes of a ring."""
+DAMAGED = str(damaged(KIND).strerror)
 
 
 class Missed(Exception):
@@ -127,8 +133,8 @@ class Broadcast:
         on_missed: Literal["raise", "go on"] = "raise",
     ):
         goes_on = _goes_on(on_missed)
-        item = None if dtype is None else _item_type(dtype)
-        capacity = _whole(capacity)
+        item = None if dtype is None else item_type(dtype)
+        capacity = whole(capacity, "a capacity")
         if item is None:
             if not 0 < capacity <= LARGEST:
                 raise ValueError(f"capacity must be 1 byte to {LARGEST:,} bytes, not {capacity:,}")
@@ -167,7 +173,7 @@ class Broadcast:
             OSError: EBADMSG, it is no ring, or a damaged one.
         """
         goes_on = _goes_on(on_missed)
-        item = None if dtype is None else _item_type(dtype)
+        item = None if dtype is None else item_type(dtype)
         self = cls.__new__(cls)
         self._begin(Segment.open(KIND, broadcast.LAYOUT, name), item, goes_on)
         try:
@@ -184,9 +190,8 @@ class Broadcast:
 
     def _begin(self, segment: Segment, item: np.dtype | None, goes_on: bool) -> None:
         self._segment, self._item, self.closed = segment, item, False
-        self._slot: _Slot | None = None
-        self._poll: select.epoll | None = None
-        self._sleepers: set[asyncio.Future[None]] = set()
+        self._slot: Loan | Borrow | None = None
+        self._watch: Watch | None = None
         try:
             capacity, item_bytes = segment.geometry[:2]
             size = capacity * (item_bytes or 1)
@@ -200,6 +205,7 @@ class Broadcast:
         except BaseException:
             segment.close()
             raise
+        self._type: Any = item
         self._number = None if item is None or item.kind not in "iufc" or not item.isnative else item.type
         self.capacity = capacity
         self.max_message = item_bytes or broadcast.largest.py_func(capacity)
@@ -209,7 +215,7 @@ class Broadcast:
         state[[BELL // 8, BELL_FD // 8]] = bell.address, bell.descriptor
         state[PRIVATE // 8] = segment.private.ctypes.data
         self._bell = bell
-        self._address = int(state.ctypes.data)
+        self._at = int(state.ctypes.data)
         keep = segment.memory, segment.private
         made = {name: entry.builtin(state, keep) for name, entry in broadcast_entries().items()}
         self._send, self._receive, self._receive_many = made["send"], made["receive"], made["receive_many"]
@@ -258,7 +264,7 @@ class Broadcast:
             self._state[WRITES // 8] = 1
             result = self._send(message)
         if result == BAD:
-            raise damaged()
+            raise damaged(KIND)
         if result != SENT:
             with contextlib.suppress(OSError):
                 as_bytes(message, self.max_message)
@@ -282,7 +288,7 @@ class Broadcast:
         """
         self._must_be_open()
         self._settle()
-        size = self.max_message if self._item is not None else _whole(size)
+        size = self.max_message if self._item is not None else whole(size, "the size of a message")
         if not 0 < size <= self.max_message:
             raise ValueError(f"a message has 1 to {self.max_message:,} bytes, not {size:,}")
         if not self._state[WRITES // 8]:
@@ -290,7 +296,7 @@ class Broadcast:
             self._state[WRITES // 8] = 1
         position = self._functions["claim"](self._at, size)
         if position < 0:
-            raise damaged()
+            raise damaged(KIND)
         self._state[LOANS // 8] = 1  # nothing else may be sent meanwhile
         self._slot = loan = Loan(self, position, size)
         return loan
@@ -313,7 +319,7 @@ class Broadcast:
         if self._item is None:
             message = self._receive()
             return message if message.__class__ is bytes else self._wait(self._receive, message, timeout)
-        return self._fill(np.empty(1, self._item), timeout)[0]
+        return self._fill(1, timeout)[0]
 
     def try_receive(self) -> Any:
         """The next message or item, or None when there is none now. Missed, Closed: as for `receive`."""
@@ -324,7 +330,7 @@ class Broadcast:
 
     def receive_many(self, most: int = 1024, timeout: float | None = DEFAULT_TIMEOUT) -> Any:
         """What is there, up to `most` messages (a list) or items (an array), at least one. Errors as for `receive`."""
-        most = _whole(most)
+        most = whole(most, "how many to receive")
         if most < 1:
             raise ValueError(f"receive at least 1 message, not {most}")
         if self._item is None:
@@ -332,57 +338,47 @@ class Broadcast:
             if messages.__class__ is list:
                 return messages
             return self._wait(lambda: self._receive_many(most) or None, messages, timeout)
-        array = np.empty(min(most, self.capacity), self._item)
-        some = self._fill(array, timeout)
-        return some if len(some) == len(array) else some.copy()
+        return self._fill(min(most, self.capacity), timeout)
 
-    def _fill(self, array: np.ndarray, timeout: float | None) -> np.ndarray:
-        """Receive items into an array; returns the part that was filled."""
-        room = array.view(np.uint8) if array.dtype.names is None else array
+    def _fill(self, most: int, timeout: float | None) -> np.ndarray:
+        """Up to so many items."""
+        array = np.empty(most, self._item)
+        room = array.reshape(-1).view(np.uint8)
 
         def take() -> Any:
             count = self._receive_into(room)
-            return array[:count] if count > 0 else -count or None
+            return (count,) if count > 0 else -count or None
 
-        some = take()
-        return some if some.__class__ is np.ndarray else self._wait(take, some, timeout)
+        count = take()
+        if count.__class__ is not tuple:
+            count = self._wait(take, count, timeout)
+        return array if count[0] == most else array[: count[0]].copy()
 
     def _wait(self, take: Callable[[], Any], got: Any, timeout: float | None) -> Any:
         """Call `take` until it returns a message; it has returned `got`. None: there is none; a number: trouble."""
-        deadline = None
-        while True:
-            if got.__class__ is int:
-                self._raise(got)
-                got = take()
-                continue
-            if got is not None:
-                return got
-            self._must_be_open()
-            if timeout == 0:
-                if not self._gone():
-                    raise TimeoutError("nothing new was broadcast")
-                gone = True
-            else:
-                deadline = deadline or _deadline(timeout)
-                gone = False
-                if not self._spin():
-                    ticket = self._bell.seen()
-                    self._bell.arm()
-                    got = take()
-                    if got is not None:
-                        continue
-                    gone = self._gone()
-                    if not gone:
-                        self._sleep(ticket, deadline, timeout)
-            got = take()  # also after the writer has gone: what it published is whole
-            if gone and got is None:
-                raise Closed("the writer of this broadcast has gone, and everything is received")
 
-    def _sleep(self, ticket: int, deadline: float, timeout: float | None) -> None:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError(f"nothing was broadcast for {timeout:g} s")
-        self._bell.sleep(ticket, left)
+        def attempt() -> Any:
+            return self._good(take, take())
+
+        good = self._good(take, got)
+        if good is not None:
+            return good
+        return until(
+            attempt,
+            self._bell,
+            timeout,
+            spin=self._spin,
+            look=self._gone,
+            ended=lambda: Closed("the writer of this broadcast has gone, and everything is received"),
+            late="nothing new was broadcast" if timeout == 0 else "nothing was broadcast",
+        )
+
+    def _good(self, take: Callable[[], Any], got: Any) -> Any:
+        """What `take` has returned, a message or None; or the error that a number means."""
+        while got.__class__ is int:
+            self._raise(got)
+            got = take()
+        return got
 
     def _raise(self, what: int) -> None:
         """What a builtin says."""
@@ -392,10 +388,11 @@ class Broadcast:
         if what == BUSY:
             self._settle()
             return
-        raise damaged()
+        raise damaged(KIND)
 
     def _gone(self) -> bool:
         """Proof that there was a writer and none is left."""
+        self._must_be_open()
         if self._state[WRITES // 8]:
             return False  # it is we
         return self._segment.role(SENDER) is Role.GONE
@@ -435,7 +432,7 @@ class Broadcast:
         if where not in ("oldest", "newest"):
             raise ValueError(f'start at the "oldest" or the "newest" message, not {where!r}')
         if self._functions["start"](self._at, where == "newest") < 0:
-            raise damaged()
+            raise damaged(KIND)
 
     @property
     def missed(self) -> int:
@@ -446,7 +443,7 @@ class Broadcast:
         self._must_be_open()
         count = self._functions["waiting"](self._at)
         if count < 0:
-            raise damaged()
+            raise damaged(KIND)
         return count
 
     def fileno(self) -> int:
@@ -459,62 +456,35 @@ class Broadcast:
                     handle(message)
                 if not q.pending():
                     select.select([q], [], [], 0.1)
-
-        It is an epoll(7) of ours, edge-triggered: all readers share one eventfd, and none of them takes its count
-        from the others.
         """
         self._must_be_open()
-        if self._poll is None:
-            self._poll = select.epoll()
-            self._poll.register(self._bell.descriptor, select.EPOLLIN | select.EPOLLET)
-        return self._poll.fileno()
+        if self._watch is None:
+            self._watch = Watch(self._bell, self._segment)
+        return self._watch.fileno()
 
     def pending(self) -> bool:
         """Whether something can be received or told now. When not, `fileno` will be readable when something is sent."""
         self.fileno()
-        assert self._poll is not None
-        self._poll.poll(0)
-        if self._segment.name is not None:
-            _empty_by_half(self._bell.descriptor)
-        self._bell.arm(POLLS)
+        assert self._watch is not None
+        self._watch.arm()
         return bool(self._functions["look"](self._at)) or self._gone()
 
     async def receive_async(self, timeout: float | None = DEFAULT_TIMEOUT) -> Any:
         """The next message or item, for asyncio. Who cancels it loses no message. Errors as for `receive`."""
-        deadline = None
+        end = None
         while True:
             try:
                 return self.receive(0)
             except TimeoutError:
                 if timeout == 0:
                     raise
-            deadline = deadline or _deadline(timeout)
-            left = deadline - time.monotonic()
+            end = deadline(timeout) if end is None else end
+            left = end - time.monotonic()
             if left <= 0:
                 raise TimeoutError(f"nothing was broadcast for {timeout:g} s")
             if not self.pending():
-                await self._sleep_async(min(left, LOOK_AGAIN_NS / 1e9))
-
-    async def _sleep_async(self, seconds: float) -> None:
-        """Until the descriptor is readable, or so long."""
-        loop = asyncio.get_running_loop()
-        sleeper: asyncio.Future[None] = loop.create_future()
-        if not self._sleepers:
-            self._loop = loop
-            loop.add_reader(self.fileno(), self._awake)
-        self._sleepers.add(sleeper)
-        alarm = loop.call_later(seconds, _wake, sleeper)
-        try:
-            await sleeper
-        finally:
-            alarm.cancel()
-            self._sleepers.discard(sleeper)
-            if not self._sleepers and not self.closed:
-                loop.remove_reader(self.fileno())
-
-    def _awake(self) -> None:
-        for sleeper in self._sleepers:
-            _wake(sleeper)
+                assert self._watch is not None
+                await self._watch.sleep(min(left, LOOK_AGAIN))
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         """The same for asyncio."""
@@ -544,31 +514,22 @@ class Broadcast:
         """An item as what `_send` takes, or the error that says what is wrong with it."""
         if item.__class__ is self._number:
             return item  # it has a buffer of its own
-        return _as_items(item, self._item, ())
+        return as_items(item, self._type)
 
     def _several(self, items: Any) -> np.ndarray:
-        return _as_items(items, self._item, (-1,))
+        return as_items(items, self._type, (-1,))
 
     def _must_be_open(self) -> None:
         if self.closed:
             raise ValueError("this broadcast is closed")
-
-    @property
-    def _at(self) -> int:
-        """Address of our state, for compiled code."""
-        self._must_be_open()
-        return self._address
 
     def close(self) -> None:
         """Give it up. Readers of a writer that has closed get Closed when they have received everything."""
         if getattr(self, "closed", True):
             return
         _all.discard(self)
-        if self._sleepers:
-            self._loop.remove_reader(self.fileno())
-            self._awake()
-        if self._poll is not None:
-            self._poll.close()
+        if self._watch is not None:
+            self._watch.close()
         self.closed = True
 
         def refuse(*_: object) -> None:
@@ -609,13 +570,12 @@ class Broadcast:
         """In the child: a reader at the same place. The writer is still the parent."""
         self._state[[WRITES // 8, LOANS // 8, BORROWS // 8]] = 0
         self._slot = None
-        self._sleepers = set()
-        if self._poll is not None:
-            self._poll.close()  # it is the parent's, too
-            self._poll = None
+        if self._watch is not None:
+            self._watch.close()  # it is the parent's, too
+            self._watch = None
 
 
-class _Slot:
+class _Slot(View):
     """A message in the ring's own memory.
 
     Attributes:
@@ -629,37 +589,20 @@ class _Slot:
     def __init__(self, owner: Broadcast, position: int, size: int, writable: bool):
         self._owner, self._position, self._size = owner, position, size
         start = BODY + owner._functions["offset"](owner._at, position)
-        view = memoryview(owner._segment.memory.data)[start : start + size]
-        self._is_out = True
-        # Whoever has a view of the memory holds this array, however indirectly: numpy.ndarray.base.
-        whole = np.frombuffer(view if writable else view.toreadonly(), np.uint8)
-        self._whole = weakref.ref(whole)
-        self._show(whole)
-
-    def let_go(self) -> None:
-        """End it, whatever has become of it."""
-        raise NotImplementedError
-
-    def _show(self, whole: np.ndarray) -> None:
-        item = self._owner._item
-        self.array = whole if item is None else whole.view(item.base).reshape(item.shape)
+        super().__init__(owner._segment.memory, start, size, owner._item, writable)
 
     def _end(self) -> bool:
         """Take the memory back; False when that has been done already."""
-        if not self._is_out:
-            return False
-        self._owner._must_be_open()
-        del self.array
-        whole = self._whole()
-        if whole is not None:
-            self._show(whole)
-            raise BufferError(
-                "somebody still has a view of this memory, which would change under it: copy what is to be kept, "
-                "delete the other views, and try again"
-            )
-        self._is_out = False
-        self._owner._slot = None
+        owner = self._owner
+        owner._must_be_open()
+        if owner._slot is not self:
+            return False  # or it is the parent's, and we are a child made by fork(2)
+        self.take_back()
+        owner._slot = None
         return True
+
+    def __enter__(self) -> Self:
+        return self
 
 
 class Loan(_Slot):
@@ -678,9 +621,6 @@ class Loan(_Slot):
         """Do not send it. The oldest messages that made room for it are gone all the same."""
         if self._end():
             self._owner._state[LOANS // 8] = 0
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if kind is None:
@@ -716,11 +656,8 @@ class Borrow(_Slot):
             if owner._functions["go_on"](owner._at, self._size) == OVERRUN:
                 gap = owner._functions["catch_up"](owner._at)
                 if gap < 0:
-                    raise damaged()
+                    raise damaged(KIND)
                 raise Missed(gap, f"the borrowed message was overwritten while it was used, and {gap - 1:,} after it")
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if kind is None:
@@ -757,62 +694,10 @@ def _arrives(
     return self
 
 
-def _wake(sleeper: asyncio.Future[None]) -> None:
-    if not sleeper.done():
-        sleeper.set_result(None)
-
-
-def _empty_by_half(fifo: int) -> None:
-    """Empty the FIFO of a named ring before it is full. Seldom, since it takes the news from others who poll."""
-    count = fcntl.ioctl(fifo, termios.FIONREAD, b"1234")
-    if int.from_bytes(count, sys.byteorder) > 1 << 15:
-        with contextlib.suppress(BlockingIOError):
-            os.read(fifo, 1 << 16)
-
-
 def _goes_on(on_missed: str) -> bool:
     if on_missed not in ("raise", "go on"):
         raise ValueError(f'on_missed is "raise" or "go on", not {on_missed!r}')
     return on_missed == "go on"
-
-
-def _whole(number: Any) -> int:
-    try:
-        return int(number.__index__())
-    except AttributeError:
-        raise TypeError(f"this is a whole number, not {number!r}") from None
-
-
-def _item_type(dtype: Any) -> np.dtype:
-    item = np.dtype(dtype)
-    if item.hasobject:
-        raise TypeError(f"{item} holds Python objects, which are addresses in one process: use numbers")
-    if item.itemsize == 0:
-        raise ValueError(f"{item} has no bytes")
-    return item
-
-
-def _as_items(items: Any, item: Any, lead: tuple[int, ...]) -> np.ndarray:
-    """`items` as contiguous bytes, or the error that says what is wrong with them."""
-    array = items if isinstance(items, np.ndarray | np.generic) else np.asarray(items, item.base)
-    if array.dtype != item.base:
-        raise ValueError(f"items of {array.dtype} were given, this takes {item}: use astype")
-    shape = array.shape[len(lead) :]
-    if array.ndim != len(lead) + len(item.shape) or shape != item.shape:
-        raise ValueError(f"an item has shape {item.shape}, not {shape}")
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-
-def _deadline(timeout: float | None) -> float:
-    if timeout is None:
-        return math.inf
-    if not timeout >= 0:
-        raise ValueError(f"timeout must be at least 0 seconds, or None to wait for ever, not {timeout}")
-    return time.monotonic() + timeout
-
-
-def damaged() -> OSError:
-    return OSError(errno.EBADMSG, DAMAGED)
 
 
 @njit

@@ -15,8 +15,8 @@ for while they sleep. Ctrl-C is noticed ten times a second by whoever sleeps. Wh
 
     q.try_receive()     returns (True, item) or (False, an item of zeros)
 
-How a class plugs in: `teach(Class, Operations(...))`; its objects have `_at`, the address of the private state, which
-raises ValueError when the queue is closed, and `_item`, the dtype, or None for a queue of bytes, which stays in Python.
+How a class plugs in: `teach(Class, Operations(...))`; its objects have `_at`, the address of the private state,
+`closed`, and `_item`, the dtype, or None for a queue of bytes, which stays in Python.
 """
 
 from __future__ import annotations
@@ -213,6 +213,13 @@ def teach(queue: type, ops: Operations) -> None:
     """Make objects of this class usable in @njit functions."""
     name = queue.__name__
 
+    def _at_open(self: Any) -> Any:
+        if self.closed:
+            raise ValueError(f"this {name} is closed")
+        return self._at
+
+    queue._at_open = property(_at_open)  # type: ignore[attr-defined]
+
     class Type(QueueType):
         """Numba's type of one class."""
 
@@ -245,9 +252,9 @@ def teach(queue: type, ops: Operations) -> None:
 
     @unbox(Type)
     def _(typ: Any, value: Any, c: Any) -> Any:
-        at = c.pyapi.object_getattr_string(value, "_at")
-        is_error = cgutils.alloca_once_value(c.builder, cgutils.is_null(c.builder, at))
+        is_error = cgutils.alloca_once_value(c.builder, cgutils.true_bit)
         made = cgutils.create_struct_proxy(typ)(c.context, c.builder)
+        at = c.pyapi.object_getattr_string(value, "_at_open")
         with c.builder.if_then(cgutils.is_not_null(c.builder, at)):
             word = c.unbox(WORD, at)
             made.state = word.value
