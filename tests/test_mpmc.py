@@ -315,7 +315,7 @@ def _receive_for_ever(q: Mpmc, log: np.ndarray) -> None:
 
 
 def test_hundreds_of_kills_of_senders_and_receivers_lose_and_invent_nothing():
-    kills, senders, receivers = 300, 2, 2
+    kills, senders, receivers = 200, 2, 2
     chance = random.Random(4)
     sent = _shared(64).reshape(-1, 16)
     logs = [_shared(1 << 22) for _ in range(receivers)]
@@ -647,6 +647,69 @@ def test_a_closed_queue_says_so():
     ):  # fmt: skip
         with pytest.raises(ValueError, match="closed"):
             use()
+
+
+# --- in the reader's own compiled code ----------------------------------------------------------------------
+
+
+@njit(nogil=True)
+def _send_numbers(q, first, count):
+    for number in range(first, first + count):
+        q.send(number)
+
+
+@njit(nogil=True)
+def _sum_of(q, count):
+    total = 0
+    for _ in range(count):
+        total += q.receive()
+    return total
+
+
+def test_compiled_loops_send_and_receive_with_the_same_names():
+    count, sums = 20_000, []
+    with Mpmc(16, dtype=np.int64) as q:
+        sending = [threading.Thread(target=_send_numbers, args=(q, n * count, count)) for n in range(2)]
+        receiving = [threading.Thread(target=lambda: sums.append(_sum_of(q, count))) for _ in range(2)]
+        for thread in sending + receiving:
+            thread.start()
+        for thread in sending + receiving:
+            thread.join(60)
+    assert sum(sums) == 2 * count * (2 * count - 1) // 2
+
+
+def test_compiled_code_tries_and_does_batches_and_takes_turns_with_python():
+    @njit
+    def use(q, some):
+        nothing = q.try_receive()
+        q.send_many(some)
+        sent = q.try_send(7)
+        return nothing, sent, q.try_receive(), q.receive_many(2)
+
+    with Mpmc(4, dtype=np.int64) as q:
+        nothing, sent, one, two = use(q, np.arange(3))
+        assert (nothing[0], sent, one, two.tolist()) == (False, True, (True, 0), [1, 2])
+        assert q.receive() == 7
+
+
+def test_compiled_code_finds_what_the_dead_have_left():
+    @njit
+    def receive(q):
+        return q.receive(5.0)
+
+    with Mpmc(4, dtype=np.int64) as q, _attached(q) as other:
+        q.send(1)
+        slot = other.borrow()
+        slot._done = True
+        _die(other)
+        assert receive(q) == 1
+
+
+def test_a_closed_queue_is_refused_by_compiled_code():
+    q = Mpmc(4, dtype=np.int64)
+    q.close()
+    with pytest.raises(ValueError, match="closed"):
+        _sum_of(q, 1)
 
 
 # --- damage -------------------------------------------------------------------------------------------------

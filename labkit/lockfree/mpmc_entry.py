@@ -57,6 +57,8 @@ SEND_REST, RECEIVE_REST, TRY_SEND_REST, TRY_RECEIVE_REST = OWN + 88, OWN + 96, O
 DONE = OWN + 120  # how far the last batch came
 THOROUGHLY = OWN + 128  # 1: the next to receive looks for what the dead have left
 PATIENCE, CAME = OWN + 136, OWN + 144  # of compiled loops: see mpmc.patience_after
+EMPTIES = OWN + 152  # how often a compiled loop has found nothing
+LOOK_SELDOM = 1 << 14
 
 REFUSED, APART, FULL, CORRUPT, SENT = range(5)
 """What a sender returns. REFUSED: empty, too large, of the wrong size; APART: we have not joined. A receiver returns
@@ -215,17 +217,6 @@ def receive_bytes(state):
     copy_bytes(PyBytes_AsString(message), slot + load_relaxed(state + OFFSET), size)
     release(state, position)
     return message
-
-
-@njit
-def watch_for_message(state):
-    """Look for a few microseconds whether there is something to receive."""
-    came, patience = load_relaxed(state + CAME), load_relaxed(state + PATIENCE)
-    patience = mpmc.patience_after(patience, came)
-    store_relaxed(state + PATIENCE, patience)
-    store_relaxed(state + CAME, 0)
-    body, capacity, stride = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE)
-    return mpmc.wait_for_message(body, capacity, stride, patience, load_relaxed(state + SPINS))
 
 
 @njit
@@ -563,3 +554,123 @@ def mpmc_functions() -> dict[str, Callable[..., int]]:
         return {f.__name__: f for f in made}
 
     return callables(compiled(SOURCES))
+
+
+# --- for @njit: labkit.lockfree.compiled --------------------------------------------------------------------
+
+
+@njit
+def send_items(state, source, count):
+    """Send items: how many, 0 when it is full, or trouble."""
+    me = load_relaxed(load_relaxed(state + PRIVATE) + ME)
+    if me == 0:
+        return -APART
+    if load_relaxed(state + SENDS) != me:
+        mpmc.join(load_relaxed(state + RING), me, mpmc.SENDS)
+        store_relaxed(state + SENDS, me)
+    body, capacity, stride = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE)
+    item_bytes, offset = load_relaxed(state + ITEM_BYTES), load_relaxed(state + OFFSET)
+    sent, position = 0, 0
+    while sent < count:
+        position = mpmc.claim(body, capacity, stride, me)
+        if position < 0:
+            break
+        slot = mpmc.slot_at(body, capacity, stride, position)
+        copy_bytes(slot + offset, source + sent * item_bytes, item_bytes)
+        mpmc.publish(slot, mpmc.lap_of(capacity, position))
+        sent += 1
+    if sent > 0:
+        tell_receivers(state)
+        return sent
+    return 0 if position == mpmc.FULL else -CORRUPT
+
+
+@njit
+def receive_items(state, to, most):
+    """Receive items: how many, 0 when there are none, or trouble."""
+    me = load_relaxed(load_relaxed(state + PRIVATE) + ME)
+    if me == 0:
+        return -APART
+    if load_relaxed(state + RECEIVES) != me:
+        mpmc.join(load_relaxed(state + RING), me, mpmc.RECEIVES)
+        store_relaxed(state + RECEIVES, me)
+    body, capacity, stride = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE)
+    item_bytes, offset = load_relaxed(state + ITEM_BYTES), load_relaxed(state + OFFSET)
+    done, position = 0, 0
+    while done < most:
+        position = mpmc.take(body, capacity, stride, me)
+        if position < 0:
+            break
+        slot = mpmc.slot_at(body, capacity, stride, position)
+        copy_bytes(to + done * item_bytes, slot + offset, item_bytes)
+        mpmc.release(slot, mpmc.lap_of(capacity, position))
+        done += 1
+    came = load_relaxed(state + CAME)
+    if done > 0:
+        store_relaxed(state + CAME, came + done)
+        tell_senders(state)
+        return done
+    if position != mpmc.EMPTY:
+        return -CORRUPT
+    store_relaxed(state + PATIENCE, mpmc.patience_after(load_relaxed(state + PATIENCE), came))
+    store_relaxed(state + CAME, 0)
+    empty = load_relaxed(state + EMPTIES) + 1
+    store_relaxed(state + EMPTIES, empty)
+    if empty % LOOK_SELDOM == 0 or load_relaxed(state + THOROUGHLY):
+        return _receive_thoroughly(state, to)
+    return 0
+
+
+@njit
+def _receive_thoroughly(state, to):
+    """One item of those that the dead have left."""
+    store_relaxed(state + THOROUGHLY, 1)
+    position = take(state)
+    if position < 0:
+        return 0 if position == -FULL else position
+    slot = slot_of(state, position)
+    copy(to, slot + load_relaxed(state + OFFSET), load_relaxed(state + ITEM_BYTES))
+    release(state, position)
+    tell_senders(state)
+    return 1
+
+
+@njit
+def may_receive(state):
+    """Wait a moment, and look."""
+    body, capacity, stride = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE)
+    return mpmc.wait_for_message(body, capacity, stride, load_relaxed(state + PATIENCE), 1)
+
+
+@njit
+def may_send(state):
+    """Wait a moment, and look."""
+    body, capacity, stride = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE)
+    return mpmc.wait_for_room(body, capacity, stride, 1)
+
+
+@njit
+def items_bell(state):
+    return load_relaxed(state + ITEMS_BELL)
+
+
+@njit
+def room_bell(state):
+    return load_relaxed(state + ROOM_BELL)
+
+
+@njit
+def senders_gone(state):
+    """Whether they are; and whoever asks that looks for what the dead have left."""
+    store_relaxed(state + THOROUGHLY, 1)
+    return mpmc.anybody(load_relaxed(state + RING), load_relaxed(state + PRIVATE), mpmc.SENDS) == mpmc.GONE
+
+
+@njit
+def receivers_gone(state):
+    return mpmc.anybody(load_relaxed(state + RING), load_relaxed(state + PRIVATE), mpmc.RECEIVES) == mpmc.GONE
+
+
+@njit
+def spins(state):
+    return load_relaxed(state + SPINS)

@@ -15,6 +15,7 @@ import contextlib
 import errno
 import functools
 import os
+import sys
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -22,9 +23,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+from numba import njit
 
 from labkit.channels.base import DEFAULT_TIMEOUT, Closed, as_bytes
-from labkit.lockfree import mpmc
+from labkit.lockfree import mpmc, mpmc_entry
+from labkit.lockfree.compiled import Operations, teach
 from labkit.lockfree.entry import new_state
 from labkit.lockfree.face import (
     LOOK_AGAIN,
@@ -63,6 +66,8 @@ from labkit.lockfree.mpmc_entry import (
     mpmc_entries,
     mpmc_functions,
 )
+from labkit.lockfree.mpmc_entry import RECEIVES as RECEIVES_WORD
+from labkit.lockfree.mpmc_entry import SENDS as SENDS_WORD
 from labkit.lockfree.segment import BODY, ITEMS, ROOM, Segment
 
 KIND = "mpmc"
@@ -174,7 +179,7 @@ class Mpmc:
         self.capacity, self.max_message = capacity, size
         self._items, self._room = segment.bell(ITEMS), segment.bell(ROOM)
         self._state = state = new_state(segment.body, capacity, size)
-        self._at = int(state.ctypes.data)
+        self._address = int(state.ctypes.data)
         self._functions = mpmc_functions()
         self._out: dict[int, _Slot] = {}
         self._watch: Watch | None = None
@@ -314,7 +319,7 @@ class Mpmc:
 
         def attempt() -> Any:
             while True:
-                position = self._functions["claim_slot"](self._at)
+                position = self._functions["claim_slot"](self._address)
                 if position >= 0:
                     return position
                 if position == -FULL:
@@ -424,7 +429,7 @@ class Mpmc:
 
         def attempt() -> Any:
             while True:
-                position = self._functions["take_slot"](self._at)
+                position = self._functions["take_slot"](self._address)
                 if position >= 0:
                     return position
                 if position == -FULL:
@@ -432,9 +437,9 @@ class Mpmc:
                 self._settle(-position, RECEIVES)
 
         position = self._until_message(attempt, timeout)
-        size = self._functions["size_in"](self._at, position)
+        size = self._functions["size_in"](self._address, position)
         if size == 0:
-            self._functions["release_slot"](self._at, position)
+            self._functions["release_slot"](self._address, position)
             raise damaged(KIND)
         return Borrow(self, position, size)
 
@@ -469,7 +474,7 @@ class Mpmc:
         self.fileno()
         assert self._watch is not None
         self._watch.arm()
-        return bool(self._functions["is_there"](self._at)) or self._nobody(SENDS)
+        return bool(self._functions["is_there"](self._address)) or self._nobody(SENDS)
 
     async def receive_async(self, timeout: float | None = DEFAULT_TIMEOUT) -> Any:
         """The next message or item, for asyncio. Who cancels it loses no message. Errors as for `receive`."""
@@ -500,24 +505,37 @@ class Mpmc:
         """What a builtin says: join when that is all, or raise."""
         self._must_be_open()
         if result == APART:
-            segment = self._segment
-            number = segment.me or segment.enter(self._sweep)
-            self._functions["join"](self._at, number, part)
+            self._functions["join"](self._address, self._enter(), part)
         elif result == CORRUPT:
             raise damaged(KIND)
 
+    @property
+    def _at(self) -> int:
+        """The address of the state, for compiled code, which cannot enter the segment by itself."""
+        self._must_be_open()
+        self._enter()
+        return self._address
+
+    def _enter(self) -> int:
+        """Our participant number."""
+        segment = self._segment
+        if not segment.me:
+            self._state[[SENDS_WORD // 8, RECEIVES_WORD // 8]] = 0  # it was another's: of before a fork
+            segment.enter(self._sweep)
+        return segment.me
+
     def _sweep(self, number: int) -> None:
-        self._functions["sweep"](self._at, number)
+        self._functions["sweep"](self._address, number)
 
     def _nobody(self, part: int) -> bool:
         """Proof that there was somebody who sends (or receives), and that nobody is left."""
         self._must_be_open()
-        return self._functions["anybody"](self._at, part) == GONE
+        return self._functions["anybody"](self._address, part) == GONE
 
     def __len__(self) -> int:
         """How many messages are in it, or on their way in."""
         self._must_be_open()
-        count = self._functions["length"](self._at)
+        count = self._functions["length"](self._address)
         if count < 0:
             raise damaged(KIND)
         return count
@@ -539,7 +557,7 @@ class Mpmc:
         if self._watch is not None:
             self._watch.close()
         if self._segment.me:
-            self._functions["leave"](self._at, self._segment.me)
+            self._functions["leave"](self._address, self._segment.me)
             self._items.ring()  # who sleeps finds out now
             self._room.ring()
         self._state[[ITEMS_FD // 8, ROOM_FD // 8]] = -1
@@ -551,9 +569,13 @@ class Mpmc:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            self.close()
+    def __del__(self, _finalizing: Any = sys.is_finalizing) -> None:
+        # A default argument, and no contextlib: at exit a module's names may be gone before its objects.
+        if not _finalizing():
+            try:  # noqa: SIM105
+                self.close()
+            except Exception:
+                pass
 
     def __repr__(self) -> str:
         what = f"messages of up to {self.max_message:,} bytes" if self._item is None else f"items of {self._item}"
@@ -569,7 +591,7 @@ class _Slot(View):
     """A slot of the queue that is ours for a while."""
 
     def __init__(self, owner: Mpmc, position: int, size: int, writable: bool):
-        start = BODY + owner._functions["offset"](owner._at, position)
+        start = BODY + owner._functions["offset"](owner._address, position)
         super().__init__(owner._segment.memory, start, size, owner._item, writable)
         self._owner, self._position, self._size, self._pid = owner, position, size, os.getpid()
         self._done = False
@@ -595,10 +617,13 @@ class _Slot(View):
     def __enter__(self) -> Self:
         return self
 
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            if not self._done and not self._owner.closed:
-                self._abandon()
+    def __del__(self, _finalizing: Any = sys.is_finalizing) -> None:
+        if not _finalizing():
+            try:
+                if not self._done and not self._owner.closed:
+                    self._abandon()
+            except Exception:
+                pass
 
 
 class Loan(_Slot):
@@ -614,16 +639,16 @@ class Loan(_Slot):
     def publish(self) -> None:
         """Send it. BufferError: somebody still has a view of the memory."""
         if self._end():
-            self._owner._functions["publish_slot"](self._owner._at, self._position, self._size)
+            self._owner._functions["publish_slot"](self._owner._address, self._position, self._size)
 
     def give_up(self) -> None:
         """Do not send it. BufferError: somebody still has a view of the memory."""
         if self._end():
-            self._owner._functions["publish_slot"](self._owner._at, self._position, 0)
+            self._owner._functions["publish_slot"](self._owner._address, self._position, 0)
 
     def _abandon(self) -> None:
         if self._finished():
-            self._owner._functions["publish_slot"](self._owner._at, self._position, 0)
+            self._owner._functions["publish_slot"](self._owner._address, self._position, 0)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if kind is None:
@@ -643,21 +668,21 @@ class Borrow(_Slot):
 
     def __init__(self, owner: Mpmc, position: int, size: int):
         super().__init__(owner, position, size, False)
-        self.times = owner._functions["times"](owner._at, position)
+        self.times = owner._functions["times"](owner._address, position)
 
     def release(self) -> None:
         """It is received, and its memory may be used again. BufferError: somebody still has a view of it."""
         if self._end():
-            self._owner._functions["release_slot"](self._owner._at, self._position)
+            self._owner._functions["release_slot"](self._owner._address, self._position)
 
     def hand_back(self) -> None:
         """It is not received: another is to have it. BufferError: somebody still has a view of it."""
         if self._end():
-            self._owner._functions["hand_back"](self._owner._at, self._position)
+            self._owner._functions["hand_back"](self._owner._address, self._position)
 
     def _abandon(self) -> None:
         if self._finished():
-            self._owner._functions["hand_back"](self._owner._at, self._position)
+            self._owner._functions["hand_back"](self._owner._address, self._position)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if kind is None:
@@ -689,3 +714,28 @@ def _arrives(kind: type[Mpmc], segment: Segment, item: np.dtype | None) -> Mpmc:
     self.closed = True
     self._begin(segment, item)
     return self
+
+
+@njit
+def _trouble(state, number):
+    """What a number that compiled code has got means."""
+    if number == -APART:
+        raise ValueError("this queue is closed, or belongs to the parent of this process")
+    raise OSError(errno.EBADMSG, "this queue cannot be used: its memory is damaged")
+
+
+teach(
+    Mpmc,
+    Operations(
+        send=mpmc_entry.send_items,
+        receive=mpmc_entry.receive_items,
+        trouble=_trouble,
+        can_receive=mpmc_entry.may_receive,
+        can_send=mpmc_entry.may_send,
+        items_bell=mpmc_entry.items_bell,
+        room_bell=mpmc_entry.room_bell,
+        senders_gone=mpmc_entry.senders_gone,
+        receivers_gone=mpmc_entry.receivers_gone,
+        spins=mpmc_entry.spins,
+    ),
+)
