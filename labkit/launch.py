@@ -36,7 +36,7 @@ import dill
 import multiprocess
 from multiprocess import connection, forkserver, popen_forkserver, reduction, spawn
 
-from labkit.channels.base import Endpoint
+from labkit.channels.base import Endpoint, all_have_arrived
 
 START_TIMEOUT = 60.0
 """Seconds until a child must be running. The first launch loads labkit into the forkserver."""
@@ -217,6 +217,7 @@ def launch(f: Callable[..., Any], *args: Any, name: str | None = None) -> Job:
             with _start:
                 _preload()
                 _begin(process)
+            all_have_arrived(process._popen)
             undo.callback(_kill, process)
             report_there.close()
             leash_there.close()

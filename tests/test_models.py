@@ -28,6 +28,7 @@ HOLD = """
     mpmc -DCAPACITY=1 -DFIRST=1 -DSECOND=0 -DKILLS=2
     mpmc -DCAPACITY=1 -DFIRST=1 -DSECOND=0 -DLOANS
     mpmc -DCAPACITY=1 -DFIRST=1 -DSECOND=0 -DREUSE
+    holders -DKILLS=2
 """
 
 FAIL = {
@@ -50,6 +51,12 @@ FAIL = {
     "mpmc -DNO_TIMES -DREUSE -DCAPACITY=1": WRONG,
     "mpmc -DNO_SWEEP -DREUSE -DCAPACITY=1": WRONG,
     "mpmc -DBACK_FIRST -DLOANS -DCAPACITY=1 -DSECOND=0": HANGS,
+    "holders -DAT_FIRST_SEND": WRONG,
+    "holders -DAT_ARRIVAL": WRONG,
+    "holders -DPLACE_FIRST": WRONG,
+    "holders -DNO_COUNT": WRONG,
+    "holders -DCOUNT_LATE": WRONG,
+    "holders -DLOCKS_STAY": HANGS,
 }
 
 

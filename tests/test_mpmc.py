@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 from llvmlite import binding
 from numba import int64, njit
 
-from labkit import launch
+from labkit import RemoteError, launch
 from labkit.channels.base import Closed
-from labkit.lockfree import Mpmc, mpmc, mpmc_queue
+from labkit.lockfree import Mpmc, mpmc
 from labkit.lockfree.atomics import load_relaxed, store_relaxed
 from labkit.lockfree.mpmc_entry import SENT
 from labkit.lockfree.segment import Segment, _own
@@ -151,7 +151,10 @@ def other(queue):
 def _attached(queue: Mpmc) -> Mpmc:
     segment = queue._segment
     again = Segment(_own(segment.fd), tuple(os.dup(fd) for fd in segment.bell_fds), "mpmc", mpmc.LAYOUT)
-    return mpmc_queue._arrives(Mpmc, again, queue._item)
+    q = Mpmc.__new__(Mpmc)
+    q.closed = True
+    q._begin(again, queue._item)
+    return q
 
 
 def _die(queue: Mpmc) -> None:
@@ -238,6 +241,144 @@ def test_a_queue_that_nobody_receives_from_is_merely_full(queue):
     assert not queue.try_send(b"z")
 
 
+# --- who still may send -------------------------------------------------------------------------------------
+
+
+class Unpacked:
+    """Among the arguments of a process: it does not come further until somebody writes to this FIFO."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return _wait_for, (str(self.path),)
+
+
+def _wait_for(path: str) -> bytes:
+    with open(path, "rb") as fifo:
+        return fifo.read(1)
+
+
+def _let_go_on(path) -> None:
+    with open(path, "wb") as fifo:
+        fifo.write(b"!")
+
+
+@pytest.fixture
+def gate(tmp_path):
+    os.mkfifo(tmp_path / "gate")
+    return tmp_path / "gate"
+
+
+def send_one(q: Mpmc, message: bytes, gate: object = None) -> None:
+    if gate is not None:
+        _wait_for(str(gate))
+    q.send(message)
+
+
+def receive_one(q: Mpmc, gate: object = None) -> bytes:
+    if gate is not None:
+        _wait_for(str(gate))
+    return q.receive()
+
+
+def test_a_process_that_has_not_sent_yet_keeps_the_queue_open(queue, gate):
+    late = launch(send_one, queue, b"late", gate)
+    launch(send_one, queue, b"early").wait()
+    assert queue.receive() == b"early"
+    assert queue.try_receive() is None  # the only one who ever sent has gone
+    _let_go_on(gate)
+    assert list(queue) == [b"late"]
+    late.wait()
+
+
+def test_a_process_on_its_way_keeps_the_queue_open(queue, gate):
+    late = launch(lambda _, q: q.send(b"late"), Unpacked(gate), queue)
+    launch(send_one, queue, b"early").wait()
+    assert queue.receive() == b"early"
+    assert queue.try_receive() is None  # the other has not even opened the queue
+    _let_go_on(gate)
+    assert list(queue) == [b"late"]
+    late.wait()
+
+
+@pytest.mark.parametrize("where", ["on its way", "before it sends"])
+def test_who_is_killed_before_it_has_sent_keeps_nothing_open(queue, gate, where):
+    if where == "on its way":
+        late = launch(lambda _, q: q.send(b"late"), Unpacked(gate), queue)
+    else:
+        late = launch(send_one, queue, b"late", gate)
+    launch(send_one, queue, b"early").wait()
+    assert queue.receive() == b"early"
+    assert queue.try_receive() is None
+    late.kill()
+    assert list(queue) == []
+    with pytest.raises(RemoteError):
+        late.wait()
+
+
+def test_a_child_made_by_fork_may_send_and_who_has_ended_may_not(queue, gate):
+    late = forked(send_one, queue, b"late", gate)
+    early = forked(send_one, queue, b"early")
+    assert os.waitpid(early, 0)[1] == 0
+    assert queue.receive() == b"early"
+    assert queue.try_receive() is None
+    _let_go_on(gate)
+    assert list(queue) == [b"late"]
+    assert os.waitpid(late, 0)[1] == 0
+
+
+def test_who_has_only_handed_the_queue_on_closes_it_and_is_told_so(queue):
+    def receive_both(q):
+        got = q.receive()
+        try:
+            q.receive(0.2)
+        except TimeoutError as error:
+            return got, str(error)
+
+    launch(send_one, queue, b"one").wait()
+    got, text = launch(receive_both, queue).wait()
+    assert got == b"one"
+    assert f"process {os.getpid()} has it open and may still send" in text
+    rest = launch(list, queue)
+    queue.close()
+    assert rest.wait() == []
+
+
+def test_receivers_that_came_first_wait_for_senders_that_are_launched_one_after_the_other():
+    with Mpmc(8, 64) as q:
+        job = launch(list, q)
+        for message in (b"one", b"two", b"three"):
+            launch(send_one, q, message).wait()
+    assert job.wait() == [b"one", b"two", b"three"]
+
+
+def test_a_process_that_has_not_received_yet_keeps_the_queue_open_to_senders(queue, gate):
+    late = launch(receive_one, queue, gate)
+    queue.send(b"one")
+    assert launch(receive_one, queue).wait() == b"one"
+    queue.send_many([b"y"] * 8)
+    assert not queue.try_send(b"z")  # full, and not closed: the only one who ever received has gone
+    _let_go_on(gate)
+    assert late.wait() == b"y"
+    queue.send(b"z")
+    with pytest.raises(Closed):
+        queue.send(b"nobody is left")
+
+
+def test_launching_leaves_no_descriptor_and_no_number_behind(queue):
+    def descriptors():
+        return len(os.listdir("/proc/self/fd"))
+
+    launch(send_one, queue, b"x").wait()
+    before = descriptors()
+    for _ in range(5):
+        launch(send_one, queue, b"x").wait()
+        queue.receive()
+    assert descriptors() == before
+    assert max(queue._segment.people()) <= 4
+
+
 # --- between processes --------------------------------------------------------------------------------------
 
 
@@ -262,9 +403,9 @@ def test_each_message_comes_to_one_of_many_receivers_in_its_senders_order(sender
     with Mpmc(capacity, 64) as q:
         sending = [launch(send_many_of, q, who, count) for who in range(senders)]
         receiving = [launch(receive_all, q) for _ in range(receivers)]
-        got = [job.wait() for job in receiving]
-        for job in sending:
-            job.wait()
+    got = [job.wait() for job in receiving]
+    for job in sending:
+        job.wait()
     assert Counter(pair for one in got for pair in one) == Counter((w, n) for w in range(senders) for n in range(count))
     for one in got:
         for who in range(senders):
@@ -718,12 +859,10 @@ DAMAGE = """
 import faulthandler, random, sys
 import numpy as np
 from labkit.lockfree import Mpmc
-from labkit.lockfree.mpmc_queue import _arrives
 
 faulthandler.dump_traceback_later(100, exit=True)
 chance = random.Random(int(sys.argv[1]))
 q = Mpmc(5, 32)
-other = _arrives(Mpmc, q._segment, None)
 outcomes = {}
 memory = q._segment.memory[: 4096 + 4096 + 5 * 48]
 for n in range(7):

@@ -17,7 +17,8 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import PickleBuffer
@@ -323,20 +324,46 @@ class Lifeline:
         self.socket.close()
 
 
-def travelling(fd: int) -> Any:
+def travelling(fd: int, *, for_good: bool = False) -> Any:
     """A descriptor on its way into a child process that is being started, to be taken out with `arrived`.
+
+    Args:
+        fd: ours.
+        for_good: it is meant for the child alone, and ours is closed when the child has it. `launch` knows when that
+            is; other ways to start a process do not say, so that it stays open as long as their Process object.
 
     Raises:
         TypeError: no process is being started.
     """
     for name in ("multiprocess", "multiprocessing"):
         context = sys.modules.get(f"{name}.context")
-        if context is not None and context.get_spawning_popen() is not None:
+        if context is not None and (start := context.get_spawning_popen()) is not None:
+            if for_good:
+                _on_their_way.setdefault(start, []).append(weakref.finalize(start, os.close, fd))
             return sys.modules[f"{name}.reduction"].DupFd(fd)
     raise TypeError(
         "the end of a channel cannot be pickled or reached through a global variable of the function: "
         "hand it over as an argument, launch(f, tx)"
     )
+
+
+_on_their_way: weakref.WeakKeyDictionary[Any, list[Callable[[], Any]]] = weakref.WeakKeyDictionary()
+"""Of each process that is being started: what closes our descriptors that are meant for it."""
+
+
+def all_have_arrived(start: Any) -> None:
+    """The process whose start this is, a Popen of multiprocess, has all that travelled to it."""
+    for close in _on_their_way.pop(start, ()):
+        close()
+
+
+def _not_for_us() -> None:
+    """In a child made by fork(2): what is on its way is not meant for us."""
+    for start in list(_on_their_way):
+        all_have_arrived(start)
+
+
+os.register_at_fork(after_in_child=_not_for_us)
 
 
 def arrived(ticket: Any) -> int:

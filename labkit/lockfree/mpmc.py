@@ -8,7 +8,8 @@ The body of the segment (labkit.lockfree.segment):
     136                 receivers   PASSED: how many positions were passed over as poison
     144                 receivers   BACK: not 0 when some slot may be TAKING by nobody
     256     ever        both        EVER: bits SENDS and RECEIVES, set when the first of them joins, never cleared
-    1024    parts       its owner   a word for each participant: whether it SENDS, RECEIVES, or both
+    264                 both        ARRIVALS: how often somebody has got a number
+    1024    parts       its owner   a word for each participant: whether it SENDS, RECEIVES, or both; or still MAY
     4096    slots       its owner   capacity slots of `stride` bytes: a word, and then what the queue's user puts there
 
     word of a slot      lap (48 bits) | owner (8 bits, a participant's number) | times (5 bits) | state (3 bits)
@@ -85,6 +86,7 @@ from labkit.lockfree.atomics import (
     add,
     compare_exchange,
     exchange,
+    keep_bits,
     load_acquire,
     load_relaxed,
     pause,
@@ -95,11 +97,11 @@ from labkit.lockfree.atomics import (
 from labkit.lockfree.bells import HEADER, is_dead
 from labkit.lockfree.segment import MOST_PEOPLE, PEOPLE
 
-WRITE, READ, PASSED, BACK, EVER = 0, 128, 136, 144, 256
+WRITE, READ, PASSED, BACK, EVER, ARRIVALS = 0, 128, 136, 144, 256, 264
 PARTS = 1024
 SLOTS = 4096
 
-LAYOUT = 1
+LAYOUT = 2
 
 FREE, FILLING, FULL_, TAKING, POISON = range(5)
 STATE, NOBODY = 7, 0
@@ -112,7 +114,7 @@ FEW_PAUSES, MOST_PAUSES = 4, 64
 FEW, MANY = 2, 64  # messages
 TRY_AFTER = 16
 
-SENDS, RECEIVES = 1, 2
+SENDS, RECEIVES, MAY = 1, 2, 4
 NEVER, TAKEN, GONE = 0, 1, 2
 
 # What this process keeps in the words of labkit.lockfree.bells that are free: who was dead when all slots were last
@@ -511,9 +513,17 @@ def _bury_all(body, capacity, stride, private):
 
 
 @njit
+def arrive(body, number):
+    """Somebody has this number, or will have it soon, and MAY send or receive: before whoever makes that so leaves."""
+    set_bits(body + PARTS + 8 * number, MAY)
+    add(body + ARRIVALS, 1)
+
+
+@njit
 def join(body, me, part):
-    """Say that we send (SENDS), or receive (RECEIVES): before the first claim or take."""
+    """Say that we send (SENDS), or receive (RECEIVES): before the first claim or take. What we MAY do is known now."""
     set_bits(body + PARTS + 8 * me, part)
+    keep_bits(body + PARTS + 8 * me, ~MAY)
     set_bits(body + EVER, part)
 
 
@@ -525,13 +535,18 @@ def leave(body, me):
 
 @njit
 def anybody(body, private, part):
-    """Whether somebody living sends (or receives), we included: TAKEN; nobody yet: NEVER; nobody any more: GONE."""
+    """Whether somebody living sends (or receives) or still may, we included: TAKEN; else NEVER yet, or GONE.
+
+    Somebody may get a number that we have passed already from somebody who leaves before we come to it. Whoever gets
+    one is counted, before the other leaves (models/holders.pml).
+    """
     if load_acquire(body + EVER) & part == 0:
         return NEVER
+    arrivals = load_acquire(body + ARRIVALS)
     for number in range(1, MOST_PEOPLE + 1):
-        if load_acquire(body + PARTS + 8 * number) & part and not is_dead(private, number):
+        if load_acquire(body + PARTS + 8 * number) & (part | MAY) and not is_dead(private, number):
             return TAKEN
-    return GONE
+    return GONE if load_acquire(body + ARRIVALS) == arrivals else TAKEN
 
 
 @njit

@@ -519,6 +519,11 @@ def mpmc_functions() -> dict[str, Callable[..., int]]:
                 load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE), number
             )
 
+        @cfunc(types.void(WORD, WORD), cache=True)
+        def arrive(state, number):
+            key  # see SOURCES
+            mpmc.arrive(load_relaxed(state + RING), number)
+
         @cfunc(types.void(WORD, WORD, WORD), cache=True)
         def join(state, number, part):
             key  # see SOURCES
@@ -548,8 +553,8 @@ def mpmc_functions() -> dict[str, Callable[..., int]]:
             return 1 if mpmc.is_there(body, capacity, load_relaxed(state + STRIDE)) else 0
 
         made = (
-            claim_slot, publish_slot, take_slot, size_in, times, release_slot, hand_back, offset, sweep, join, leave,
-            anybody, length, is_there,
+            claim_slot, publish_slot, take_slot, size_in, times, release_slot, hand_back, offset, sweep, arrive, join,
+            leave, anybody, length, is_there,
         )  # fmt: skip
         return {f.__name__: f for f in made}
 

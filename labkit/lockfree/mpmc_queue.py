@@ -4,6 +4,7 @@
     q = Mpmc(1024, dtype=np.float64)                    # or so many items of a NumPy dtype, also records and arrays
     jobs = [launch(work, q) for _ in range(4)]          # every process may send, and receive
     q.send(b"to one of them")
+    q.close()                                           # else they wait for what we may send: see Mpmc
 
 `send`, `receive`, `try_send` and `try_receive` of an object are compiled builtins (labkit.lockfree.mpmc_entry), which
 call what is written here when there is more to do: to wait, to join, to say what is wrong.
@@ -16,6 +17,7 @@ import errno
 import functools
 import os
 import sys
+import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -25,7 +27,7 @@ from typing import Any, Self
 import numpy as np
 from numba import njit
 
-from labkit.channels.base import DEFAULT_TIMEOUT, Closed, as_bytes
+from labkit.channels.base import DEFAULT_TIMEOUT, Closed, arrived, as_bytes, travelling
 from labkit.lockfree import mpmc, mpmc_entry
 from labkit.lockfree.compiled import Operations, teach
 from labkit.lockfree.entry import new_state
@@ -41,7 +43,7 @@ from labkit.lockfree.face import (
     until,
     whole,
 )
-from labkit.lockfree.mpmc import GONE, RECEIVES, SENDS
+from labkit.lockfree.mpmc import GONE, MAY, PARTS, RECEIVES, SENDS
 from labkit.lockfree.mpmc_entry import (
     APART,
     CORRUPT,
@@ -68,7 +70,7 @@ from labkit.lockfree.mpmc_entry import (
 )
 from labkit.lockfree.mpmc_entry import RECEIVES as RECEIVES_WORD
 from labkit.lockfree.mpmc_entry import SENDS as SENDS_WORD
-from labkit.lockfree.segment import BODY, ITEMS, ROOM, Segment
+from labkit.lockfree.segment import BODY, ITEMS, MOST_PEOPLE, ROOM, Segment
 
 KIND = "mpmc"
 MOST_SLOTS = 1 << 30
@@ -86,6 +88,16 @@ class Mpmc:
     Each message goes to one receiver. They are received in the order in which they were sent, whoever sent them. What
     a receiver had not released when it died comes again, to another, after later ones perhaps; what a sender was
     writing when it died never was.
+
+    Whoever has the queue may send and receive, until it shows by doing only one of the two that it does not do the
+    other. It has the queue from the moment at which it was launched or forked with it, or opened it, until it closes it
+    or ends, however it ends. A receiver gets Closed when everything is received, there was a sender, and nobody is left
+    who sends, or still may; a sender when the queue is full, there was a receiver, and nobody is left who receives, or
+    still may. So who merely hands the queue on to others closes it, as with the end of a pipe:
+
+        with Mpmc(1024) as q:
+            jobs = [launch(produce, q), launch(produce, q), launch(consume, q)]
+        results = [job.wait() for job in jobs]
 
     Args:
         capacity: how many messages, or items, it holds.
@@ -170,10 +182,12 @@ class Mpmc:
                 has = f"items of {size:,} bytes" if of_items else f"messages of up to {size:,} bytes, without a dtype"
                 raise ValueError(f"this queue has {has}, not {'messages' if item is None else item}: use its dtype")
             self._build(segment, capacity, size, stride, offset)
+            self._enter()
         except BaseException:
             segment.close()
             raise
         self.closed = False
+        _all.add(self)
 
     def _build(self, segment: Segment, capacity: int, size: int, stride: int, offset: int) -> None:
         self.capacity, self.max_message = capacity, size
@@ -223,7 +237,7 @@ class Mpmc:
             ValueError: the message is empty or too large, the item has another dtype or shape; it would have to wait a
                 negative time; this object is closed.
             TimeoutError: the queue stayed full.
-            Closed: it is full, there was a receiver, and none is left.
+            Closed: it is full, there was a receiver, and nobody is left who may receive.
             OSError: EBADMSG, the memory is damaged.
         """
         self._must_be_open()
@@ -295,7 +309,7 @@ class Mpmc:
             timeout,
             spin=self._mpmc_spin_for_room,
             look=lambda: self._nobody(RECEIVES),
-            ended=lambda: Closed("the queue is full, and its last receiver has gone"),
+            ended=lambda: Closed("the queue is full, and nobody is left who may receive from it"),
             late="the queue is full" if timeout == 0 else "the queue stayed full",
             at_most=LOOK_FOR_ROOM,
         )
@@ -338,7 +352,7 @@ class Mpmc:
 
         Raises:
             TimeoutError: nothing came.
-            Closed: there was a sender, none is left, and everything is received.
+            Closed: everything is received, there was a sender, and nobody is left who may send.
             ValueError: it would have to wait a negative time; this object is closed.
             OSError: EBADMSG, the memory is damaged, or the message was.
         """
@@ -397,15 +411,24 @@ class Mpmc:
         done = attempt()
         if done is not None:
             return done
-        return until(
-            attempt,
-            self._items,
-            timeout,
-            spin=self._mpmc_spin,
-            look=self._look_for_the_dead,
-            ended=lambda: Closed("the last sender of this queue has gone, and everything is received"),
-            late="the queue is empty" if timeout == 0 else "nothing came through the queue",
-        )
+        try:
+            return until(
+                attempt,
+                self._items,
+                timeout,
+                spin=self._mpmc_spin,
+                look=self._look_for_the_dead,
+                ended=lambda: Closed("everything is received, and nobody is left who may send to this queue"),
+                late="the queue is empty" if timeout == 0 else "nothing came through the queue",
+            )
+        except TimeoutError as late:
+            waited_for = self._undecided() if timeout else []
+            if not waited_for:
+                raise
+            raise TimeoutError(
+                f"{late}; it is not closed, since process {', '.join(map(str, waited_for))} has it open and may still "
+                "send: whoever only hands a queue on closes it"
+            ) from None
 
     def _look_for_the_dead(self) -> bool:
         """The next attempt takes over what they have left, some ten times a second. Whether no sender is left."""
@@ -521,8 +544,17 @@ class Mpmc:
         segment = self._segment
         if not segment.me:
             self._state[[SENDS_WORD // 8, RECEIVES_WORD // 8]] = 0  # it was another's: of before a fork
-            segment.enter(self._sweep)
+            segment.enter(self._sweep, self._arrive)
         return segment.me
+
+    def _arrive(self, number: int) -> None:
+        self._functions["arrive"](self._address, number)
+
+    def _arrived_at(self, place: int) -> None:
+        """Our parent has kept this place for us; now we are here."""
+        self._enter()
+        self._functions["leave"](self._address, place)
+        self._segment.give_up_place(place)
 
     def _sweep(self, number: int) -> None:
         self._functions["sweep"](self._address, number)
@@ -531,6 +563,13 @@ class Mpmc:
         """Proof that there was somebody who sends (or receives), and that nobody is left."""
         self._must_be_open()
         return self._functions["anybody"](self._address, part) == GONE
+
+    def _undecided(self) -> list[int]:
+        """Processes other than this object that have shown neither to send nor to receive."""
+        start = BODY + PARTS
+        parts = self._segment.memory[start : start + 8 * (MOST_PEOPLE + 1)].view(np.int64)
+        people = self._segment.people()
+        return [pid for number, pid in people.items() if parts[number] & MAY and self._segment.alive(number)]
 
     def __len__(self) -> int:
         """How many messages are in it, or on their way in."""
@@ -547,10 +586,11 @@ class Mpmc:
     def close(self) -> None:
         """Give it up. What was borrowed is another's to receive, what was loaned and not published is given up.
 
-        When the last sender has closed, receivers get Closed after the last message.
+        When nobody is left who may send, receivers get Closed after the last message.
         """
         if getattr(self, "closed", True):
             return
+        _all.discard(self)
         for slot in list(self._out.values()):
             slot._abandon()
         self.closed = True
@@ -584,7 +624,12 @@ class Mpmc:
 
     def __reduce__(self) -> Any:
         self._must_be_open()
-        return _arrives, (type(self), self._segment, self._item)
+        number, fd = self._segment.place(self._sweep, self._arrive)
+        try:
+            return _arrives, (type(self), self._segment, self._item, number, travelling(fd, for_good=True))
+        except BaseException:
+            os.close(fd)
+            raise
 
 
 class _Slot(View):
@@ -709,11 +754,47 @@ def _rest(me: weakref.ref[Mpmc], name: str, *arguments: Any, **named: Any) -> An
     return getattr(self, name)(*arguments, **named)
 
 
-def _arrives(kind: type[Mpmc], segment: Segment, item: np.dtype | None) -> Mpmc:
-    self = kind.__new__(kind)
-    self.closed = True
-    self._begin(segment, item)
-    return self
+def _arrives(kind: type[Mpmc], segment: Segment, item: np.dtype | None, place: int, ticket: Any) -> Mpmc:
+    fd = arrived(ticket)
+    try:
+        self = kind.__new__(kind)
+        self.closed = True
+        self._begin(segment, item)
+        self._arrived_at(place)
+        return self
+    finally:
+        os.close(fd)
+
+
+_all: weakref.WeakSet[Mpmc] = weakref.WeakSet()
+_forking = threading.Lock()
+_places: list[tuple[Mpmc, int, int]] = []
+
+
+def _a_child_comes() -> None:
+    """Before fork(2): a place for the child in every queue. One fork at a time, or it inherits what is another's."""
+    _forking.acquire()
+    for q in list(_all):
+        with contextlib.suppress(OSError, ValueError):  # then it enters when it uses the queue, if it can
+            _places.append((q, *q._segment.place(q._sweep, q._arrive)))
+
+
+def _it_has_come() -> None:
+    for _, _, fd in _places:
+        os.close(fd)
+    _places.clear()
+    _forking.release()
+
+
+def _we_have_come() -> None:
+    """In the child, after what labkit.lockfree.segment does there."""
+    for q, number, _ in _places:
+        with contextlib.suppress(OSError, ValueError):
+            q._arrived_at(number)
+    _it_has_come()
+
+
+os.register_at_fork(before=_a_child_comes, after_in_parent=_it_has_come, after_in_child=_we_have_come)
 
 
 @njit

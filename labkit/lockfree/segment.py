@@ -20,6 +20,15 @@ Who lives is told by locks. Every process has an open file description of its ow
 single bytes (F_OFD_SETLK): one for its participant number, one for each role. The Linux kernel drops them when the
 process ends, also after kill -9, and never while it is merely stopped. So a lock that is gone is a proof of death,
 which neither a timeout nor a pid is. After fork(2) the child gets an open file description of its own, without locks.
+
+Who can still send. "Closed" tells a receiver that it will never get anything any more, so it must be certain.
+    One at a time. A kind with one sender (or receiver) looks at the role: NEVER is not yet closed; GONE is, until
+        somebody takes the role again. Others who have the segment open do not count: they would be refused.
+    Many at a time. Whoever has it open may send until it has shown that it only receives. To count it from its first
+        message on would be too late: the others may have sent theirs and gone by then. So a process takes part from
+        before its birth. Who launches or forks it takes a number for it, a *place* (`Segment.place`), with a lock that
+        travels to it; when it has arrived it takes a number of its own, then gives up the place. One that is killed on
+        its way counts no more, since its lock is gone.
 """
 
 from __future__ import annotations
@@ -239,28 +248,54 @@ class Segment:
         """Our participant number, 0 when we have none."""
         return int(self.private[ME // 8])
 
-    def enter(self, sweep: Callable[[int], None]) -> int:
+    def enter(self, sweep: Callable[[int], None], arrive: Callable[[int], None] = lambda number: None) -> int:
         """Take a participant number, 1 to 255, and with it a lock that lives as long as we use the segment.
 
         Args:
             sweep: called with the number before we have it, when its last holder has died: it clears what that one has
                 left behind, so that nothing can be taken for ours.
+            arrive: called with the number when it is ours; once, however often we enter.
 
         Raises:
             OSError: EUSERS, all numbers are taken.
         """
         self._must_be_open()
         with self._entering:
-            if self.me:
-                return self.me
-            people = self.memory[PEOPLE:BODY].view(np.int64)
-            for number in range(1, MOST_PEOPLE + 1):
-                if _lock(self.fd, PERSON_LOCK + number):
-                    if people[number]:
-                        sweep(number)
-                    people[number] = os.getpid()
-                    self.private[ME // 8] = number
-                    return number
+            if not self.me:
+                number = self._number(self.fd, sweep)
+                arrive(number)
+                self.private[ME // 8] = number
+            return self.me
+
+    def place(self, sweep: Callable[[int], None], arrive: Callable[[int], None]) -> tuple[int, int]:
+        """A number for a process that is about to be born, and a descriptor that has its lock.
+
+        The process gets the descriptor. When it has entered under a number of its own, it says `give_up_place` and
+        closes it. Close ours as soon as the process has its own: if it dies now, the place counts while ours is open.
+        """
+        self._must_be_open()
+        fd = _own(self.fd)
+        try:
+            with self._entering:
+                number = self._number(fd, sweep)
+                arrive(number)
+        except BaseException:
+            os.close(fd)
+            raise
+        return number, fd
+
+    def give_up_place(self, number: int) -> None:
+        """What was kept for us is no longer needed."""
+        self.memory[PEOPLE:BODY].view(np.int64)[number] = 0
+
+    def _number(self, fd: int, sweep: Callable[[int], None]) -> int:
+        people = self.memory[PEOPLE:BODY].view(np.int64)
+        for number in range(1, MOST_PEOPLE + 1):
+            if _lock(fd, PERSON_LOCK + number):
+                if people[number]:
+                    sweep(number)
+                people[number] = os.getpid()
+                return number
         raise OSError(errno.EUSERS, f"{MOST_PEOPLE} processes use this queue already, and more it cannot tell apart")
 
     def people(self) -> dict[int, int]:
