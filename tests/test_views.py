@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import struct
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from labkit import Trace, channel, launch
 from labkit.bench.view_cost import MadeUp
 from labkit.events import Action, messages
 from labkit.report import report
-from labkit.views import recording, settle, watch
+from labkit.views import esm, recording, settle, watch
 from tests.browser import chromium, in_browser, jupyterlab, opened, picture, state, until
 
 N = 400
@@ -180,6 +181,24 @@ def test_what_waits_for_its_receipt_is_bounded():
             flow._push(piece)
         flow.close()
     assert len(flow._pending) <= module.PENDING
+
+
+def test_every_view_is_one_module_that_imports_nothing():
+    for path in Path(esm.__file__).parent.glob("*.js"):
+        text = path.read_text()
+        if "\nexport default " not in text:
+            continue
+        joined = esm.module(path.stem)
+        assert joined.count("export default") == 1 and not re.search("^import ", joined, re.MULTILINE)
+        assert joined.count("const shared_js = ") == 1, "what several import is there once"
+
+
+def test_a_module_that_imports_what_there_is_not_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(esm, "__file__", str(tmp_path / "esm.py"))
+    (tmp_path / "below.js").write_text("export const here = 1;\n")
+    (tmp_path / "above.js").write_text('import { here, there } from "./below.js";\nexport default here;\n')
+    with pytest.raises(ImportError, match=r"above.js imports there, which below.js does not export"):
+        esm.module("above")
 
 
 # ------------------------------------------------------------------------------------------- the exported view

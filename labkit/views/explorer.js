@@ -1,85 +1,46 @@
 // The explorer: one column a process, and the reader chooses who runs next. The whole graph of states comes as a table
-// (labkit/explore/__init__.py, table()), so that nothing here needs a kernel. Text reaches the page as text, never as HTML.
+// (labkit/explore/__init__.py, table()), so that nothing here needs a kernel.
 //
 //   graph   processes and where they can stand, states, and for each state and process the state after its step
 //   path    the states the reader has gone through and the processes chosen; everything shown follows from it
 
+import { View, button, darkPage, element, gunzip, parse, setText } from "./shared.js";
+
 const LABEL = 0, ACQUIRE = 1, RELEASE = 2, UNTIL = 3; // what a process asks for at its yield
 const BEAT = 800; // ms between the steps of the shortest interleaving
 
-// Okabe and Ito's palette, as in flow.js; every colour has a sign or a word beside it.
-const THEMES = {
-  light: { ground: "#ffffff", card: "#f7f8fa", line: "#c9ced6", strong: "#1c2128", weak: "#5b6470", faint: "#e7eaef", right: "#00805c", here: "#0067a3", hereground: "#e3f0fa", wrong: "#a3263a", wrongground: "#fdf1f2", rightground: "#edf8f3", wait: "#b84a00" },
-  dark: { ground: "#14171c", card: "#1e232b", line: "#414a57", strong: "#eef1f5", weak: "#a3adba", faint: "#2a303a", right: "#2fc79b", here: "#6fbdf0", hereground: "#1c3347", wrong: "#ff8d9c", wrongground: "#2b1a1e", rightground: "#12291f", wait: "#ff9d5c" },
-};
-
 const CSS = `
-.labkit-steps { font: 13px/1.45 var(--jp-ui-font-family, system-ui, -apple-system, "Segoe UI", sans-serif); color: var(--steps-strong); background: var(--steps-ground); border: 1px solid var(--steps-faint); border-radius: 10px; box-sizing: border-box; width: 100%; min-width: 0; overflow: hidden; position: relative; }
-.labkit-steps * { box-sizing: border-box; } .labkit-steps [hidden] { display: none !important; }
-.labkit-steps:focus-visible, .labkit-steps button:focus-visible { outline: 2px solid var(--steps-here); outline-offset: -2px; }
-.labkit-steps .bar { display: flex; flex-wrap: wrap; align-items: center; gap: 6px 8px; padding: 8px 12px; border-bottom: 1px solid var(--steps-faint); }
-.labkit-steps button[aria-pressed=true] { border-color: var(--steps-here); color: var(--steps-here); font-weight: 600; }
-.labkit-steps .bar .count { flex: 1 1 auto; text-align: right; color: var(--steps-weak); }
-.labkit-steps button { font: inherit; color: inherit; background: var(--steps-card); border: 1px solid var(--steps-line); border-radius: 6px; min-height: 30px; padding: 2px 10px; cursor: pointer; }
-.labkit-steps button:hover:enabled { border-color: var(--steps-weak); }
-.labkit-steps button:disabled { opacity: .55; cursor: default; }
+.labkit-steps:focus-visible { outline: 2px solid var(--lk-waiting); outline-offset: -2px; }
+.labkit-steps .bar { border-bottom: 1px solid var(--lk-faint); }
+.labkit-steps .bar .count { flex: 1 1 auto; text-align: right; color: var(--lk-weak); }
 .labkit-steps .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 235px), 1fr)); gap: 10px; padding: 10px 12px; }
-.labkit-steps .process { border: 1px solid var(--steps-faint); border-radius: 8px; background: var(--steps-card); min-width: 0; display: flex; flex-direction: column; }
-.labkit-steps .process.last { border-color: var(--steps-here); }
+.labkit-steps .process { border: 1px solid var(--lk-faint); border-radius: 8px; background: var(--lk-card); min-width: 0; display: flex; flex-direction: column; }
+.labkit-steps .process.last { border-color: var(--lk-waiting); }
 .labkit-steps .process header { padding: 7px 10px 0; overflow-wrap: anywhere; }
 .labkit-steps .process header b { font-size: 14px; }
-.labkit-steps .process header code { color: var(--steps-weak); }
+.labkit-steps .process header code { color: var(--lk-weak); }
 .labkit-steps code, .labkit-steps pre { font: 12px/1.5 var(--jp-code-font-family, ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace); background: none; padding: 0; }
-.labkit-steps pre { margin: 6px 0 0; padding: 4px 0; overflow: auto; max-height: 330px; flex: 1; white-space: pre; color: var(--steps-strong); position: relative; border-radius: 0; overflow-wrap: normal; }
+.labkit-steps pre { margin: 6px 0 0; padding: 4px 0; overflow: auto; max-height: 330px; flex: 1; white-space: pre; color: var(--lk-strong); position: relative; border-radius: 0; overflow-wrap: normal; }
 .labkit-steps pre > div { padding: 0 8px 0 20px; position: relative; min-width: max-content; border-left: 3px solid transparent; }
-.labkit-steps pre > .here { background: var(--steps-hereground); border-left-color: var(--steps-here); font-weight: 600; }
-.labkit-steps pre > .here::before { content: "▶"; position: absolute; left: 4px; color: var(--steps-here); font-size: 10px; }
-.labkit-steps .own, .labkit-steps .what { padding: 3px 10px 0; color: var(--steps-weak); min-height: 1.6em; overflow-wrap: anywhere; }
-.labkit-steps .what.waits { color: var(--steps-wait); font-weight: 600; } .labkit-steps .what.ended { color: var(--steps-right); } .labkit-steps .what.raised { color: var(--steps-wrong); font-weight: 600; }
-.labkit-steps .process > button { margin: 6px 10px 10px; border-color: var(--steps-here); font-weight: 600; }
-.labkit-steps .process > button:disabled { border-color: var(--steps-line); font-weight: 400; }
-.labkit-steps kbd { font: inherit; font-size: 11px; border: 1px solid var(--steps-line); border-radius: 4px; padding: 0 4px; margin-left: 6px; color: var(--steps-weak); background: none; box-shadow: none; }
+.labkit-steps pre > .here { background: var(--lk-waitingground); border-left-color: var(--lk-waiting); font-weight: 600; }
+.labkit-steps pre > .here::before { content: "▶"; position: absolute; left: 4px; color: var(--lk-waiting); font-size: 10px; }
+.labkit-steps .own, .labkit-steps .what { padding: 3px 10px 0; color: var(--lk-weak); min-height: 1.6em; overflow-wrap: anywhere; }
+.labkit-steps .what.waits { color: var(--lk-blocked); font-weight: 600; } .labkit-steps .what.ended { color: var(--lk-running); } .labkit-steps .what.raised { color: var(--lk-killed); font-weight: 600; }
+.labkit-steps .process > button { margin: 6px 10px 10px; border-color: var(--lk-waiting); font-weight: 600; }
+.labkit-steps .process > button:disabled { border-color: var(--lk-line); font-weight: 400; }
+.labkit-steps kbd { font: inherit; font-size: 11px; border: 1px solid var(--lk-line); border-radius: 4px; padding: 0 4px; margin-left: 6px; color: var(--lk-weak); background: none; box-shadow: none; }
 .labkit-steps .memory { display: flex; flex-wrap: wrap; gap: 6px; padding: 2px 12px 8px; align-items: baseline; }
-.labkit-steps .memory .title, .labkit-steps .past .title { color: var(--steps-weak); min-width: 6.2em; }
-.labkit-steps .item { border: 1px solid var(--steps-line); border-radius: 6px; padding: 1px 8px; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-.labkit-steps .item.changed { border-color: var(--steps-here); background: var(--steps-hereground); font-weight: 600; } .labkit-steps .item small { color: var(--steps-weak); font-size: 12px; font-weight: 400; }
+.labkit-steps .memory .title, .labkit-steps .past .title { color: var(--lk-weak); min-width: 6.2em; }
+.labkit-steps .item { border: 1px solid var(--lk-line); border-radius: 6px; padding: 1px 8px; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+.labkit-steps .item.changed { border-color: var(--lk-waiting); background: var(--lk-waitingground); font-weight: 600; } .labkit-steps .item small { color: var(--lk-weak); font-size: 12px; font-weight: 400; }
 .labkit-steps .past { display: flex; flex-wrap: wrap; gap: 4px; padding: 0 12px 8px; align-items: center; }
 .labkit-steps .past ol { display: contents; list-style: none; } .labkit-steps .past li { display: contents; }
 .labkit-steps .past button { min-height: 24px; padding: 0 7px; font-size: 12px; }
-.labkit-steps .verdict { padding: 9px 12px; border-top: 1px solid var(--steps-faint); border-left: 5px solid var(--steps-line); overflow-wrap: anywhere; min-height: 2.8em; }
-.labkit-steps .verdict.wrong { border-left-color: var(--steps-wrong); background: var(--steps-wrongground); color: var(--steps-wrong); font-weight: 600; }
-.labkit-steps .verdict.right { border-left-color: var(--steps-right); background: var(--steps-rightground); color: var(--steps-right); font-weight: 600; }
-.labkit-steps .spoken { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
-@media print { .labkit-steps .bar button, .labkit-steps .process > button { display: none; } .labkit-steps { break-inside: avoid; } }
+@media print { .labkit-steps .process > button { display: none; } }
+.labkit-steps .verdict { min-height: 2.8em; }
 `;
 
-function element(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) name === "class" ? (node.className = value) : node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
-function setText(node, text) {
-  if (node.textContent !== text) node.textContent = text;
-}
-
-/** Whether the page is dark: JupyterLab and VS Code say so, else the reader's system does. */
-function darkPage() {
-  const { body } = document, root = document.documentElement;
-  if (body.dataset.jpThemeLight) return body.dataset.jpThemeLight === "false";
-  if (/vscode-(dark|high-contrast(?!-light))/.test(body.className)) return true;
-  if (body.classList.contains("vscode-light")) return false;
-  if (root.dataset.theme) return root.dataset.theme === "dark";
-  return matchMedia("(prefers-color-scheme: dark)").matches;
-}
-
 // ---------------------------------------------------------------- graph
-
-async function unpack(packed) {
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new Graph(JSON.parse(await new Response(stream).text()));
-}
 
 class Graph {
   constructor(table) {
@@ -119,14 +80,14 @@ class Graph {
 
 // ---------------------------------------------------------------- view
 
-class View {
+class Steps extends View {
   constructor(graph, el) {
-    Object.assign(this, { graph, el, states: [0], chosen: [], hint: false });
+    super(el, "steps", "Choose who runs next", CSS);
+    this.root.tabIndex = 0;
+    Object.assign(this, { graph, states: [0], chosen: [], hint: false });
     this.build();
-    this.quit = new AbortController();
-    this.listen();
-    this.restyle();
-    this.paint();
+    this.on(this.root, "keydown", (event) => this.key(event));
+    this.follow();
   }
 
   get now() { return this.states.at(-1); }
@@ -136,15 +97,18 @@ class View {
 
   build() {
     const { graph } = this;
-    const button = (text, key, f) => {
-      const b = element("button", { type: "button", "aria-keyshortcuts": key }, text, element("kbd", { "aria-hidden": "true" }, key));
-      b.addEventListener("click", f);
-      return b;
+    const keyed = (text, key, f) => {
+      const made = button(text, f);
+      made.removeAttribute("title");
+      made.removeAttribute("aria-label"); // the words on it are enough
+      made.setAttribute("aria-keyshortcuts", key);
+      made.append(element("kbd", { "aria-hidden": "true" }, key));
+      return made;
     };
-    this.undoing = button("Undo", "u", () => this.back(this.chosen.length - 1));
-    this.restarting = button("Restart", "r", () => this.back(0));
-    this.shortest = button("Show the shortest that breaks", "s", () => this.play());
-    this.hinting = button("Hint", "h", () => this.toggleHint());
+    this.undoing = keyed("Undo", "u", () => this.back(this.chosen.length - 1));
+    this.restarting = keyed("Restart", "r", () => this.back(0));
+    this.shortest = keyed("Show the shortest that breaks", "s", () => this.play());
+    this.hinting = keyed("Hint", "h", () => this.toggleHint());
     this.shortest.disabled = !graph.shortest;
     const many = graph.interleavings === null ? "Interleavings without end" : `${graph.interleavings} interleaving${graph.interleavings === "1" ? "" : "s"}`;
     const few = !graph.shortest ? "none breaks" : graph.breaking === null ? "some break" : `${graph.breaking} break${graph.breaking === "1" ? "s" : ""}`;
@@ -157,10 +121,7 @@ class View {
     this.past = element("div", { class: "past", role: "group", "aria-label": "Who ran" }, element("span", { class: "title" }, "Who ran"), this.list);
     this.verdict = element("div", { class: "verdict" });
     this.spoken = element("div", { class: "spoken", role: "status", "aria-live": "polite" });
-    this.root = element("section", { class: "labkit-steps", tabindex: "0", "aria-label": "Choose who runs next", "data-lm-suppress-shortcuts": "true" },
-      element("style", {}, CSS), bar, element("div", { class: "columns" }, ...this.columns.map((column) => column.node)), this.memory, this.locks, this.past, this.verdict, this.spoken);
-    this.el.replaceChildren(this.root);
-    this.el.labkitView = { state: () => this.state() };
+    this.root.append(bar, element("div", { class: "columns" }, ...this.columns.map((column) => column.node)), this.memory, this.locks, this.past, this.verdict, this.spoken);
   }
 
   column(process, number) {
@@ -175,32 +136,14 @@ class View {
     return { node, first, lines, code, own, what, run };
   }
 
-  listen() {
-    const { signal } = this.quit, on = (target, type, f) => target.addEventListener(type, f, { signal });
-    this.themes = new MutationObserver(() => this.restyle());
-    for (const node of [document.body, document.documentElement]) this.themes.observe(node, { attributes: true, attributeFilter: ["data-jp-theme-light", "class", "data-theme"] });
-    on(matchMedia("(prefers-color-scheme: dark)"), "change", () => this.restyle());
-    on(window, "beforeprint", () => this.still());
-    on(matchMedia("print"), "change", ({ matches }) => matches && this.still());
-    on(this.root, "keydown", (event) => this.key(event));
-  }
-
   close() {
     this.stop();
-    this.quit.abort();
-    this.themes.disconnect();
-    delete this.el.labkitView;
-    this.root.remove();
-  }
-
-  restyle() {
-    for (const [key, value] of Object.entries(THEMES[darkPage() ? "dark" : "light"])) this.root.style.setProperty(`--steps-${key}`, value);
+    super.close();
   }
 
   // -- the reader's hands
 
   key(event) {
-    event.stopPropagation(); // else JupyterLab takes digits and d d for its cells
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const key = event.key.toLowerCase(), { processes } = this.graph;
     const named = processes.map((process, i) => [process.name[0].toLowerCase(), i]).filter(([letter]) => letter === key);
@@ -268,11 +211,11 @@ class View {
     if (wrong) return ["wrong", `✘ Broken. ${wrong[0] === "deadlock" ? this.deadlock() : sentence(wrong[1])}`];
     if (graph.ends(now)) return ["right", `✔ All have ended${graph.conditions.length ? `, and this holds: ${graph.conditions.map((words) => `“${words}”`).join(", ")}` : ""}.`];
     const far = graph.far[now], steps = `${far} step${far === 1 ? "" : "s"}`;
-    if (this.hint) return ["", far < Infinity ? `From here it can break in ${steps}. ${this.tip()}` : "From here nothing can go wrong any more, whoever runs."];
+    if (this.hint) return ["", far < Infinity ? `From here it can break in ${steps}. ${this.advice()}` : "From here nothing can go wrong any more, whoever runs."];
     return ["", this.chosen.length ? "Choose who runs next." : graph.shortest ? "Choose who runs next. Can you break it?" : "Choose who runs next. You cannot break this one: all interleavings have been tried."];
   }
 
-  tip() {
+  advice() {
     const { graph, now } = this, nearer = graph.processes.filter((_, p) => graph.next[now][p] >= 0 && graph.far[graph.next[now][p]] < graph.far[now]);
     return `Try ${nearer.map((process) => process.name).join(" or ")}.`;
   }
@@ -369,9 +312,9 @@ async function render({ model, el }) {
     const packed = model.get("table");
     if (!packed?.byteLength) return;
     try {
-      const graph = await unpack(packed);
+      const graph = new Graph(parse(await gunzip(packed)));
       view?.close();
-      view = closed ? null : new View(graph, el);
+      view = closed ? null : new Steps(graph, el);
     } catch (reason) {
       el.textContent = `This explorer cannot be read (${reason.message ?? reason}).`;
     }

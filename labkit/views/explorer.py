@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import anywidget
 import traitlets
+
+from labkit.views.esm import module
 
 
 class Steps(anywidget.AnyWidget):
     """Step through the states that `labkit.explore.Explorer.table()` lists. Nothing is sent back."""
 
-    _esm = Path(__file__).with_name("explorer.js")
+    _esm = module("explorer")
     table = traitlets.Bytes().tag(sync=True)

@@ -5,66 +5,19 @@
 //   clock   u moves live at 1x a little behind the newest data, or replays at a chosen speed
 //   scene   where processes and queues stand; draw() is a function of (store, scene, u, speed) and nothing else
 //
-// All times are nanoseconds since the first event of the trace. Text reaches the page as text, never as HTML.
+// All times are nanoseconds since the first event of the trace.
 
-// A message is ten numbers in a row: see labkit/views/recording.py.
-const STRIDE = 10, ID = 0, CHANNEL = 1, SENDER = 2, RECEIVER = 3, SIZE = 4, SENT = 5, ENTERED = 6, ASKED = 7, RECEIVED = 8, DROPPED = 9;
+import { Pen, SHAPES, Store, View, button, bytes, duration, element, fittingSpeed, moment, number, plural, roundUp, setText, showPlaying, speedPicker, widget } from "./shared.js";
+import { ASKED, CHANNEL, DROPPED, ENTERED, ID, RECEIVED, RECEIVER, SENDER, SENT, SIZE, STRIDE, asFloats, before, openRecording } from "./messages.js";
+
 const BLOCK = 256, MOST_BLOCKS = 800; // the newest 200,000 messages
 const DOTS = 300, LEG = 0.28, REST = 0.14; // dots at once; least seconds on screen of each way, and in the queue
 const DELAY = 0.15; // seconds the live clock stays behind the newest data, so that it moves evenly
-const SPEEDS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6];
-const SHAPES = ["circle", "square", "triangle", "diamond", "cross", "pentagon"];
-// Okabe and Ito's palette, which colour-blind readers can tell apart; lightened on a dark page.
-const THEMES = {
-  light: {
-    channels: ["#0072b2", "#c2570c", "#00805c", "#b0528d", "#8a6a00", "#4a5fc1"],
-    ground: "#ffffff", card: "#f7f8fa", line: "#c9ced6", strong: "#1c2128", weak: "#5b6470", faint: "#e7eaef",
-    running: "#00805c", waiting: "#0067a3", blocked: "#b84a00", killed: "#a3263a", ended: "#6b7480",
-  },
-  dark: {
-    channels: ["#56b4e9", "#f0983e", "#2fc79b", "#e59cc7", "#e8d44d", "#9fb0ff"],
-    ground: "#14171c", card: "#1e232b", line: "#414a57", strong: "#eef1f5", weak: "#a3adba", faint: "#2a303a",
-    running: "#2fc79b", waiting: "#6fbdf0", blocked: "#ff9d5c", killed: "#ff7d8f", ended: "#929ca9",
-  },
-};
-
-// ---------------------------------------------------------------- words
-
-const number = (n) => Math.round(n).toLocaleString("en-US");
-const plural = (n, word) => `${number(n)} ${word}${n === 1 ? "" : "s"}`;
-
-function duration(ns) {
-  const size = Math.abs(ns);
-  if (!Number.isFinite(ns)) return "?";
-  for (const [unit, name] of [[1e9, "s"], [1e6, "ms"], [1e3, "µs"]]) {
-    if (size >= unit) return `${(ns / unit).toFixed(size >= 100 * unit ? 0 : size >= 10 * unit ? 1 : 2)} ${name}`;
-  }
-  return `${Math.round(ns)} ns`;
-}
-
-/** A moment with as many digits as the length of the recording asks for. */
-function moment(ns, whole) {
-  const [unit, name] = whole >= 2e9 ? [1e9, "s"] : whole >= 2e6 ? [1e6, "ms"] : [1e3, "µs"];
-  return `${(ns / unit).toFixed(3)} ${name}`;
-}
-
-function bytes(n) {
-  for (const [unit, name] of [[1 << 30, "GiB"], [1 << 20, "MiB"], [1 << 10, "KiB"]]) {
-    if (n >= unit) return `${+(n / unit).toFixed(n >= 10 * unit ? 0 : 1)} ${name}`;
-  }
-  return `${Math.round(n)} B`;
-}
 
 /** "1/500" for a replay 500 times slower than real, with three significant digits. */
 function times(factor) {
   const digits = 10 ** Math.max(0, Math.floor(Math.log10(factor)) - 1);
   return factor >= 10 ? number(Math.round(factor / digits) * digits) : factor.toFixed(1);
-}
-
-function roundUp(factor) {
-  let step = 1;
-  while (step < factor) step *= String(step)[0] === "1" ? 2 : 5;
-  return step;
 }
 
 // ---------------------------------------------------------------- store
@@ -128,20 +81,11 @@ class Axis {
   real(u) { return this.map(u, 1, 0); }
 }
 
-class Store {
+class FlowStore extends Store {
   constructor(model) {
-    this.listeners = new Set();
+    super(model);
     this.clear();
     this.meta = { channels: [], processes: [], links: [], lost: 0, columns: 0, newest: 0 };
-    this.onBatch = (content, buffers) => content?.kind === "batch" && this.addBatch(content, buffers);
-    this.onRecording = () => this.load(model.get("recording"));
-    model.on("msg:custom", this.onBatch);
-    model.on("change:recording", this.onRecording);
-    this.detach = () => {
-      model.off("msg:custom", this.onBatch);
-      model.off("change:recording", this.onRecording);
-    };
-    this.onRecording();
   }
 
   clear() {
@@ -152,10 +96,6 @@ class Store {
     this.whole = null; // exact sorted times, only when no message was left out
     this.every = [];
     this.version = (this.version ?? 0) + 1;
-  }
-
-  tell(what) {
-    for (const listener of this.listeners) listener(what);
   }
 
   /** The newest real time known, and when it came; the live clock runs after it. */
@@ -171,6 +111,7 @@ class Store {
   }
 
   addBatch(content, buffers) {
+    if (content?.kind !== "batch") return;
     this.whole = null;
     this.newcomer = this.end;
     this.describe(content);
@@ -207,27 +148,8 @@ class Store {
     for (let i = 0; i < block.count; i++) this.waiting.delete(block.rows[i * STRIDE + ID]);
   }
 
-  async load(packed) {
-    if (!packed || !packed.byteLength) return;
-    const version = (this.loading = {});
-    try {
-      const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-      const buffer = await new Response(stream).arrayBuffer();
-      if (version === this.loading) this.unpack(buffer);
-    } catch (reason) {
-      this.problem = `This recording cannot be read (${reason.message ?? reason}).`;
-    }
-    this.tell("recording");
-  }
-
   unpack(buffer) {
-    const length = new DataView(buffer).getUint32(0, true);
-    const meta = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, length)));
-    const processes = meta.processes.filter((p) => p.seen).length;
-    const width = 1 + 5 * meta.columns + 2 * processes;
-    const table = new Float64Array(buffer, 8 + length, width * meta.moments);
-    const planes = new Uint8Array(buffer, 8 + length + table.byteLength);
-    const rows = decode(planes, meta.rows);
+    const { meta, rows, moments } = openRecording(buffer);
     this.clear();
     this.describe(meta);
     this.axis = this.shortened(rows, meta);
@@ -239,12 +161,8 @@ class Store {
       this.blocks.push(new Block(rows.subarray(i * STRIDE, (i + count) * STRIDE), count));
     }
     this.findWaiting();
-    for (let i = 0; i < meta.moments; i++) {
-      const row = table.subarray(i * width, (i + 1) * width);
-      this.moments.push({ u: this.axis.virtual(row[0]), row, columns: meta.columns });
-    }
+    for (const row of moments) this.moments.push({ u: this.axis.virtual(row[0]), row, columns: meta.columns });
     if (meta.every.every((n) => n === 1)) this.whole = new Whole(this);
-    this.problem = null;
   }
 
   shortened(rows, meta) {
@@ -396,46 +314,6 @@ function cumulateSpans(list) {
   const sum = new Float64Array(list.length);
   list.forEach((x, i) => (sum[i] = x[1] - x[0] + (i ? sum[i - 1] : 0)));
   return { from: Float64Array.from(list, (x) => x[0]), to: Float64Array.from(list, (x) => x[1]), sum };
-}
-
-/** How many of a sorted list are at most x. */
-function before(list, x) {
-  let low = 0, high = list.length;
-  while (low < high) {
-    const mid = (low + high) >> 1;
-    if (list[mid] <= x) low = mid + 1;
-    else high = mid;
-  }
-  return low;
-}
-
-function asFloats(view) {
-  const { buffer, byteOffset = 0, byteLength } = view;
-  return new Float64Array(buffer ? buffer.slice(byteOffset, byteOffset + byteLength) : view.slice(0));
-}
-
-/** The ten columns of a recording, each as eight byte planes of int64, to rows. */
-function decode(planes, count) {
-  const column = (k, i) => {
-    const at = k * 8 * count + i, byte = (j) => planes[at + j * count];
-    const low = (byte(0) | (byte(1) << 8) | (byte(2) << 16) | (byte(3) << 24)) >>> 0;
-    return (byte(4) | (byte(5) << 8) | (byte(6) << 16) | (byte(7) << 24)) * 4294967296 + low;
-  };
-  const rows = new Float64Array(count * STRIDE);
-  let id = 0, sent = 0;
-  for (let i = 0, at = 0; i < count; i++, at += STRIDE) {
-    id += column(0, i);
-    sent += column(6, i);
-    const entered = column(7, i), received = column(8, i), rest = column(9, i), dropped = rest & 1;
-    rows[at + ID] = column(1, i) * 2 ** 37 + id;
-    for (const [line, k] of [[CHANNEL, 2], [SENDER, 3], [RECEIVER, 4], [SIZE, 5]]) rows[at + line] = column(k, i);
-    rows[at + SENT] = sent;
-    rows[at + ENTERED] = entered < 0 ? Infinity : sent + entered;
-    rows[at + RECEIVED] = received < 0 ? Infinity : sent + received;
-    rows[at + ASKED] = received < 0 ? Infinity : sent + received - (rest - dropped) / 2;
-    rows[at + DROPPED] = dropped;
-  }
-  return rows;
 }
 
 // ---------------------------------------------------------------- scene: where everything stands
@@ -653,109 +531,13 @@ function stateOf(node, u, store, span) {
   return { name, ...STATES[name] };
 }
 
-function shape(ctx, kind, x, y, r) {
-  ctx.beginPath();
-  if (kind === "square") ctx.rect(x - r * 0.88, y - r * 0.88, r * 1.76, r * 1.76);
-  else if (kind === "cross") {
-    const a = r * 0.4, b = r * 1.1;
-    for (const [i, [dx, dy]] of [[-a, -b], [a, -b], [a, -a], [b, -a], [b, a], [a, a], [a, b], [-a, b], [-a, a], [-b, a], [-b, -a], [-a, -a]].entries()) {
-      i ? ctx.lineTo(x + dx, y + dy) : ctx.moveTo(x + dx, y + dy);
-    }
-    ctx.closePath();
-  } else if (kind === "circle") ctx.arc(x, y, r, 0, 7);
-  else {
-    const corners = { triangle: 3, diamond: 4, pentagon: 5 }[kind];
-    for (let i = 0; i < corners; i++) {
-      const angle = (2 * Math.PI * i) / corners - Math.PI / 2;
-      ctx.lineTo(x + 1.2 * r * Math.cos(angle), y + 1.2 * r * Math.sin(angle));
-    }
-    ctx.closePath();
-  }
-}
-
-/** The sign of a state: readable without colour. */
-function glyph(ctx, kind, x, y, r, colour) {
-  ctx.save();
-  ctx.fillStyle = ctx.strokeStyle = colour;
-  ctx.lineWidth = 1.8;
-  ctx.lineCap = "round";
-  ctx.beginPath();
-  if (kind === "play") {
-    ctx.moveTo(x - r * 0.7, y - r);
-    ctx.lineTo(x + r, y);
-    ctx.lineTo(x - r * 0.7, y + r);
-    ctx.fill();
-  } else if (kind === "ring") {
-    ctx.arc(x, y, r * 0.85, 0, 7);
-    ctx.stroke();
-  } else if (kind === "bar") {
-    ctx.fillRect(x - r * 0.9, y - r, r * 0.65, 2 * r);
-    ctx.fillRect(x + r * 0.25, y - r, r * 0.65, 2 * r);
-  } else if (kind === "check") {
-    ctx.moveTo(x - r, y);
-    ctx.lineTo(x - r * 0.2, y + r * 0.8);
-    ctx.lineTo(x + r, y - r * 0.8);
-    ctx.stroke();
-  } else {
-    ctx.moveTo(x - r * 0.8, y - r * 0.8);
-    ctx.lineTo(x + r * 0.8, y + r * 0.8);
-    ctx.moveTo(x + r * 0.8, y - r * 0.8);
-    ctx.lineTo(x - r * 0.8, y + r * 0.8);
-    ctx.stroke();
-  }
-  ctx.restore();
-}
-
-class Painter {
-  constructor(canvas) {
-    this.canvas = canvas;
-    this.ctx = canvas.getContext("2d");
-    this.widths = new Map();
-  }
-
-  resize(width, height) {
-    const ratio = Math.min(3, window.devicePixelRatio || 1);
-    const [w, h] = [Math.round(width * ratio), Math.round(height * ratio)];
-    if (this.canvas.width !== w || this.canvas.height !== h) {
-      Object.assign(this.canvas, { width: w, height: h });
-      Object.assign(this.canvas.style, { width: `${width}px`, height: `${height}px` });
-    }
-    this.ratio = ratio;
-    this.width = width;
-    this.height = height;
-  }
-
-  colour(index) { return this.theme.channels[index % this.theme.channels.length]; }
-
-  font(size, weight = 400) { this.ctx.font = `${weight} ${size}px ${this.family}`; }
-
-  fitting(text, width) {
-    const { ctx } = this, key = `${ctx.font}|${width}|${text}`;
-    if (this.widths.has(key)) return this.widths.get(key);
-    let fit = text;
-    while (fit.length > 1 && ctx.measureText(fit).width > width) fit = `${fit.replace(/…$/, "").slice(0, -1)}…`;
-    if (this.widths.size > 2000) this.widths.clear();
-    this.widths.set(key, fit);
-    return fit;
-  }
-
-  text(text, x, y, colour, { align = "left", width = 1e4 } = {}) {
-    Object.assign(this.ctx, { fillStyle: colour, textAlign: align, textBaseline: "middle" });
-    this.ctx.fillText(this.fitting(text, width), x, y);
-  }
-
-  /** The first of several wordings that fits. */
-  either(wordings, width) {
-    return wordings.find((w) => this.ctx.measureText(w).width <= width) ?? wordings.at(-1);
-  }
-
+class Painter extends Pen {
   draw(view) {
-    const { ctx, theme } = this, { scene, store, u, pace } = view;
-    ctx.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
-    ctx.clearRect(0, 0, this.width, this.height);
+    const { theme } = this, { scene, store, u, pace } = view, ctx = this.begin(scene.width, scene.height);
+    Object.assign(this.canvas.style, { width: `${scene.width}px`, height: `${scene.height}px` });
     if (scene.empty) {
       this.font(14);
-      this.text("No channel yet: channel(kind, trace=trace) adds one.", this.width / 2, this.height / 2, theme.weak, { align: "center", width: this.width - 20 });
+      this.text("No channel yet: channel(kind, trace=trace) adds one.", scene.width / 2, scene.height / 2, theme.weak, { align: "center", width: scene.width - 20 });
       return [];
     }
     for (const queue of scene.queues) this.edges(queue);
@@ -834,7 +616,7 @@ class Painter {
     this.font(size);
     const kind = queue.label.startsWith(queue.kind) || small ? "" : this.fitting(queue.kind, Math.max(0, room - wide - 26));
     const tail = kind ? ctx.measureText(kind).width + 7 : 0, from = x - (wide + 16 + tail) / 2;
-    shape(ctx, SHAPES[queue.index % SHAPES.length], from + 5, y - h / 2 - 12, 4.5);
+    this.shape(SHAPES[queue.index % SHAPES.length], from + 5, y - h / 2 - 12, 4.5);
     ctx.fillStyle = colour;
     ctx.fill();
     if (kind) this.text(kind, from + 16 + wide + 7, y - h / 2 - 12, theme.weak);
@@ -863,7 +645,13 @@ class Painter {
     ctx.roundRect(left, top, w, h, 9);
     ctx.fillStyle = theme.card;
     ctx.fill();
-    if (state.name === "blocked") this.hatch(left, top, w, h, colour);
+    if (state.name === "blocked") {
+      ctx.save();
+      ctx.clip(); // round corners
+      ctx.globalAlpha = 0.13;
+      this.hatch(left, top, w, h, colour, { gap: 11, line: 4 });
+      ctx.restore();
+    }
     ctx.beginPath();
     ctx.roundRect(left, top, w, h, 9);
     ctx.lineWidth = state.name === "blocked" || state.name === "killed" ? 2.2 : 1.4;
@@ -876,26 +664,10 @@ class Painter {
     this.text(node.name || `process ${node.pid}`, left + pad, top + h * 0.24, gone ? theme.weak : theme.strong, { width: inner });
     this.font(small ? 10.5 : 11.5);
     this.text(node.ghost ? `the same process` : `pid ${node.pid}`, left + pad, top + h * 0.52, theme.weak, { width: inner });
-    glyph(ctx, STATES[state.name].glyph, left + pad + 4, top + h * 0.79, small ? 3.6 : 4.2, colour);
+    this.glyph(STATES[state.name].glyph, left + pad + 4, top + h * 0.79, small ? 3.6 : 4.2, colour);
     this.font(small ? 11 : 12, 500);
     const wording = this.either([state.text, state.short], inner - 14);
     this.text(wording, left + pad + 14, top + h * 0.79, colour, { width: inner - 14 });
-  }
-
-  hatch(left, top, w, h, colour) {
-    const { ctx } = this;
-    ctx.save();
-    ctx.clip();
-    ctx.globalAlpha = 0.13;
-    ctx.strokeStyle = colour;
-    ctx.lineWidth = 4;
-    ctx.beginPath();
-    for (let x = left - h; x < left + w; x += 11) {
-      ctx.moveTo(x, top + h);
-      ctx.lineTo(x + h, top);
-    }
-    ctx.stroke();
-    ctx.restore();
   }
 
   /** The dots of this frame: {x, y, r, row}. Every n-th message of each sender, whichever frame it is. */
@@ -916,10 +688,10 @@ class Painter {
   dot({ x, y, r, row, fade, lost, was }, view) {
     const { ctx, theme } = this, index = view.store.index.get(row[CHANNEL]);
     ctx.globalAlpha = fade;
-    if (lost) glyph(ctx, "cross", x, y, r + 1, theme.blocked);
+    if (lost) this.glyph("cross", x, y, r + 1, theme.blocked);
     else {
       if (Math.hypot(x - was.x, y - was.y) > r) this.tail(was, { x, y }, r, this.colour(index));
-      shape(ctx, SHAPES[index % SHAPES.length], x, y, r);
+      this.shape(SHAPES[index % SHAPES.length], x, y, r);
       ctx.fillStyle = this.colour(index);
       ctx.fill();
       ctx.lineWidth = 1;
@@ -980,82 +752,32 @@ function fullness(queue, totals) {
   return [`${plural(inside, "message")} inside · ${share}`, `${n} inside · ${share}`, `${n} · ${used}`, n];
 }
 
-/** A speed at which so many ns take some ten seconds. */
-const fittingSpeed = (length) => SPEEDS.find((s) => (length * s) / 1e9 >= 9) ?? SPEEDS.at(-1);
-
 // ---------------------------------------------------------------- one view
 
 const CSS = `
-.labkit-flow { font: 13px/1.45 var(--jp-ui-font-family, system-ui, -apple-system, "Segoe UI", sans-serif); color: var(--flow-strong); background: var(--flow-ground);
-  container-type: inline-size; border: 1px solid var(--flow-faint); border-radius: 10px; position: relative; box-sizing: border-box; width: 100%; min-width: 0; overflow: hidden; }
-.labkit-flow * { box-sizing: border-box; }
 .labkit-flow .stage { overflow: auto; max-height: 820px; position: relative; }
-.labkit-flow canvas { display: block; }
-.labkit-flow .bar { display: flex; flex-wrap: wrap; align-items: center; gap: 6px 8px; padding: 8px 12px 4px; border-top: 1px solid var(--flow-faint); }
+.labkit-flow .bar { padding-bottom: 4px; border-top: 1px solid var(--lk-faint); }
 .labkit-flow .time { flex: 1 1 180px; min-width: 150px; position: relative; }
 .labkit-flow .strip { width: 100%; height: 20px; }
-.labkit-flow input[type=range] { display: block; width: 100%; margin: 0; height: 16px; accent-color: var(--flow-waiting); }
-.labkit-flow button, .labkit-flow select { font: inherit; color: inherit; background: var(--flow-card); border: 1px solid var(--flow-line); border-radius: 6px; height: 30px; padding: 0 10px; cursor: pointer; }
-.labkit-flow select { width: auto; max-width: 10.5em; padding: 0 4px; }
-.labkit-flow button.icon { width: 34px; padding: 0; display: inline-grid; place-items: center; }
-.labkit-flow button:hover, .labkit-flow select:hover { border-color: var(--flow-weak); }
-.labkit-flow :is(button, select, input):focus-visible { outline: 2px solid var(--flow-waiting); outline-offset: 2px; }
-.labkit-flow button[aria-pressed=true] { border-color: var(--flow-running); color: var(--flow-running); font-weight: 600; }
-.labkit-flow button:disabled { opacity: .45; cursor: default; }
-.labkit-flow svg { width: 14px; height: 14px; fill: currentColor; display: block; }
-.labkit-flow .clock { font-variant-numeric: tabular-nums; white-space: nowrap; min-width: 13.5em; }
-.labkit-flow .note { padding: 0 12px 9px; color: var(--flow-weak); min-height: 1.45em; }
-.labkit-flow .note b { color: var(--flow-strong); font-weight: 600; }
-.labkit-flow .tip { position: absolute; z-index: 2; pointer-events: none; background: var(--flow-strong); color: var(--flow-ground); border-radius: 6px; padding: 5px 9px; font-size: 12px; white-space: pre; max-width: 95%; }
-.labkit-flow .spoken { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+.labkit-flow input[type=range] { display: block; width: 100%; margin: 0; height: 16px; }
+.labkit-flow button[aria-pressed=true] { border-color: var(--lk-running); color: var(--lk-running); }
+.labkit-flow .clock { min-width: 13.5em; }
+.labkit-flow .note { min-height: 1.45em; }
+.labkit-flow .tip { white-space: pre; }
 @container (max-width: 780px) { .labkit-flow .time { order: -1; flex-basis: 100%; } .labkit-flow .clock { flex: 1 1 auto; min-width: 0; } }
-@media print { .labkit-flow .bar, .labkit-flow .tip { display: none; } .labkit-flow { break-inside: avoid; } .labkit-flow .note { padding-top: 8px; border-top: 1px solid var(--flow-faint); } }
+@media print { .labkit-flow .note { padding-top: 8px; border-top: 1px solid var(--lk-faint); } }
 `;
 
-const ICONS = {
-  play: "M3 1.5v11l9.5-5.5z",
-  pause: "M2.5 1.5h3.2v11H2.5zM8.3 1.5h3.2v11H8.3z",
-  back: "M2 1.5h2.2v11H2zM12 1.5v11L5 7z",
-  next: "M9.8 1.5H12v11H9.8zM2 1.5v11L9 7z",
-};
-
-function element(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) name === "class" ? (node.className = value) : node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
-function icon(name) {
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
-  svg.setAttribute("viewBox", "0 0 14 14");
-  svg.setAttribute("aria-hidden", "true");
-  path.setAttribute("d", ICONS[name]);
-  svg.append(path);
-  return svg;
-}
-
-/** Whether the page is dark: JupyterLab and VS Code say so, else the reader's system does. */
-function darkPage() {
-  const { body } = document, root = document.documentElement;
-  if (body.dataset.jpThemeLight) return body.dataset.jpThemeLight === "false";
-  if (/vscode-(dark|high-contrast(?!-light))/.test(body.className)) return true;
-  if (body.classList.contains("vscode-light")) return false;
-  if (root.dataset.theme) return root.dataset.theme === "dark";
-  return matchMedia("(prefers-color-scheme: dark)").matches;
-}
-
-class View {
+class FlowView extends View {
   constructor(store, el) {
-    Object.assign(this, { store, el, u: 0, mode: "live", playing: true, speed: 1, touched: false, thin: new Map(), seen: false, states: new Map(), dots: [] });
-    this.scene = { nodes: [], queues: [], empty: true };
+    super(el, "flow", "Flow of messages", CSS);
+    Object.assign(this, { store, u: 0, mode: "live", playing: true, speed: 1, touched: false, thin: new Map(), states: new Map(), dots: [] });
     this.build();
-    this.painter = new Painter(this.canvas);
-    this.quit = new AbortController();
-    this.listen();
-    this.repaint();
-    this.restyle();
+    this.pen = new Painter(this.canvas);
+    this.heard = (what) => this.onStore(what);
+    store.listeners.add(this.heard);
+    this.resized();
+    this.follow();
     if (store.blocks.length) this.onStore("recording");
   }
 
@@ -1064,82 +786,41 @@ class View {
   // -- building
 
   build() {
-    const button = (name, label, f) => {
-      const b = element("button", { type: "button", class: "icon", "aria-label": label, title: label }, icon(name));
-      b.addEventListener("click", f);
-      return b;
-    };
     this.canvas = element("canvas", { role: "img", "aria-label": "Processes and the channels between them" });
-    this.play = button("play", "Play", () => this.toggle());
-    this.back = button("back", "One message back", () => this.step(-1));
-    this.next = button("next", "Next message", () => this.step(1));
+    this.play = button("Play", () => this.toggle(), { picture: "play" });
+    this.back = button("One message back", () => this.step(-1), { picture: "back" });
+    this.next = button("Next message", () => this.step(1), { picture: "next" });
     this.stripe = element("canvas", { class: "strip", "aria-hidden": "true" });
     this.slider = element("input", { type: "range", min: 0, max: 10000, step: 1, value: 0, "aria-label": "Time in the recording" });
     this.slider.addEventListener("input", () => this.seek((this.slider.value / 10000) * this.length() + this.store.start));
-    this.pick = element("select", { "aria-label": "Speed of the replay", title: "Speed of the replay" });
-    for (const s of SPEEDS) this.pick.append(element("option", { value: s }, s === 1 ? "real time" : `${number(s)}× slower`));
-    this.pick.addEventListener("change", () => this.setSpeed(+this.pick.value));
-    this.follow = element("button", { type: "button", title: "Follow the newest messages", "aria-pressed": "true" }, "Live");
-    this.follow.addEventListener("click", () => this.goLive());
+    this.pick = speedPicker((speed) => this.setSpeed(speed));
+    this.newest = element("button", { type: "button", title: "Follow the newest messages", "aria-pressed": "true" }, "Live");
+    this.newest.addEventListener("click", () => this.goLive());
     this.clock = element("span", { class: "clock" });
     this.note = element("div", { class: "note" });
-    this.tip = element("div", { class: "tip", hidden: "" });
     this.spoken = element("div", { class: "spoken", role: "status", "aria-live": "polite" });
     this.stage = element("div", { class: "stage" }, this.canvas);
-    const bar = element("div", { class: "bar", role: "group", "aria-label": "Replay" }, this.play, this.back, this.next, element("div", { class: "time" }, this.stripe, this.slider), this.clock, this.pick, this.follow);
-    this.root = element("section", { class: "labkit-flow", "aria-label": "Flow of messages", "data-lm-suppress-shortcuts": "true" }, element("style", {}, CSS), this.stage, bar, this.note, this.tip, this.spoken);
-    this.el.replaceChildren(this.root);
-    this.el.labkitView = { state: () => this.state() };
-  }
-
-  listen() {
-    const { signal } = this.quit, on = (target, type, f) => target.addEventListener(type, f, { signal });
-    this.heard = (what) => this.onStore(what);
-    this.store.listeners.add(this.heard);
-    this.resizer = new ResizeObserver(() => this.repaint());
-    this.resizer.observe(this.root);
-    this.themes = new MutationObserver(() => this.restyle());
-    for (const node of [document.body, document.documentElement]) this.themes.observe(node, { attributes: true, attributeFilter: ["data-jp-theme-light", "class", "data-theme"] });
-    on(matchMedia("(prefers-color-scheme: dark)"), "change", () => this.restyle());
-    this.sight = new IntersectionObserver(([entry]) => {
-      this.seen = entry.isIntersecting;
-      if (this.seen) this.firstSight();
-      this.wake();
-    });
-    this.sight.observe(this.root);
-    on(document, "visibilitychange", () => this.wake());
-    on(window, "beforeprint", () => this.still());
-    on(matchMedia("print"), "change", ({ matches }) => matches && this.still());
-    on(this.root, "keydown", (event) => event.stopPropagation()); // else JupyterLab takes arrows and d d for its cells
-    on(this.canvas, "pointermove", (event) => this.hover(event));
-    on(this.canvas, "pointerleave", () => this.hover(null));
+    const bar = element("div", { class: "bar", role: "group", "aria-label": "Replay" }, this.play, this.back, this.next, element("div", { class: "time" }, this.stripe, this.slider), this.clock, this.pick, this.newest);
+    this.root.append(this.stage, bar, this.note, this.tip, this.spoken);
+    this.on(this.canvas, "pointermove", (event) => this.hover(event));
+    this.on(this.canvas, "pointerleave", () => this.hover(null));
   }
 
   close() {
-    this.quit.abort();
     this.store.listeners.delete(this.heard);
-    for (const observer of [this.resizer, this.themes, this.sight]) observer.disconnect();
     cancelAnimationFrame(this.frame);
-    this.closed = true;
-    delete this.el.labkitView;
-    this.root.remove();
+    super.close();
   }
 
-  restyle() {
-    const name = darkPage() ? "dark" : "light", theme = THEMES[name];
-    for (const key of ["ground", "card", "line", "strong", "weak", "faint", "running", "waiting"]) this.root.style.setProperty(`--flow-${key}`, theme[key]);
-    this.root.style.colorScheme = name;
-    this.painter.theme = theme;
-    this.painter.family = getComputedStyle(this.root).fontFamily || "system-ui, sans-serif"; // none while not in the page
+  resized() {
+    this.scene = arrange(this.store.meta, Math.max(200, Math.floor(this.root.clientWidth)));
+    this.sceneKey = this.key();
     this.paint();
   }
 
-  repaint() {
-    const width = Math.max(200, Math.floor(this.root.clientWidth));
-    this.scene = arrange(this.store.meta, width);
-    this.sceneKey = this.key();
-    this.painter.resize(this.scene.width, this.scene.height);
-    if (this.painter.theme) this.paint();
+  sighted() {
+    if (this.seen) this.firstSight();
+    this.wake();
   }
 
   key() {
@@ -1151,7 +832,7 @@ class View {
 
   onStore(what) {
     this.bins = null;
-    if (this.key() !== this.sceneKey) this.repaint();
+    if (this.key() !== this.sceneKey) this.resized();
     else this.refreshNodes();
     if (what === "recording") this.onRecording();
     else if (what === "messages") {
@@ -1285,7 +966,7 @@ class View {
     let most = -1, best = this.u;
     for (const u of (this.moments ?? []).filter((_, i) => i % 4 === 0)) {
       this.u = u;
-      const dots = this.painter.gather(this).length;
+      const dots = this.pen.gather(this).length;
       if (dots > most) [most, best] = [dots, u];
     }
     this.u = best;
@@ -1339,20 +1020,15 @@ class View {
   // -- what is shown
 
   paint() {
-    if (this.closed || !this.painter?.theme) return;
+    if (this.closed || !this.theme) return;
     this.time = this.store.axis.real(this.u);
-    this.dots = this.painter.draw(this);
-    this.painter.strip(this.stripe, this);
-    const name = this.playing ? "Pause" : "Play";
-    if (this.play.title !== name) {
-      this.play.title = name;
-      this.play.setAttribute("aria-label", name);
-      this.play.replaceChildren(icon(this.playing ? "pause" : "play"));
-    }
+    this.dots = this.pen.draw(this);
+    this.pen.strip(this.stripe, this);
+    showPlaying(this.play, this.playing);
     const none = !this.store.blocks.length;
     for (const control of [this.back, this.next, this.slider, this.pick, this.play]) control.disabled = none;
-    this.follow.hidden = !this.everLive;
-    this.follow.setAttribute("aria-pressed", String(this.mode === "live"));
+    this.newest.hidden = !this.everLive;
+    this.newest.setAttribute("aria-pressed", String(this.mode === "live"));
     if (document.activeElement !== this.slider || this.playing) this.slider.value = Math.round(10000 * this.share());
     const time = Math.min(this.store.axis.real(this.u), this.store.meta.newest), whole = this.store.meta.newest;
     const shown = none ? "" : `${moment(Math.max(0, time), whole)} of ${moment(whole, whole)}`;
@@ -1360,7 +1036,7 @@ class View {
     this.slider.setAttribute("aria-valuetext", shown);
     this.pick.value = this.speed;
     this.explain();
-    this.showTip();
+    this.pointed();
     if (performance.now() - (this.spokenAt ?? 0) > 5000) this.speak();
   }
 
@@ -1395,17 +1071,12 @@ class View {
 
   hover(event) {
     this.mouse = event && [event.offsetX, event.offsetY];
-    this.showTip();
+    this.pointed();
   }
 
-  showTip() {
-    const found = this.mouse && this.under(...this.mouse);
-    this.tip.hidden = !found;
-    if (!found) return;
-    setText(this.tip, found);
-    const [x, y] = [this.mouse[0] - this.stage.scrollLeft, this.mouse[1] - this.stage.scrollTop];
-    this.tip.style.left = `${Math.max(4, Math.min(x + 14, this.root.clientWidth - this.tip.offsetWidth - 6))}px`;
-    this.tip.style.top = `${y + 18 + this.tip.offsetHeight > this.root.clientHeight ? y - this.tip.offsetHeight - 8 : y + 18}px`;
+  pointed() {
+    if (this.mouse) this.showTip(this.under(...this.mouse), this.mouse[0] - this.stage.scrollLeft, this.mouse[1] - this.stage.scrollTop);
+    else this.showTip(null);
   }
 
   under(x, y) {
@@ -1466,31 +1137,6 @@ class View {
   }
 }
 
-function setText(node, text) {
-  if (node.textContent !== text) node.textContent = text;
-}
-
 // ---------------------------------------------------------------- anywidget
 
-const stores = new Map(); // key of the model -> its store, shared by all its views
-
-function storeOf(model) {
-  const key = model.get("key");
-  if (!stores.has(key)) stores.set(key, new Store(model));
-  return stores.get(key);
-}
-
-function initialize({ model }) {
-  const key = model.get("key"), store = storeOf(model);
-  return () => {
-    store.detach();
-    stores.delete(key);
-  };
-}
-
-function render({ model, el }) {
-  const view = new View(storeOf(model), el);
-  return () => view.close();
-}
-
-export default { initialize, render };
+export default widget((model) => new FlowStore(model), (store, el) => new FlowView(store, el));

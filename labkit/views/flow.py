@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from labkit.events import messages, of_channels
 from labkit.views import recording
+from labkit.views.esm import module
 from labkit.views.live import Live
 
 LIVE_ROWS = 250  # messages in a batch; 20 batches a second are plenty for 300 dots and far below Jupyter's limits
@@ -17,7 +16,7 @@ PENDING = 50_000  # events of messages that have not arrived yet
 class Flow(Live):
     """Shows the messages of a trace while it is recorded, and replays them afterwards."""
 
-    _esm = Path(__file__).with_name("flow.js")
+    _esm = module("flow")
 
     def _begin(self, events: np.ndarray) -> None:
         self._tally, self._pending = recording.Tally(), recording.NOTHING

@@ -4,94 +4,28 @@
 //   table   what labkit/views/locks.py record() made: locks, actors (threads of processes), spans, deadlocks
 //   moment  the time under the cursor: the newest while live, else where the reader has put it
 //
-// All times are nanoseconds since the first wait. Text reaches the page as text, never as HTML.
+// All times are nanoseconds since the first wait.
+
+import { Pen, Store, View, button, drawn, duration, element, moment, number, parse, roundStep, setText, widget } from "./shared.js";
 
 const GOT = 0, IN_VAIN = 1, HELD = 2, GIVEN = 3; // kinds of span
 const ACTOR = 0, LOCK = 1, KIND = 2, BEGIN = 3, END = 4; // a span
 const ROW = 17, FRAME = 50; // pixels of a lock in a lane; ms between two pictures while live
 
-// Okabe and Ito's palette, as in flow.js; hatching, signs and words say the same without colour.
-const THEMES = {
-  light: { ground: "#ffffff", card: "#f7f8fa", line: "#c9ced6", strong: "#1c2128", weak: "#5b6470", faint: "#e7eaef", on: "#ffffff", wrong: "#a3263a", wrongground: "#fdf1f2", here: "#0067a3", locks: ["#0072b2", "#b84a00", "#00805c", "#b0528d", "#8a6a00", "#4a5fc1"] },
-  dark: { ground: "#14171c", card: "#1e232b", line: "#414a57", strong: "#eef1f5", weak: "#a3adba", faint: "#2a303a", on: "#14171c", wrong: "#ff8d9c", wrongground: "#2b1a1e", here: "#6fbdf0", locks: ["#56b4e9", "#f0983e", "#2fc79b", "#e59cc7", "#e8d44d", "#9fb0ff"] },
-};
-
 const CSS = `
-.labkit-locks { font: 13px/1.45 var(--jp-ui-font-family, system-ui, -apple-system, "Segoe UI", sans-serif); color: var(--locks-strong); background: var(--locks-ground); border: 1px solid var(--locks-faint); border-radius: 10px; box-sizing: border-box; width: 100%; min-width: 0; overflow: hidden; position: relative; }
-.labkit-locks * { box-sizing: border-box; } .labkit-locks [hidden] { display: none; }
-.labkit-locks .legend { display: flex; flex-wrap: wrap; gap: 2px 16px; padding: 8px 12px 4px; color: var(--locks-weak); }
+.labkit-locks .legend { display: flex; flex-wrap: wrap; gap: 2px 16px; padding: 8px 12px 4px; color: var(--lk-weak); }
 .labkit-locks .legend span { display: inline-flex; align-items: center; gap: 6px; }
 .labkit-locks .legend i { width: 22px; height: 12px; border-radius: 3px; border: 1px solid var(--c, currentColor); background: var(--c, currentColor); }
 .labkit-locks .legend i.waits { background: repeating-linear-gradient(135deg, currentColor 0 2px, transparent 2px 6px); }
-.labkit-locks .lanes { position: relative; padding: 0 12px; } .labkit-locks canvas { display: block; width: 100%; cursor: crosshair; }
-.labkit-locks .bar { display: flex; flex-wrap: wrap; align-items: center; gap: 6px 8px; padding: 6px 12px; }
-.labkit-locks .bar input { flex: 1 1 160px; min-width: 100px; accent-color: var(--locks-here); }
-.labkit-locks button { font: inherit; color: inherit; background: var(--locks-card); border: 1px solid var(--locks-line); border-radius: 6px; min-height: 30px; min-width: 30px; padding: 2px 10px; cursor: pointer; }
-.labkit-locks button:hover:enabled { border-color: var(--locks-weak); } .labkit-locks button:disabled { opacity: .55; cursor: default; }
-.labkit-locks button:focus-visible, .labkit-locks input:focus-visible { outline: 2px solid var(--locks-here); outline-offset: 1px; }
-.labkit-locks button[aria-pressed="true"] { border-color: var(--locks-here); color: var(--locks-here); font-weight: 600; }
-.labkit-locks .clock { color: var(--locks-weak); font-variant-numeric: tabular-nums; }
-.labkit-locks .graph { padding: 0 12px; } .labkit-locks svg { display: block; width: 100%; font: inherit; }
-.labkit-locks .verdict { padding: 9px 12px; border-top: 1px solid var(--locks-faint); border-left: 5px solid var(--locks-line); overflow-wrap: anywhere; display: flex; flex-wrap: wrap; gap: 4px 12px; align-items: center; }
+.labkit-locks .lanes { position: relative; padding: 0 12px; } .labkit-locks canvas { width: 100%; cursor: crosshair; }
+.labkit-locks .bar { padding: 6px 12px; } .labkit-locks .bar input { flex: 1 1 160px; min-width: 100px; }
+.labkit-locks button { min-width: 30px; } .labkit-locks .clock { color: var(--lk-weak); }
+.labkit-locks .graph { padding: 0 12px; } .labkit-locks .graph svg { display: block; width: 100%; font: inherit; }
+.labkit-locks .verdict { display: flex; flex-wrap: wrap; gap: 4px 12px; align-items: center; }
 .labkit-locks .verdict p { margin: 0; flex: 1 1 300px; }
-.labkit-locks .verdict.wrong { border-left-color: var(--locks-wrong); background: var(--locks-wrongground); color: var(--locks-wrong); font-weight: 600; }
-.labkit-locks .note { padding: 0 12px 8px; color: var(--locks-weak); }
-.labkit-locks .tip { position: absolute; pointer-events: none; background: var(--locks-ground); border: 1px solid var(--locks-line); border-radius: 6px; padding: 4px 8px; white-space: pre-line; max-width: 320px; box-shadow: 0 2px 8px #0003; z-index: 2; }
-@media print { .labkit-locks .bar { display: none; } .labkit-locks { break-inside: avoid; } }
 `;
 
-// ---------------------------------------------------------------- words
-
-const number = (n) => Math.round(n).toLocaleString("en-US");
-
-function duration(ns) {
-  const size = Math.abs(ns);
-  for (const [unit, name] of [[1e9, "s"], [1e6, "ms"], [1e3, "µs"]]) {
-    if (size >= unit) return `${(ns / unit).toFixed(size >= 100 * unit ? 0 : size >= 10 * unit ? 1 : 2)} ${name}`;
-  }
-  return `${Math.round(ns)} ns`;
-}
-
-/** A moment, as exact as the length of what is shown asks for. */
-function moment(ns, whole) {
-  const [unit, name] = whole >= 2e9 ? [1e9, "s"] : whole >= 2e6 ? [1e6, "ms"] : [1e3, "µs"];
-  return `${(ns / unit).toFixed(3)} ${name}`;
-}
-
-function element(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) name === "class" ? (node.className = value) : node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
-function drawn(tag, attributes = {}, text = null) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  if (text != null) node.textContent = text;
-  return node;
-}
-
-function setText(node, text) {
-  if (node.textContent !== text) node.textContent = text;
-}
-
-/** Whether the page is dark: JupyterLab and VS Code say so, else the reader's system does. */
-function darkPage() {
-  const { body } = document, root = document.documentElement;
-  if (body.dataset.jpThemeLight) return body.dataset.jpThemeLight === "false";
-  if (/vscode-(dark|high-contrast(?!-light))/.test(body.className)) return true;
-  if (body.classList.contains("vscode-light")) return false;
-  if (root.dataset.theme) return root.dataset.theme === "dark";
-  return matchMedia("(prefers-color-scheme: dark)").matches;
-}
-
 // ---------------------------------------------------------------- table
-
-async function unpack(packed) {
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return JSON.parse(await new Response(stream).text());
-}
 
 const EMPTY = { locks: [], actors: [], spans: [], every: 0, deadlocks: [], newest: 0, now: 0, over: true, lost: 0 };
 const until = (span) => (span[END] < 0 ? Infinity : span[END]);
@@ -110,81 +44,55 @@ function situation(table, t) {
 
 // ---------------------------------------------------------------- view
 
-class View {
+class LocksView extends View {
   constructor(store, el) {
-    Object.assign(this, { store, el, cursor: null, from: 0, to: null, hits: [] });
-    this.quit = new AbortController();
+    super(el, "locks", "Who holds and awaits which lock", CSS);
+    Object.assign(this, { store, cursor: null, from: 0, to: null, hits: [] });
     this.build();
+    this.pen = new Pen(this.canvas);
     this.heard = () => this.onStore();
     store.listeners.add(this.heard);
-    this.resizer = new ResizeObserver(() => this.paint());
-    this.resizer.observe(this.root);
-    this.themes = new MutationObserver(() => this.restyle());
-    for (const node of [document.body, document.documentElement]) this.themes.observe(node, { attributes: true, attributeFilter: ["class", "data-jp-theme-light", "data-theme"] });
-    this.sight = new IntersectionObserver((entries) => {
-      this.seen = entries.at(-1).isIntersecting;
-      this.wake();
-    });
-    this.sight.observe(this.root);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.restyle(), { signal: this.quit.signal });
-    el.labkitView = this;
-    this.restyle();
+    this.follow();
   }
 
   build() {
     this.legend = element("div", { class: "legend" });
     this.canvas = element("canvas", { role: "img" });
-    this.tip = element("div", { class: "tip", hidden: "" });
     this.lanes = element("div", { class: "lanes" }, this.canvas);
     this.slider = element("input", { type: "range", min: 0, max: 10000, value: 10000, "aria-label": "Moment" });
     this.clock = element("span", { class: "clock" });
-    this.live = element("button", { title: "Follow what happens now", "aria-pressed": "false" }, "Now");
-    this.less = element("button", { title: "Zoom out", "aria-label": "Zoom out" }, "−");
-    this.more = element("button", { title: "Zoom in at the chosen moment", "aria-label": "Zoom in" }, "+");
-    this.whole = element("button", { title: "Show the whole time" }, "Whole");
+    this.live = button("Now", () => this.put(null));
+    this.live.title = "Follow what happens now";
+    this.less = button("Zoom out", () => this.zoom(3), { text: "−" });
+    this.more = button("Zoom in", () => this.zoom(1 / 3), { text: "+" });
+    this.more.title = "Zoom in at the chosen moment";
+    this.whole = button("Whole", () => this.zoom(Infinity));
+    this.whole.title = "Show the whole time";
     const bar = element("div", { class: "bar" }, this.slider, this.clock, this.live, this.less, this.more, this.whole);
     this.svg = drawn("svg", { role: "img" });
     this.graph = element("div", { class: "graph" }, this.svg);
     this.words = element("p");
-    this.jump = element("button", { hidden: "" }, "Show the deadlock");
+    this.jump = button("Show the deadlock", () => this.put(this.best()));
+    this.jump.hidden = true;
     this.verdict = element("div", { class: "verdict", role: "status" }, this.words, this.jump);
     this.note = element("div", { class: "note" });
-    this.root = element("div", { class: "labkit-locks" }, element("style"), this.legend, this.lanes, bar, this.graph, this.verdict, this.note, this.tip);
-    this.root.firstChild.textContent = CSS;
-    this.el.append(this.root);
-    const on = (node, event, f) => node.addEventListener(event, f, { signal: this.quit.signal });
-    on(this.slider, "input", () => this.put(this.from + (this.right() - this.from) * (this.slider.value / 10000)));
-    on(this.live, "click", () => this.put(null));
-    on(this.less, "click", () => this.zoom(3));
-    on(this.more, "click", () => this.zoom(1 / 3));
-    on(this.whole, "click", () => this.zoom(Infinity));
-    on(this.jump, "click", () => this.put(this.best()));
-    on(this.canvas, "pointermove", (event) => this.hover(event));
-    on(this.canvas, "pointerleave", () => (this.tip.hidden = true));
-    on(this.canvas, "click", (event) => event.offsetX >= this.left && this.put(this.time(event.offsetX)));
+    this.root.append(this.legend, this.lanes, bar, this.graph, this.verdict, this.note, this.tip);
+    this.on(this.slider, "input", () => this.put(this.from + (this.right() - this.from) * (this.slider.value / 10000)));
+    this.on(this.canvas, "pointermove", (event) => this.hover(event));
+    this.on(this.canvas, "pointerleave", () => this.showTip(null));
+    this.on(this.canvas, "click", (event) => event.offsetX >= this.left && this.put(this.time(event.offsetX)));
   }
 
   close() {
-    this.quit.abort();
     this.store.listeners.delete(this.heard);
-    for (const observer of [this.resizer, this.themes, this.sight]) observer.disconnect();
     clearTimeout(this.timer);
-    this.closed = true;
-    delete this.el.labkitView;
-    this.root.remove();
+    super.close();
   }
 
-  restyle() {
-    const name = darkPage() ? "dark" : "light";
-    this.theme = THEMES[name];
-    for (const [key, value] of Object.entries(this.theme)) if (typeof value === "string") this.root.style.setProperty(`--locks-${key}`, value);
-    this.root.style.colorScheme = name;
-    this.family = getComputedStyle(this.root).fontFamily || "system-ui, sans-serif";
-    this.paint();
-  }
+  sighted() { this.wake(); }
 
   get table() { return this.store.table; }
-  colour(lock) { return this.theme.locks[lock % this.theme.locks.length]; }
+  colour(lock) { return this.pen.colour(lock); }
 
   // -- time
 
@@ -275,7 +183,7 @@ class View {
   }
 
   paintLanes() {
-    const { canvas, table, theme } = this, ratio = devicePixelRatio || 1;
+    const { canvas, table, theme } = this;
     this.width = canvas.clientWidth || this.root.clientWidth - 24;
     this.left = Math.round(Math.min(190, Math.max(84, this.width * 0.24)));
     let top = 6;
@@ -286,45 +194,30 @@ class View {
       return place;
     });
     this.height = Math.max(90, top + 22);
-    const size = [Math.round(this.width * ratio), Math.round(this.height * ratio)];
-    if (canvas.width !== size[0] || canvas.height !== size[1]) [canvas.width, canvas.height] = size;
     canvas.style.height = `${this.height}px`;
-    const ctx = (this.ctx = canvas.getContext("2d"));
-    ctx.setTransform(ratio, 0, 0, ratio, 0, 0);
-    ctx.clearRect(0, 0, this.width, this.height);
+    const ctx = (this.ctx = this.pen.begin(this.width, this.height));
     this.hits = [];
     places.forEach((place, actor) => this.lane(place, actor));
     this.band(places);
     this.axis(top);
     const at = this.x(this.now());
     if (at >= this.left - 1 && at <= this.width) {
-      ctx.fillStyle = theme.here;
+      ctx.fillStyle = theme.waiting;
       ctx.fillRect(at - 1, 2, 2, top - 4);
     }
     const said = table.actors.map((a, i) => `${a.name}: ${this.status(i) || "neither holds nor waits"}.`).join(" ");
     canvas.setAttribute("aria-label", `Who held and awaited which lock over time. At ${moment(this.now(), this.end())}: ${said}`);
   }
 
-  text(text, x, y, colour, { width = Infinity, weight = 400, size = 12, align = "left" } = {}) {
-    const { ctx } = this;
-    ctx.font = `${weight} ${size}px ${this.family}`;
-    ctx.textAlign = align;
-    ctx.textBaseline = "middle";
-    ctx.fillStyle = colour;
-    if (ctx.measureText(text).width > width) {
-      while (text.length > 1 && ctx.measureText(`${text}…`).width > width) text = text.slice(0, -1);
-      text += "…";
-    }
-    ctx.fillText(text, x, y);
-  }
+  text(text, x, y, colour, options = {}) { this.pen.text(text, x, y, colour, { size: 12, ...options }); }
 
   lane({ top, height, row, locks }, actor) {
     const { ctx, table, theme, left } = this, who = table.actors[actor], middle = top + height / 2;
     const caught = this.here.deadlock?.actors.includes(actor);
     ctx.fillStyle = theme.card;
     ctx.fillRect(left, top, this.width - left - 6, height);
-    this.text(who.name, 0, middle - 8, caught ? theme.wrong : theme.strong, { weight: 600, size: 13, width: left - 8 });
-    this.text(this.status(actor), 0, middle + 9, caught ? theme.wrong : theme.weak, { size: 11, width: left - 8 });
+    this.text(who.name, 0, middle - 8, caught ? theme.killed : theme.strong, { weight: 600, size: 13, width: left - 8 });
+    this.text(this.status(actor), 0, middle + 9, caught ? theme.killed : theme.weak, { size: 11, width: left - 8 });
     ctx.save();
     ctx.beginPath();
     ctx.rect(left, top, this.width - left - 6, height);
@@ -340,9 +233,9 @@ class View {
       ctx.globalAlpha = 0.6;
       ctx.fillRect(x, top, this.width, height);
       ctx.globalAlpha = 1;
-      ctx.fillStyle = killed(who) ? theme.wrong : theme.weak;
+      ctx.fillStyle = killed(who) ? theme.killed : theme.weak;
       ctx.fillRect(x - 1, top, 2, height);
-      this.text(killed(who) ? "✕" : "", x + 5, middle, theme.wrong, { weight: 700, size: 15 });
+      this.text(killed(who) ? "✕" : "", x + 5, middle, theme.killed, { weight: 700, size: 15 });
       this.hits.push({ x: x - 4, y: top, w: killed(who) ? 20 : 8, h: height, text: `${who.name} (pid ${who.pid}) ${who.ended}\nat ${moment(who.end, this.end())}` });
     }
     ctx.restore();
@@ -367,7 +260,9 @@ class View {
       ctx.fillRect(x, y, w, h);
       if (w > 34 && h > 12) this.text(label, x + 5, y + h / 2 + 0.5, theme.on, { size: 11, weight: 600, width: w - 8 });
     } else {
-      this.hatch(x, y, w, h, colour);
+      this.pen.hatch(x, y, w, h, colour);
+      ctx.lineWidth = 2;
+      ctx.strokeRect(x + 1, y + 1, Math.max(0, w - 2), h - 2);
       if (w > 60 && h > 12) this.label(`waits for ${label}`, x + 6, y + h / 2 + 0.5, w - 12);
       if (span[KIND] === IN_VAIN && end < Infinity && w > 6) ctx.fillRect(x + w - 2, y - 1, 2, h + 2);
     }
@@ -377,31 +272,11 @@ class View {
 
   label(text, x, y, width) {
     const { ctx, theme } = this;
-    ctx.font = `400 11px ${this.family}`;
+    this.pen.font(11);
     const wide = Math.min(width, ctx.measureText(text).width);
     ctx.fillStyle = theme.card;
     ctx.fillRect(x - 3, y - 7, wide + 6, 13);
     this.text(text, x, y, theme.strong, { size: 11, width });
-  }
-
-  hatch(x, y, w, h, colour) {
-    const { ctx } = this;
-    ctx.save();
-    ctx.beginPath();
-    ctx.rect(x, y, w, h);
-    ctx.clip();
-    ctx.strokeStyle = colour;
-    ctx.lineWidth = 1.6;
-    ctx.beginPath();
-    const begin = Math.floor((x - h) / 6) * 6; // stripes stay where they are while the bar grows
-    for (let at = begin; at < x + w; at += 6) {
-      ctx.moveTo(at, y + h);
-      ctx.lineTo(at + h, y);
-    }
-    ctx.stroke();
-    ctx.lineWidth = 2;
-    ctx.strokeRect(x, y, w, h);
-    ctx.restore();
   }
 
   /** Deadlocks: a red frame around the lanes that are caught. */
@@ -410,7 +285,7 @@ class View {
     for (const { begin, end, actors } of this.table.deadlocks) {
       const x = Math.max(this.left, this.x(begin)), w = (end < 0 ? this.width - 6 : Math.min(this.width - 6, this.x(end))) - x;
       if (w < 0 || x > this.width) continue;
-      ctx.strokeStyle = theme.wrong;
+      ctx.strokeStyle = theme.killed;
       ctx.lineWidth = 2;
       ctx.setLineDash([6, 3]);
       for (const actor of actors) if (places[actor]) ctx.strokeRect(x, places[actor].top, Math.max(2, w), places[actor].height);
@@ -420,8 +295,7 @@ class View {
 
   axis(y) {
     const { ctx, theme, left, width } = this, long = this.right() - this.from;
-    const about = long / Math.max(2, (width - left) / 110), power = 10 ** Math.floor(Math.log10(about));
-    const step = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= about);
+    const step = roundStep(long / Math.max(2, (width - left) / 110));
     for (let t = Math.ceil(this.from / step) * step; t <= this.right(); t += step) {
       const x = this.x(t);
       ctx.fillStyle = theme.line;
@@ -482,7 +356,7 @@ class View {
 
   arrowheads() {
     const defs = drawn("defs");
-    for (const [id, colour] of [["plain", this.theme.weak], ["wrong", this.theme.wrong]]) {
+    for (const [id, colour] of [["plain", this.theme.weak], ["wrong", this.theme.killed]]) {
       const head = drawn("marker", { id: `${this.store.key}-${id}`, viewBox: "0 0 10 10", refX: 9, refY: 5, markerWidth: 8, markerHeight: 8, orient: "auto", markerUnits: "userSpaceOnUse" });
       head.append(drawn("path", { d: "M0,0 L10,5 L0,10 z", fill: colour }));
       defs.append(head);
@@ -494,11 +368,11 @@ class View {
     const [a, b] = [spots.get(from), spots.get(to)], long = Math.hypot(b[0] - a[0], b[1] - a[1]) || 1;
     const edge = (name) => (Math.abs(b[0] - a[0]) / long > 0.8 ? this.half(name) + 4 : 22);
     const [u, v] = [(b[0] - a[0]) / long, (b[1] - a[1]) / long], [p, q] = [edge(from), edge(to)];
-    const line = { x1: a[0] + u * p, y1: a[1] + v * p, x2: b[0] - u * q, y2: b[1] - v * q, stroke: wrong ? this.theme.wrong : this.theme.weak, "stroke-width": wrong ? 3 : 1.6, "marker-end": `url(#${this.store.key}-${wrong ? "wrong" : "plain"})` };
+    const line = { x1: a[0] + u * p, y1: a[1] + v * p, x2: b[0] - u * q, y2: b[1] - v * q, stroke: wrong ? this.theme.killed : this.theme.weak, "stroke-width": wrong ? 3 : 1.6, "marker-end": `url(#${this.store.key}-${wrong ? "wrong" : "plain"})` };
     if (how) line["stroke-dasharray"] = how === "owes" ? "2 4" : "7 4";
     const group = drawn("g"), words = how === true ? "waits for" : how === "owes" ? "not released by" : "held by";
     group.append(drawn("line", line));
-    const label = drawn("text", { x: (line.x1 + line.x2) / 2, y: (line.y1 + line.y2) / 2 - 5, "text-anchor": "middle", "font-size": 11, fill: wrong ? this.theme.wrong : this.theme.weak, stroke: this.theme.ground, "stroke-width": 4, "paint-order": "stroke" }, words);
+    const label = drawn("text", { x: (line.x1 + line.x2) / 2, y: (line.y1 + line.y2) / 2 - 5, "text-anchor": "middle", "font-size": 11, fill: wrong ? this.theme.killed : this.theme.weak, stroke: this.theme.ground, "stroke-width": 4, "paint-order": "stroke" }, words);
     if (long - p - q > 40) group.append(label);
     return group;
   }
@@ -509,7 +383,7 @@ class View {
   node(name, [x, y], wrong) {
     const { theme } = this, group = drawn("g"), process = name[0] === "a", half = this.half(name), colour = process ? theme.card : this.colour(+name.slice(1));
     const gone = process && dead(this.table.actors[name.slice(1)]) && this.table.actors[name.slice(1)].end <= this.now();
-    group.append(drawn("rect", { x: x - half, y: y - 15, width: 2 * half, height: 30, rx: process ? 4 : 15, fill: colour, stroke: wrong ? theme.wrong : process ? theme.weak : colour, "stroke-width": wrong ? 3 : 1.4, ...(gone ? { "stroke-dasharray": "4 3" } : {}) }));
+    group.append(drawn("rect", { x: x - half, y: y - 15, width: 2 * half, height: 30, rx: process ? 4 : 15, fill: colour, stroke: wrong ? theme.killed : process ? theme.weak : colour, "stroke-width": wrong ? 3 : 1.4, ...(gone ? { "stroke-dasharray": "4 3" } : {}) }));
     const text = this.named(name), short = text.length * 7.6 > 2 * half ? `${text.slice(0, Math.floor(half / 4))}…` : text;
     group.append(drawn("text", { x, y: y + 4.5, "text-anchor": "middle", "font-size": 13, "font-weight": 600, fill: process ? theme.strong : theme.on }, `${gone ? "✕ " : ""}${short}`));
     group.append(drawn("title", {}, process ? `${text}, pid ${this.table.actors[name.slice(1)].pid}` : text));
@@ -552,12 +426,7 @@ class View {
 
   hover({ offsetX: x, offsetY: y }) {
     const found = this.hits.findLast((hit) => x >= hit.x && x <= hit.x + hit.w && y >= hit.y && y <= hit.y + hit.h);
-    this.tip.hidden = !found;
-    if (!found) return;
-    setText(this.tip, found.text);
-    const [left, top] = [this.lanes.offsetLeft + 12 + x, this.lanes.offsetTop + y];
-    this.tip.style.left = `${Math.max(4, Math.min(left + 12, this.root.clientWidth - this.tip.offsetWidth - 6))}px`;
-    this.tip.style.top = `${Math.max(4, top + 18 + this.tip.offsetHeight > this.root.clientHeight ? top - this.tip.offsetHeight - 8 : top + 18)}px`;
+    this.showTip(found?.text, this.lanes.offsetLeft + 10 + x, this.lanes.offsetTop + y);
   }
 
   /** For tests: what is shown, read-only. Times in ns since the first event. */
@@ -574,54 +443,15 @@ class View {
 
 // ---------------------------------------------------------------- anywidget
 
-class Store {
+class LocksStore extends Store {
   constructor(model) {
-    Object.assign(this, { key: model.get("key"), table: EMPTY, listeners: new Set(), live: false, arrived: performance.now() });
-    this.onBatch = (content, buffers) => content?.kind === "locks" && this.load(buffers[0], true);
-    this.onRecording = () => this.load(model.get("recording"), false);
-    model.on("msg:custom", this.onBatch);
-    model.on("change:recording", this.onRecording);
-    this.detach = () => {
-      model.off("msg:custom", this.onBatch);
-      model.off("change:recording", this.onRecording);
-    };
-    this.onRecording();
+    super(model);
+    Object.assign(this, { table: EMPTY, live: false, arrived: performance.now() });
   }
 
-  async load(packed, live) {
-    if (!packed || !packed.byteLength) return;
-    const version = (this.loading = {});
-    try {
-      const table = await unpack(packed);
-      if (version !== this.loading) return;
-      this.live = this.live || live;
-      Object.assign(this, { table, arrived: performance.now(), problem: null });
-    } catch (reason) {
-      this.problem = `This recording cannot be read (${reason.message ?? reason}).`;
-    }
-    for (const listener of this.listeners) listener();
-  }
+  addBatch(content, buffers) { content?.kind === "locks" && this.load(buffers[0], true); }
+
+  unpack(buffer, live = false) { Object.assign(this, { table: parse(buffer), live: this.live || live, arrived: performance.now() }); }
 }
 
-const stores = new Map(); // key of the model -> its store, shared by all its views
-
-function storeOf(model) {
-  const key = model.get("key");
-  if (!stores.has(key)) stores.set(key, new Store(model));
-  return stores.get(key);
-}
-
-function initialize({ model }) {
-  const key = model.get("key"), store = storeOf(model);
-  return () => {
-    store.detach();
-    stores.delete(key);
-  };
-}
-
-function render({ model, el }) {
-  const view = new View(storeOf(model), el);
-  return () => view.close();
-}
-
-export default { initialize, render };
+export default widget((model) => new LocksStore(model), (store, el) => new LocksView(store, el));

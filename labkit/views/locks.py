@@ -5,12 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from labkit.locks import FOREVER, GIVEN, History
+from labkit.views.esm import module
 from labkit.views.live import Live
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ RESTS = 5  # a batch is made of the whole history: rest so many times as long as
 class LocksView(Live):
     """Shows who holds and awaits the locks of a trace while it is recorded, and afterwards."""
 
-    _esm = Path(__file__).with_name("locks.js")
+    _esm = module("locks")
 
     def _record(self) -> bytes:
         return record(self._trace)

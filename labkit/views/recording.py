@@ -151,7 +151,7 @@ def sparsity(events: np.ndarray, channels: int, limit: int) -> np.ndarray:
 
 
 def rows(found: np.ndarray, epoch: int) -> np.ndarray:
-    """Messages as a float64 matrix, one column a message, infinity for a time unknown; flow.js names the ten lines."""
+    """Messages as a float64 matrix, one column a message, infinity for a time unknown; messages.js names its lines."""
     matrix = np.empty((10, len(found)))
     # 16 bits of endpoint and 37 of count are exact in a float64 (2**53)
     matrix[0] = (found["message"] >> 40) * 2.0**37 + (found["message"] & ((1 << 37) - 1))
