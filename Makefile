@@ -11,11 +11,12 @@ BIN := .venv/bin
 # What some tests need from Debian: a browser, and a font for it to write with; SPIN, and the compiler that it calls.
 CHROMIUM := chromium fonts-liberation
 SPIN     := spin gcc libc6-dev
-# The tests that run on every Python of the machine, and all that they need (versions: constraints.txt).
-CORE       := channels call_entry signal_channel spsc launch trace
-CORE_TESTS := $(wildcard $(CORE:%=tests/test_%.py))
+# The test files that say that they run on every Python of the machine, and all that they need (versions: constraints.txt).
+CORE_TESTS := $(shell grep -l '^pytestmark = .*every_python' tests/test_*.py)
 PYENV      := $(or $(PYENV_ROOT),$(HOME)/.pyenv)
-CORE_NEEDS := cffi dill multiprocess numba numpy posix_ipc pyzmq sysv_ipc pytest pytest-timeout hypothesis
+CORE_NEEDS := cffi dill multiprocess numba numpy posix_ipc pyzmq sysv_ipc hypothesis pytest pytest-timeout pytest-xdist
+# Side by side, where the kernel allows it: tests/lane.py. Whoever becomes idle takes tests over from the others.
+IN_LANES   := -n auto --dist worksteal
 
 .PHONY: help lab test report clean distclean lint test-pythons browser spin
 .DEFAULT_GOAL := help
@@ -30,11 +31,11 @@ lab: .venv/.lab  ## open JupyterLab on the start page (PORT=8888, BROWSER=none p
 	@exec $(BIN)/labkit lab --port '$(PORT)' --browser '$(BROWSER)'
 
 test: .venv/.test browser spin  ## everything that CI runs (PYTEST='-k pipe' passes options on to the last step)
-	@status=0; \
-	$(MAKE) --no-print-directory lint || status=1; \
-	$(MAKE) --no-print-directory test-pythons || status=1; \
-	echo '== all tests'; $(BIN)/python -m pytest $(PYTEST) || status=1; \
-	exit $$status
+	@failed=; \
+	$(MAKE) --no-print-directory lint || failed="$$failed lint"; \
+	$(MAKE) --no-print-directory test-pythons || failed="$$failed test-pythons"; \
+	echo "== all tests$${failed:+ (already FAILED, see above:$$failed)}"; \
+	$(BIN)/python -m pytest $(IN_LANES) $(PYTEST) && test -z "$$failed"
 
 report: .venv/.lab  ## run every notebook without a window and write reports/ipclab.html
 	@exec $(BIN)/labkit report
@@ -140,5 +141,5 @@ test-pythons: .venv/.test
 			$(call install,$$environment,--no-deps --editable .) && \
 			touch $$environment/.made || { status=1; continue; }; \
 		fi; \
-		$$environment/bin/python -m pytest -q --durations=0 --durations-min=5 $(CORE_TESTS) || status=1; \
+		$$environment/bin/python -m pytest -q $(IN_LANES) $(CORE_TESTS) || status=1; \
 	done; exit $$status

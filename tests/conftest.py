@@ -3,6 +3,9 @@
 A test that cannot keep to a single check opts out of it and says why:
 
     @pytest.mark.leaves("threads", reason="the browser's driver keeps one for the session")
+
+Looking at the whole machine, two sessions would blame each other. So each worker of `pytest -n` has a lane: namespaces
+of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +17,9 @@ import os
 import re
 import resource
 import secrets
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import lane
 import pytest
 
 MARK = f"labkit-tests-{os.getpid()}-{secrets.token_hex(4)}"
@@ -32,7 +38,11 @@ RUNTIME = tempfile.mkdtemp(prefix="labkit-runtime-")
 os.environ["XDG_RUNTIME_DIR"] = RUNTIME
 atexit.register(shutil.rmtree, RUNTIME, ignore_errors=True)
 
-GRACE = 5.0
+for _number in signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM:
+    if signal.getsignal(_number) == signal.SIG_IGN:  # as a shell does to what runs in the background, and nohup(1)
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
+
+GRACE = 30.0
 """Seconds after which nothing of a test may be left."""
 
 
@@ -40,6 +50,18 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "leaves(check, ..., reason): may leave what these checks look for; every test else leaves nothing"
     )
+    if hasattr(config, "workerinput"):
+        config.option.basetemp = None  # temporary folders are the lane's
+    elif getattr(config.option, "tx", None):
+        if not lane.possible():
+            raise pytest.UsageError("the kernel allows no namespaces here, so tests run one by one: pytest -n0")
+        python = shlex.join([sys.executable, lane.__file__, sys.executable])
+        config.option.tx = [f"popen//python={python}"] * len(config.option.tx)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Lanes of `pytest -n auto`: one more than processors, since most tests wait; none where there can be none."""
+    return len(os.sched_getaffinity(0)) + 1 if lane.possible() else 0
 
 
 # --- what there is ------------------------------------------------------------------------------------------

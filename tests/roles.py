@@ -94,7 +94,7 @@ def interrupt_soon(seconds: float = 0.3) -> threading.Timer:
     return threading.Timer(seconds, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
 
 
-def eventually(condition: Callable[[], object], seconds: float = 5.0) -> bool:
+def eventually(condition: Callable[[], object], seconds: float = 60.0) -> bool:
     """Whether the condition comes true within some seconds."""
     deadline = time.monotonic() + seconds
     while not condition():

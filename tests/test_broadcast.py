@@ -59,6 +59,8 @@ from labkit.lockfree.broadcast_entry import (
 )
 from labkit.lockfree.entry import new_state
 
+pytestmark = pytest.mark.every_python
+
 CAPACITY = 4096
 LARGEST = CAPACITY // 2 - broadcast.FRAME
 

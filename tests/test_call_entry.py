@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from labkit.channels.call_entry import BUFFER_BYTES, NOTHING, REFUSED, Calls
 
+pytestmark = pytest.mark.every_python
+
 LENGTH = Struct("=I")
 SENDS, RECEIVES = ("stream_send", "stream_write"), ("stream_receive", "stream_drop")
 

@@ -31,6 +31,8 @@ import labkit.channels
 from labkit import KINDS, Closed, RemoteError, Trace, channel, facts, launch, receiver, sender, unlink
 from labkit.channels import base, pipe
 
+pytestmark = pytest.mark.every_python
+
 ENDS = [(kind, traced) for kind in KINDS for traced in (False, True)]
 NAMED = [kind for kind, fact in facts().items() if not fact.related_only]
 STREAMS = [kind for kind, fact in facts().items() if not fact.boundaries]

@@ -19,6 +19,8 @@ from labkit import launch
 from labkit.channels.base import Closed
 from labkit.lockfree import Broadcast, Missed
 
+pytestmark = pytest.mark.every_python
+
 QUEUES = [Broadcast]
 
 

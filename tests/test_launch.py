@@ -21,6 +21,8 @@ from labkit import KINDS, RemoteError, channel, jobs, launch, stop_all
 from labkit.channels import notes
 from labkit.launch import _jobs
 
+pytestmark = pytest.mark.every_python
+
 ROOT = Path(__file__).parents[1]
 
 FOR_EVER = {

@@ -32,6 +32,8 @@ from labkit.lockfree.atomics import load_relaxed, store_relaxed
 from labkit.lockfree.mpmc_entry import SENT
 from labkit.lockfree.segment import Segment, _own
 
+pytestmark = pytest.mark.every_python
+
 STRIDE = 16
 
 

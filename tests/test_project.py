@@ -97,6 +97,13 @@ def test_what_the_other_pythons_install_is_on_the_list():
     assert {canonicalize_name(name) for name in line.split()} <= requirements().keys() | requirements("test").keys()
 
 
+def test_queues_and_channels_are_tested_on_every_python():
+    modules = {"channels", "queue"} | {path.stem for path in (ROOT / "labkit/lockfree").glob("*.py")}
+    tested = [path for path in (ROOT / "tests").glob("test_*.py") if path.stem.removeprefix("test_") in modules]
+    assert len(tested) >= 4
+    assert [path.name for path in tested if "\npytestmark = pytest.mark.every_python\n" not in path.read_text()] == []
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Notebooks
 

@@ -35,6 +35,8 @@ from labkit.lockfree.segment import (
     Segment,
 )
 
+pytestmark = pytest.mark.every_python
+
 HEADER = CHECKSUM + 8
 
 

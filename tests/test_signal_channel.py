@@ -23,6 +23,8 @@ from labkit.channels import signal as signals
 from labkit.channels.base import kind_dir
 from labkit.libc import ffi, libc
 
+pytestmark = pytest.mark.every_python
+
 
 def blocked(thread: int, number: int) -> bool:
     status = Path(f"/proc/self/task/{thread}/status").read_text()

@@ -39,6 +39,8 @@ from labkit.lockfree.spsc_entry import (
     ring_functions,
 )
 
+pytestmark = pytest.mark.every_python
+
 ROOT = Path(__file__).parents[1]
 CAPACITY = 4096
 

@@ -20,6 +20,8 @@ from labkit.events import EVENT, Action
 from labkit.lockfree import spsc
 from labkit.trace_entry import ENDPOINTS, EVENT_BYTES
 
+pytestmark = pytest.mark.every_python
+
 
 @pytest.fixture
 def trace():
