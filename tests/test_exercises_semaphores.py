@@ -214,16 +214,27 @@ def test_the_right_buffer_is_accepted():
         (put_without_mutex, take_without_mutex, ["were lost", "hold the mutex meanwhile"]),
         (put_without_mutex, take, ["hold the mutex meanwhile"]),
         (put_without_free, take, ["put was called 120 times and waited for free 0 times"]),
-        (put, take_without_items, ["waits for items"]),
-        (put_that_tells_nobody, take, ["items"]),
-        (put_that_keeps_the_mutex, take, ["mutex"]),
         (put, take_that_returns_nothing, ["does take return"]),
         (put_of_text, take, ["TypeError", "bytes"]),
     ],
 )
-def test_a_wrong_buffer_is_refused_with_its_reason(wrong_put, wrong_take, reasons, monkeypatch):
-    monkeypatch.setattr(semaphores, "PATIENCE", 3.0)
+def test_a_wrong_buffer_is_refused_with_its_reason(wrong_put, wrong_take, reasons):
     verdict = check_buffer(wrong_put, wrong_take, ROWS)
     assert not verdict.right
     for reason in reasons:
         assert reason in verdict.why, verdict.why
+
+
+@pytest.mark.parametrize(
+    "wrong_put, wrong_take, reason",
+    [
+        (put, take_without_items, "waits for items"),
+        (put_that_tells_nobody, take, "items"),
+        (put_that_keeps_the_mutex, take, "mutex"),
+    ],
+)
+def test_a_buffer_at_which_somebody_waits_for_ever_is_given_up(wrong_put, wrong_take, reason, monkeypatch):
+    monkeypatch.setattr(semaphores, "PATIENCE", 3.0)
+    verdict = check_buffer(wrong_put, wrong_take, ROWS)
+    assert not verdict.right
+    assert reason in verdict.why, verdict.why

@@ -382,7 +382,7 @@ def test_both_processes_took_part(seen):
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor: nothing runs at the same time")
 def test_two_processors_see_stores_late_and_with_a_fence_they_do_not(seen):
-    for _ in range(10):  # on a busy machine the two may hardly ever run at once
+    for _ in range(200):  # on a busy machine the two may hardly ever run at once
         if (late := seen["SB"].weak) > 0:
             break
         seen["SB"] = SEVERAL[0].run(500_000)

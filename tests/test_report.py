@@ -227,4 +227,5 @@ def test_a_pdf_has_the_text_and_a_picture_of_the_view(tmp_path):
     assert output.read_bytes().startswith(b"%PDF")
     if shutil.which("pdftotext"):
         text = subprocess.run(["pdftotext", output, "-"], capture_output=True, text=True, check=True).stdout
-        assert "Lab" in text and "你好" in text and "Replay" in text
+        assert "Lab" in text and "Replay" in text
+        assert "你好" in text or not subprocess.check_output(["fc-list", ":lang=zh"]), "there is a font for it"
