@@ -1,7 +1,7 @@
 """What labkit adds to each mechanism: send and receive, over the bare system calls in a Python loop, paired in one run.
 
-64 B and 4 KB are sent and received in one process, so that nobody has to be woken and the calls themselves are what is
-measured; 1 MB goes from one process to another, since few mechanisms hold so much at once.
+A channel that holds the whole message is sent into and received from in one process, so that nobody has to be woken and
+the calls themselves are what is measured. 1 MB, more than a byte stream holds, goes from one process to another there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from labkit.bench import Row, middle, paired
-from labkit.channels import KINDS, channel
+from labkit.channels import KINDS, channel, facts
 from labkit.launch import launch
 
 PAIRS = 9
@@ -103,7 +103,7 @@ def bare_sysv_mq() -> Iterator[Ends]:
 @contextmanager
 def bare_shared_memory(semaphores: str) -> Iterator[Ends]:
     """A copy in and a copy out, with the two semaphores of a bounded buffer."""
-    memory = mmap.mmap(-1, 1 << 16)
+    memory = mmap.mmap(-1, LARGE)
     with ExitStack() as stack:
         if semaphores == "posix":
             import posix_ipc
@@ -199,13 +199,31 @@ BARE: dict[str, Callable[[], contextlib.AbstractContextManager[Ends]]] = {
     "zmq": bare_zmq,
 }
 THREADED = ("mp_queue", "zmq")  # a thread carries their messages on: one at a time would measure its waking
-STREAMS = ("pipe", "fifo", "unix_stream", "tcp")
+STREAMS = ("pipe", "unix_stream", "tcp")  # and fifo, but for the 1 MB: its messages are atomic, hence small
+
+
+def options(kind: str, size: int) -> dict[str, Any]:
+    """What makes a channel take messages of this size where the default does not; one slot, as the bare buffer has."""
+    default = facts()[kind].max_message
+    if default is None or size <= default:
+        return {}
+    buffer = kind in ("mmap_file", "posix_shm", "sysv_shm")
+    return {"max_message": size, "max_messages": 1} if buffer else {"max_message": size} if kind == "posix_mq" else {}
+
+
+def takes(kind: str, size: int) -> bool:
+    """Whether the mechanism can, here: a queue's largest message is the machine's to decide."""
+    try:
+        tx, rx = channel(kind, **options(kind, size))
+    except OSError:
+        return False
+    with tx, rx:
+        return size <= tx.max_message
 
 
 @contextmanager
 def labkit_ends(kind: str, size: int) -> Iterator[Ends]:
-    options: dict[str, Any] = {"max_message": size} if kind == "posix_mq" and size > 2048 else {}
-    tx, rx = channel(kind, **options)
+    tx, rx = channel(kind, **options(kind, size))
     with tx, rx:
         yield tx.send, lambda _: rx.receive()
 
@@ -218,13 +236,14 @@ def small(ends: Callable[[], contextlib.AbstractContextManager[Ends]], size: int
             send(message)
             receive(size)
         begun = time.perf_counter()
+        rounds = 100 // burst if size < LARGE else 1
         while time.perf_counter() - begun < SECONDS:
-            for _ in range(100 // burst):
+            for _ in range(rounds):
                 for _ in range(burst):
                     send(message)
                 for _ in range(burst):
                     receive(size)
-            count += 100
+            count += rounds * burst
         return (time.perf_counter() - begun) / count
 
 
@@ -283,17 +302,14 @@ def run(progress: Callable[[], None]) -> list[Row]:
         if kind not in BARE:
             continue
         for size in (64, 4096, LARGE):
-            if size < LARGE:
-                burst = 100 if kind in THREADED else 1
-                ours = partial(small, partial(labkit_ends, kind, size), size, burst)
-                theirs = partial(small, BARE[kind], size, burst)
-            elif kind in STREAMS and kind != "fifo":  # whose messages are atomic, hence small
+            if not takes(kind, size):
+                continue
+            if size == LARGE and kind in STREAMS:
                 ours, theirs = partial(large_labkit, kind), partial(large_bare, kind)
             else:
-                continue
-            with channel(kind)[0] as tx:
-                if size > tx.max_message and kind != "posix_mq":
-                    continue
+                burst = 1 if kind not in THREADED else 100 if size < LARGE else 10
+                ours = partial(small, partial(labkit_ends, kind, size), size, burst)
+                theirs = partial(small, BARE[kind], size, burst)
             ours()
             low, median, high = middle(paired(ours, theirs, PAIRS, progress))
             what = f"{kind}, {size:,} B: send + receive / bare calls"
