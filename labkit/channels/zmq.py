@@ -29,7 +29,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import Any
+from typing import Any, NoReturn
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
@@ -79,7 +79,7 @@ FACTS = Facts(
     persistence="process",
     max_message=MAX_MESSAGE,
     namespaced_by="mount",
-    copies=4,
+    copies=5,
     manual="zmq_socket(3)",
 )
 
@@ -231,13 +231,24 @@ def _context() -> zmq.Context[Any]:
     return zmq.Context()
 
 
-def _must_be_ours(end: Any) -> None:
-    """Raises RuntimeError in a process made by fork(2): the threads that move the messages are not there."""
-    if end._pid != os.getpid() and not end.closed:
-        raise RuntimeError(
-            "ZeroMQ does not work in a copy of a process made by os.fork(): hand this end over with launch, "
-            "or open one in the child by name"
-        )
+_here = os.getpid()  # getpid(2) for each message takes as long as sending it
+
+
+def _after_fork() -> None:
+    global _here
+    _here = os.getpid()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _refuse(end: Any) -> NoReturn:
+    """To an end in a process made by fork(2): the threads that move the messages are not there."""
+    end._must_be_open()
+    raise RuntimeError(
+        "ZeroMQ does not work in a copy of a process made by os.fork(): hand this end over with launch, "
+        "or open one in the child by name"
+    )
 
 
 class ZmqSender(Sender):
@@ -270,7 +281,8 @@ class ZmqSender(Sender):
     def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT) -> None:
         if type(message) is not bytes or not 0 < len(message) <= self._limit:
             message = as_bytes(message, self._limit)
-        _must_be_ours(self)
+        if self._pid != _here:
+            _refuse(self)
         with self._lock:  # two threads in one ZeroMQ socket are the end of the process
             if self._send is None:
                 self._connect()
@@ -403,7 +415,8 @@ class ZmqReceiver(Receiver):
         self._receive = self.socket.recv
 
     def receive(self, timeout: float | None = DEFAULT_TIMEOUT) -> bytes:
-        _must_be_ours(self)
+        if self._pid != _here:
+            _refuse(self)
         if self._rest:
             return self._rest.popleft()
         waiter = None
