@@ -1,12 +1,17 @@
-"""Who has a pipe, a FIFO or a file open: proc_pid_fd(5), proc_pid_fdinfo(5). TLPI §5.4, §44.2."""
+"""Who has a pipe, a FIFO or a file open, and where in its memory a process has some bytes.
+
+proc_pid_fd(5), proc_pid_fdinfo(5), proc_pid_maps(5), proc_pid_mem(5). TLPI §5.4, §44.2, §48.5.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import IO
 
 
 @dataclass(frozen=True)
@@ -77,3 +82,59 @@ def _access(pid: int, fd: int) -> str:
     lines = Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines()
     flags = next(int(line.split()[1], 8) for line in lines if line.startswith("flags:"))
     return {os.O_RDONLY: "reading", os.O_WRONLY: "writing"}.get(flags & os.O_ACCMODE, "both")
+
+
+PIECE = 1 << 20  # of memory that is looked through at a time
+
+
+def places(pid: int, wanted: bytes) -> list[str]:
+    """Every place in a process's memory where these bytes are, or were left: "private", or the name of what is mapped.
+
+    What several processes have mapped is one place, under the same name in each of them. What the Linux kernel holds
+    for a process, in a pipe for instance, is in no process's memory. The process should sleep meanwhile.
+
+    Args:
+        pid: a process of ours, not this one: looking would make more of what it looks for.
+        wanted: the bytes. They should be found nowhere by chance.
+
+    Raises:
+        ValueError: pid is this process.
+        ProcessLookupError: there is no such process.
+        PermissionError: ptrace(2) would not be allowed either; the text says what may forbid it.
+    """
+    if pid == os.getpid():
+        raise ValueError("look into another process: looking through this one would make more copies")
+    found = []
+    try:
+        with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+            for line in maps:
+                span, mode, _, _, _, *name = line.split(maxsplit=5)
+                if not mode.startswith("rw"):
+                    continue
+                begin, end = (int(address, 16) for address in span.split("-"))
+                number = _count(memory, begin, end, wanted)
+                found += ["private" if mode[3] == "p" else name[0].strip() if name else "shared"] * number
+    except FileNotFoundError:
+        raise ProcessLookupError(errno.ESRCH, f"there is no process {pid}") from None
+    except PermissionError:
+        raise PermissionError(
+            errno.EACCES,
+            f"the memory of process {pid} may not be read: it belongs to somebody else, or "
+            "/proc/sys/kernel/yama/ptrace_scope forbids it",
+        ) from None
+    return found
+
+
+def _count(memory: IO[bytes], begin: int, end: int, wanted: bytes) -> int:
+    """How often the bytes are there, looked through in pieces that overlap so that none is missed in between."""
+    number, tail = 0, b""
+    for start in range(begin, end, PIECE):
+        try:
+            memory.seek(start)
+            data = tail + memory.read(min(PIECE, end - start))
+        except OSError:  # memory of a device, or a file that has become shorter
+            return number
+        number += data.count(wanted)
+        after = data.rfind(wanted) + len(wanted) if wanted in data else 0
+        tail = data[max(after, len(data) - len(wanted) + 1) :]
+    return number

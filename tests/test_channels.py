@@ -30,6 +30,7 @@ from hypothesis import strategies as st
 import labkit.channels
 from labkit import KINDS, Closed, RemoteError, Trace, channel, facts, launch, receiver, sender, unlink
 from labkit.channels import base, pipe
+from labkit.holders import places
 
 pytestmark = pytest.mark.every_python
 
@@ -857,6 +858,40 @@ def test_max_message_is_what_the_ends_say(kind, fact):
     assert tx.max_message == fact.max_message
     tx.close()
     rx.close()
+
+
+def test_copies_a_message_lies_in_as_many_places_as_it_was_copied_and_one_more(kind, fact):
+    """Counted by looking for it in the memory of a process that has sent and received it; the kernel's is not there."""
+
+    def send_and_receive(tx, rx, word, times, done):
+        message = word * times
+        tx.send(message)
+        received = rx.receive()
+        done.send(b"both are here")
+        time.sleep(60)
+        return message, received
+
+    word, times = b"nowhere else: " + os.urandom(8), 40
+    (tx, rx), (done, is_done) = channel(kind), channel("pipe")
+    job = launch(send_and_receive, tx, rx, word, times, done)
+    is_done.receive()
+    found = places(job.pid, word * times)
+    job.kill()
+    is_done.close()
+    shared = len(set(found) - {"private"})
+    copies = found.count("private") - 1 + (shared or 1)  # what is not shared was in the kernel
+    if kind in ("sysv_mq", "signal"):  # some lay where other things lie now
+        assert 2 <= copies <= fact.copies
+    elif kind in ("mp_queue", "zmq"):  # the library's, more or fewer with its version
+        assert copies > 3 and fact.copies > 3
+    else:
+        assert copies == fact.copies
+    assert bool(shared) == (fact.copies == 2)
+
+
+def test_manual_is_what_the_mechanisms_own_file_names_too(kind, fact):
+    module = importlib.import_module(KINDS[kind])
+    assert all(page in module.__doc__ for page in fact.manual.split(", "))
 
 
 STRANGER_IN_A_NAMESPACE = """

@@ -1,13 +1,14 @@
-"""The pictures of the labs, and who holds a pipe."""
+"""The pictures of the labs, who holds a pipe, and where in memory some bytes are."""
 
 import os
+import sys
 from subprocess import PIPE, Popen
 
 import pytest
 from matplotlib.colors import to_rgb
 
 from labkit.draw import INK, liveliest, plot_lines, plot_spans, plot_strips, stretches, torn
-from labkit.holders import Holder, holders
+from labkit.holders import PIECE, Holder, holders, places
 from labkit.stats import COLOURS
 
 
@@ -78,3 +79,28 @@ def test_a_file_that_nobody_has_open_has_no_holders(tmp_path):
     assert list(holders(path)) == [] and repr(holders(path)) == "nobody"
     with pytest.raises(FileNotFoundError):
         holders(tmp_path / "nothing")
+
+
+WRITES = f"""
+import mmap, sys
+word, memory = sys.stdin.buffer.readline().strip(), mmap.mmap(-1, {3 * PIECE})
+for at in (0, {PIECE} - 5, {2 * PIECE} - len(word) * 10, {3 * PIECE} - len(word) * 10):
+    memory[at : at + len(word) * 10] = word * 10
+print("here", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_bytes_are_found_in_every_place_of_another_process_also_where_two_pieces_meet():
+    word = os.urandom(8).hex().encode()
+    with Popen([sys.executable, "-c", WRITES], stdin=PIPE, stdout=PIPE) as process:
+        process.stdin.write(word + b"\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        found = places(process.pid, word * 10)
+        process.communicate()
+    assert len([place for place in found if place != "private"]) == 4
+    with pytest.raises(ProcessLookupError):
+        places(process.pid, word)
+    with pytest.raises(ValueError, match="another process"):
+        places(os.getpid(), word)

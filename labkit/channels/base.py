@@ -68,7 +68,7 @@ class Facts:
     namespaced_by: str
     """The kind of Linux namespace that isolates it: namespaces(7)."""
     copies: int
-    """Times a message is copied on its way from the sender's memory to the receiver's."""
+    """Times a small message is copied between the sender's object and the receiver's: by the kernel, and around it."""
     manual: str
     """Where the kernel's own documentation is."""
 

@@ -42,7 +42,7 @@ FACTS = Facts(
     persistence="process",
     max_message=ATOMIC,
     namespaced_by="mount",
-    copies=2,
+    copies=3,
     manual="fifo(7)",
 )
 

@@ -1,4 +1,4 @@
-"""multiprocess.Queue, what most programs begin with: a pipe, a lock at each side, pickle, and a thread that feeds it.
+"""multiprocessing.Queue of multiprocess, what most programs begin with: pipe(7), locks, pickle, a thread that feeds it.
 
     put()  -->  deque  -->  feeder thread: pickle, lock, write(2)  -->  pipe  -->  get(): lock, read(2), unpickle
 
@@ -58,7 +58,7 @@ FACTS = Facts(
     persistence="process",
     max_message=MAX_MESSAGE,
     namespaced_by="none",
-    copies=4,
+    copies=6,
     manual="multiprocessing.Queue, pipe(7)",
 )
 

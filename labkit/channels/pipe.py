@@ -28,7 +28,7 @@ FACTS = Facts(
     persistence="process",
     max_message=LARGEST,
     namespaced_by="none",
-    copies=2,
+    copies=3,
     manual="pipe(7)",
 )
 

@@ -61,7 +61,7 @@ FACTS = Facts(
     persistence="kernel",
     max_message=2048,
     namespaced_by="ipc",
-    copies=2,
+    copies=3,
     manual="mq_overview(7)",
 )
 

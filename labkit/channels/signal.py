@@ -112,7 +112,7 @@ FACTS = Facts(
     persistence="process",
     max_message=MAX_MESSAGE,
     namespaced_by="mount, pid",
-    copies=2,
+    copies=4,
     manual="sigqueue(3)",
 )
 

@@ -69,7 +69,7 @@ FACTS = Facts(
     persistence="kernel",
     max_message=MAX_MESSAGE,
     namespaced_by="ipc",
-    copies=2,
+    copies=4,
     manual="sysvipc(7)",
 )
 

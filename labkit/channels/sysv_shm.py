@@ -60,7 +60,7 @@ FACTS = Facts(
     max_message=MAX_MESSAGE,
     namespaced_by="ipc",
     copies=2,
-    manual="sysvipc(7)",
+    manual="shmget(2)",
 )
 
 OBJECTS = ("shm", "sem")

@@ -51,7 +51,7 @@ FACTS = Facts(
     persistence="process",
     max_message=LARGEST,
     namespaced_by="net",
-    copies=2,
+    copies=3,
     manual="tcp(7)",
 )
 

@@ -41,7 +41,7 @@ FACTS = Facts(
     persistence="process",
     max_message=MAX_MESSAGE,
     namespaced_by="net",
-    copies=2,
+    copies=3,
     manual="udp(7)",
 )
 

@@ -36,7 +36,7 @@ FACTS = Facts(
     persistence="process",
     max_message=MAX_MESSAGE,
     namespaced_by="mount",
-    copies=2,
+    copies=3,
     manual="unix(7)",
 )
 

@@ -34,7 +34,7 @@ FACTS = Facts(
     persistence="process",
     max_message=LARGEST,
     namespaced_by="mount",
-    copies=2,
+    copies=3,
     manual="unix(7)",
 )
 
