@@ -160,3 +160,11 @@ def take_and_sleep(lock: Any, ready: Any) -> None:
     lock.acquire()
     ready.release()
     time.sleep(60)
+
+
+def fill_and_wait(queue, gate):
+    """Claim a slot of a queue, begin to fill it, say so, and wait to be killed."""
+    with queue.loan(4) as slot:
+        slot.array[:2] = 7
+        gate.array[0] = 1
+        time.sleep(100)

@@ -21,8 +21,7 @@ from numba import njit
 from stepper import call_marked, mark, sweep
 
 from labkit.channels.base import Closed
-from labkit.lockfree import Broadcast, Missed
-from labkit.lockfree.atomics import compare_exchange, load_acquire, load_relaxed, store_relaxed, store_release
+from labkit.lockfree import Broadcast, Missed, vyukov
 from labkit.lockfree.bells import POLLS, SLEEPS
 from labkit.lockfree.segment import ITEMS, ROOM
 
@@ -30,60 +29,24 @@ needs_ptrace = pytest.mark.skipif(bool(stepper.why_not()), reason=stepper.why_no
 
 
 # --- the control: a queue that does not survive -------------------------------------------------------------
-# D. Vyukov's bounded MPMC queue, as it is in many libraries. A cell is a sequence number and eight words.
+# labkit/lockfree/vyukov.py, with items of eight words.
 
 CELLS = 8
 WORDS = 8
-WRITE, READ, FIRST = 0, 128, 256
+STRIDE = 8 * (1 + WORDS)
 
 
 @njit
-def vyukov_create(body):
-    for n in range(CELLS):
-        store_relaxed(body + FIRST + n * 8 * (1 + WORDS), n)
-
-
-@njit
-def vyukov_send(body, item):
-    while True:
-        position = load_relaxed(body + WRITE)
-        cell = body + FIRST + position % CELLS * 8 * (1 + WORDS)
-        ahead = load_acquire(cell) - position
-        if ahead < 0:
-            return False
-        if ahead == 0 and compare_exchange(body + WRITE, position, position + 1) == position:
-            for word in range(WORDS):
-                store_relaxed(cell + 8 + 8 * word, item)
-            store_release(cell, position + 1)
-            return True
-
-
-@njit
-def vyukov_receive(body, to):
-    while True:
-        position = load_relaxed(body + READ)
-        cell = body + FIRST + position % CELLS * 8 * (1 + WORDS)
-        ahead = load_acquire(cell) - position - 1
-        if ahead < 0:
-            return False
-        if ahead == 0 and compare_exchange(body + READ, position, position + 1) == position:
-            for word in range(WORDS):
-                store_relaxed(to + 8 * word, load_relaxed(cell + 8 + 8 * word))
-            store_release(cell, position + CELLS)
-            return True
-
-
-@njit
-def vyukov_send_marked(body, to):
+def vyukov_send_marked(body, item):
     mark()
-    vyukov_send(body, 3)
+    vyukov.send(body, CELLS, STRIDE, item)
     mark()
 
 
 @njit
-def vyukov_receive_marked(body, to):
+def vyukov_receive_marked(body, item):
     mark()
-    vyukov_receive(body, to)
+    vyukov.receive(body, CELLS, STRIDE, item)
     mark()
 
 
@@ -91,26 +54,31 @@ class Vyukov:
     """Three items lie in it, 0, 1 and 2."""
 
     def __init__(self):
-        self.words, self.out = stepper.shared(4096), stepper.shared(8 * WORDS)
-        self.body, self.to = int(self.words.ctypes.data), int(self.out.ctypes.data)
-        vyukov_create(self.body)
-        for item in range(3):
-            assert vyukov_send(self.body, item)
+        self.words, self.item = stepper.shared(4096), stepper.shared(8 * WORDS)
+        self.body, self.at = int(self.words.ctypes.data), int(self.item.ctypes.data)
+        vyukov.create(self.body, CELLS, STRIDE)
+        for number in range(3):
+            assert self.send(number)
+        self.item[:] = 3
 
     def close(self) -> None:
         pass
 
+    def send(self, number: int) -> bool:
+        self.item[:] = number
+        return bool(vyukov.send(self.body, CELLS, STRIDE, self.at))
+
     def receive(self) -> int | None:
-        if not vyukov_receive(self.body, self.to):
+        if not vyukov.receive(self.body, CELLS, STRIDE, self.at):
             return None
-        assert len(set(self.out[:WORDS])) == 1, "torn"
-        return int(self.out[0])
+        assert len(set(self.item[:WORDS])) == 1, "torn"
+        return int(self.item[0])
 
     def check(self) -> None:
         came = list(iter(self.receive, None))
         assert came in ([0, 1, 2], [0, 1, 2, 3], [1, 2]), f"lost: {came} came"
         sent = 0
-        while vyukov_send(self.body, 10 + sent):
+        while self.send(10 + sent):
             sent += 1
         came = list(iter(self.receive, None))
         assert came == [10 + n for n in range(sent)], f"blocked: of {sent} items sent afterwards {len(came)} came"
@@ -122,7 +90,7 @@ class Vyukov:
     ("marked", "says"), [(vyukov_send_marked, "blocked"), (vyukov_receive_marked, "lost a slot|blocked")]
 )
 def test_the_stepper_finds_where_a_plain_vyukov_queue_hangs_for_ever(marked, says):
-    report = sweep(marked.__name__, Vyukov, lambda q: marked(q.body, q.to), Vyukov.check, lambda q: q.words, every=True)
+    report = sweep(marked.__name__, Vyukov, lambda q: marked(q.body, q.at), Vyukov.check, lambda q: q.words, every=True)
     print(report)
     assert len(report.violations) >= WORDS
     assert report.instructions not in report.violations

@@ -1,4 +1,4 @@
-"""What the views of a trace have in common: fed from the trace while it records, sent whole when it is quiet."""
+"""What the views have in common: fed while something is recorded, sent whole when it is quiet."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import anywidget
@@ -25,19 +26,24 @@ live: weakref.WeakSet[Live] = weakref.WeakSet()
 
 
 class Live(anywidget.AnyWidget):
-    """Shows a trace while it is recorded, and afterwards. A view says how: `_begin`, `_push` and `_record`."""
+    """Shows a trace while it is recorded, and afterwards. A view says how: `_begin`, `_push` and `_record`.
+
+    Without a trace the view itself tells what is new, by `_hear`.
+    """
 
     key = traitlets.Unicode().tag(sync=True)
     recording = traitlets.Bytes().tag(sync=True)
 
-    def __init__(self, trace: Trace, **options: Any):
-        self._trace = trace
+    def __init__(self, trace: Trace | None, **options: Any):
         self._news: queue.SimpleQueue[np.ndarray | None] = queue.SimpleQueue()
         self._working, self._made = threading.Lock(), time.monotonic()
         self._worker: threading.Thread | None = None
-        with trace._lock:  # nothing may slip through between the past and the news
-            self._begin(trace.events())
-            self._unsubscribe = trace.subscribe(self._hear)
+        self._unsubscribe: Callable[[], None] = lambda: None
+        if trace is not None:
+            self._trace = trace
+            with trace._lock:  # nothing may slip through between the past and the news
+                self._begin(trace.events())
+                self._unsubscribe = trace.subscribe(self._hear)
         super().__init__(key=uuid.uuid4().hex, recording=self._record(), **options)
         live.add(self)
 
@@ -66,7 +72,7 @@ class Live(anywidget.AnyWidget):
         super().close()
 
     def _hear(self, events: np.ndarray | None) -> None:
-        """Take news from the collector. A thread of our own sends it: no front end can hold the collector up."""
+        """Take news, None at the end. A thread of our own sends it: no front end can hold up whoever tells it."""
         with self._working:
             self._news.put(events)
             if self._worker is None:
