@@ -87,6 +87,24 @@ def test_a_thread_that_unblocks_the_signal_loses_nothing_and_mixes_up_nothing(by
     rx.close()
 
 
+def test_pieces_that_a_thread_has_taken_and_put_back_again_and_again_find_their_places():
+    tx, rx = channel("signal")
+    messages = [b"%02d" % n * 25 for n in range(40)]
+    for message in messages:
+        tx.send(message)
+
+    def take_the_first_and_put_it_behind():
+        for _ in range(330):  # more than there are pieces
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [rx.number])
+
+    thread = threading.Thread(target=take_the_first_and_put_it_behind)
+    thread.start()
+    thread.join()
+    tx.close()
+    assert list(rx) == messages
+    rx.close()
+
+
 def test_several_receivers_of_one_process_have_a_signal_each_and_give_it_back():
     pairs = [channel("signal") for _ in range(5)]
     assert len({rx.number for _, rx in pairs}) == 5

@@ -1,8 +1,8 @@
 """Real-time signals that queue with a payload: sigqueue(3), signalfd(2), signal(7). TLPI ch. 20 to 22.
 
 One signal carries eight bytes. A message is cut into pieces of seven, each behind a byte that says how many of them
-count, whether it is the first or the last, and its number modulo 8. Signals of one number stay in order; the receiver
-puts the pieces together for each sender.
+count, and whether it is the first or the last. The pieces of a sender are numbered, in si_code. Signals of one number
+stay in order, unless a thread takes one that was not for it; the receiver puts the pieces together for each sender.
 
 Signals go to a process, so the ends must know which. They share a page of memory (with a name, a file):
 
@@ -75,13 +75,12 @@ from labkit.channels.signal_entry import (
     NUMBER,
     PIDFD,
     PIECE_BYTES,
+    PIECES,
     REFUSED,
-    RESENT,
     SEEN,
     SENT,
     SEQUENCE,
-    SEQUENCE_SHIFT,
-    SI_QUEUE,
+    SEQUENCES,
     UNSURE,
     handler,
     signal_entries,
@@ -290,7 +289,7 @@ class SignalSender(Sender):
     def _introduce(self) -> None:
         """Be a sender of whom no receiver has heard: what tells it from others, the number of its next piece."""
         number = int(self._page[CHANNEL]) << SENDER_BITS | next(_next_sender) & (1 << SENDER_BITS) - 1
-        self._info[[1, 2, 4, 5]] = number, SI_QUEUE, os.getpid(), os.getuid()
+        self._info[[1, 4, 5]] = number, os.getpid(), os.getuid()
         self._state[[SEQUENCE // 8, UNSURE // 8, DONE // 8]] = 0
 
     def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT) -> None:
@@ -528,20 +527,20 @@ class SignalReceiver(Receiver):
         end, senders, channel, room = int(self._state[END // 8]), self._senders, self._channel, self._room
         for at in range(self._at, end, INFO_BYTES):
             number, code, pid, value = FIELDS.unpack_from(room, at)
-            if number >> SENDER_BITS == channel and code in (SI_QUEUE, RESENT):
+            if number >> SENDER_BITS == channel and code <= PIECES:
                 flow = senders.get((pid, number))
                 if flow is None:
                     flow = senders[pid, number] = Flow()
-                if value >> SEQUENCE_SHIFT & 7 == flow.expected and not flow.early:
+                if PIECES - code == flow.expected and not flow.early:
                     self._add(flow, value)
                 else:
-                    self._sort_in(flow, value, code == RESENT)
+                    self._sort_in(flow, PIECES - code, value)
             self._at = at + INFO_BYTES
 
     def _add(self, flow: Flow, value: int) -> None:
         """The next piece of a sender."""
         piece = value.to_bytes(8, "little")[1 : 1 + (value & 7)]
-        expected = flow.expected + 1 & 7
+        expected = flow.expected + 1 & SEQUENCES - 1
         if not value & FIRST:
             piece = flow.begun + piece
         if value & LAST:
@@ -550,21 +549,13 @@ class SignalReceiver(Receiver):
         else:
             flow.expected, flow.begun = expected, piece
 
-    def _sort_in(self, flow: Flow, value: int, resent: bool) -> None:
-        """A piece that came twice, when we travelled, or has lost its place, when a thread did not block the signal."""
-        number = value >> SEQUENCE_SHIFT & 7
-        if resent:
-            flow.late[number] = value
-        elif number != ((flow.early[-1] >> SEQUENCE_SHIFT) if flow.early else flow.expected - 1) & 7:
-            flow.early = [*flow.early, value]
-        while True:
-            if flow.expected in flow.late:
-                self._add(flow, flow.late.pop(flow.expected))
-            elif flow.early and flow.early[0] >> SEQUENCE_SHIFT & 7 == flow.expected:
-                first, flow.early = flow.early[0], flow.early[1:]
-                self._add(flow, first)
-            else:
-                return
+    def _sort_in(self, flow: Flow, number: int, value: int) -> None:
+        """A piece that came twice, when we travelled, or not in its place, when a thread did not block the signal."""
+        if (number - flow.expected) % SEQUENCES < SEQUENCES // 2:
+            flow.early[number] = value
+        while flow.expected in flow.early:
+            self._add(flow, flow.early[flow.expected])
+            flow.early.pop(flow.expected - 1 & SEQUENCES - 1)
 
     def fileno(self) -> int:
         return self.fd
@@ -615,10 +606,9 @@ class Flow:
     """What has come from one sender."""
 
     def __init__(self) -> None:
-        self.expected = 0  # number of the next piece, modulo 8
+        self.expected = 0  # number of the next piece
         self.begun = b""  # what has come of a message that is not whole yet
-        self.early: list[int] = []  # pieces that came before the expected one
-        self.late: dict[int, int] = {}  # and those that our handler sent again, by their numbers
+        self.early: dict[int, int] = {}  # pieces that came before the expected one, by their numbers
 
 
 def _sender_arrives(memory: Any, lifeline: Any) -> SignalSender:

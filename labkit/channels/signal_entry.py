@@ -35,7 +35,7 @@ from labkit.lockfree.entry import (
 
 PIDFD, NUMBER = OWN, OWN + 8  # the receiving process and the signal's number
 SEEN = OWN + 16  # what the page said of them when we looked
-SEQUENCE = OWN + 24  # of the next piece, 0 to 7
+SEQUENCE = OWN + 24  # number of the next piece, below SEQUENCES
 DONE = OWN + 32  # bytes of the message in hand that have gone
 ERRNO = OWN + 40
 PIECE = OWN + 48
@@ -45,12 +45,13 @@ END = OWN  # of a receiver: bytes that the last read(2) brought
 FD = OWN + 8
 
 PIECE_BYTES = 7
-FIRST, LAST, SEQUENCE_SHIFT = 8, 16, 5
-"""A piece's first byte: how many bytes of it count (1 to 7), two flags, and its number modulo 8."""
+FIRST, LAST = 8, 16
+"""A piece's first byte: how many bytes of it count (1 to 7), and two flags."""
+SEQUENCES = 1 << 24
 SENT, REFUSED, MOVED, FAILED = range(4)
 """What the senders return. MOVED: the page names another receiver now. FAILED: see ERRNO."""
 
-SI_QUEUE, RESENT = -1, -3  # si_code: from sigqueue(3), and taken and sent again by our handler (SI_MESGQ)
+PIECES = -32  # si_code of piece 0; piece n has n less. The kernel's own codes for what a program sends end above it
 SI_CODE, SI_VALUE = 8, 24  # where in a siginfo_t, on all 64-bit machines
 INFO_BYTES = 128
 MASK = 296 if os.uname().machine == "x86_64" else 40
@@ -81,7 +82,7 @@ def send_piece(state):
         return MOVED
     store_relaxed(state + DONE, load_relaxed(state + DONE) + (load_relaxed(state + UNSURE) & 7))
     store_relaxed(state + UNSURE, 0)
-    store_relaxed(state + SEQUENCE, (load_relaxed(state + SEQUENCE) + 1) & 7)
+    store_relaxed(state + SEQUENCE, (load_relaxed(state + SEQUENCE) + 1) & (SEQUENCES - 1))
     return SENT
 
 
@@ -97,11 +98,12 @@ def send_pieces(state, source, size):
         count = min(PIECE_BYTES, size - done)
         store_relaxed(state + PIECE, 0)
         copy(state + PIECE, source + done, count)  # little-endian, as all machines that Numba runs on
-        header = count | (load_relaxed(state + SEQUENCE) << SEQUENCE_SHIFT)
+        header = count
         if done == 0:
             header |= FIRST
         if done + count == size:
             header |= LAST
+        store_relaxed(state + INFO + SI_CODE, (PIECES - load_relaxed(state + SEQUENCE)) & 0xFFFFFFFF)
         store_relaxed(state + INFO + SI_VALUE, (load_relaxed(state + PIECE) << 8) | header)
         store_relaxed(state + UNSURE, 8 + count)
         result = send_piece(state)
@@ -167,7 +169,7 @@ def handler() -> Any:
     """The handler of a signal that every thread is to block, a cfunc: `.address` is what sigaction(2) takes.
 
     Whichever thread it interrupts blocks the signal from its return on: the mask that the kernel then restores is in
-    the context. If it has taken a message's piece, that goes back into the queue, with a mark that it lost its place.
+    the context. If it has taken a message's piece, that goes back into the queue, where it has lost its place.
     """
 
     def compiled(key: str) -> Any:
@@ -176,11 +178,9 @@ def handler() -> Any:
             key  # see SOURCES
             mask = context + MASK
             store_relaxed(mask, load_relaxed(mask) | (1 << (number - 1)))
-            code = load_int(info + SI_CODE)
-            if code in (SI_QUEUE, RESENT):
+            if load_int(info + SI_CODE) <= PIECES:
                 saved = on_stack()
                 copy(saved, errno_location(), 4)
-                store_relaxed(info + SI_CODE, RESENT & 0xFFFFFFFF)
                 call(RT_SIGQUEUEINFO, getpid(), number, info, 0)
                 copy(errno_location(), saved, 4)
 
