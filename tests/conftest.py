@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import gc
 import os
 import re
@@ -57,6 +58,8 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError("the kernel allows no namespaces here, so tests run one by one: pytest -n0")
         python = shlex.join([sys.executable, lane.__file__, sys.executable])
         config.option.tx = [f"popen//python={python}"] * len(config.option.tx)
+        # Compiled once, without a time limit, and not in every lane at the same time.
+        subprocess.run([sys.executable, "-c", "import labkit.preload"], cwd=config.rootpath, check=False)
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -260,6 +263,16 @@ def nothing_is_left(request: pytest.FixtureRequest, warm_up: None) -> Iterator[N
             pytest.fail("this test left behind:\n  " + "\n  ".join(left), pytrace=False)
         gc.collect()
         time.sleep(0.02)
+
+
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """One at a time may use up RLIMIT_SIGPENDING or RLIMIT_MSGQUEUE: they are for a user, whatever his namespaces."""
+    with open(__file__) as turn:
+        if re.search("signal|posix_mq|message.queues", item.nodeid):
+            fcntl.flock(turn, fcntl.LOCK_EX)
+        yield
+        fcntl.flock(turn, fcntl.LOCK_UN)  # closing is not enough where a test has made a copy of this process
 
 
 @pytest.hookimpl(hookwrapper=True)
