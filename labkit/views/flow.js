@@ -515,6 +515,7 @@ const STATES = {
   blocked: { glyph: "bar", text: "blocked in send", short: "blocked" },
   ended: { glyph: "check", text: "ended", short: "ended" },
   killed: { glyph: "cross", text: "killed", short: "killed" },
+  unknown: { glyph: "ring", text: "not heard of any more", short: "unknown" },
   quiet: { glyph: "ring", text: "not heard of yet", short: "silent" },
 };
 
@@ -526,6 +527,7 @@ function stateOf(node, u, store, span) {
     return { name: clean ? "ended" : "killed", text: node.ended, short: node.ended.replace("killed by ", "") };
   }
   if (!node.seen || u < store.axis.virtual(node.seen[0])) return { name: "quiet", ...STATES.quiet };
+  if (store.orphaned && u >= store.end - span) return { name: "unknown", ...STATES.unknown };
   const [send, receive] = store.shares(node.pid, node.row, u, span);
   const name = send > 0.5 && send >= receive ? "blocked" : receive > 0.5 ? "waiting" : "running";
   return { name, ...STATES[name] };
@@ -640,7 +642,7 @@ class Painter extends Pen {
 
   node(node, state, small) {
     const { ctx, theme } = this, { x, y, w, h } = node, left = x - w / 2, top = y - h / 2;
-    const colour = theme[state.name === "quiet" ? "weak" : state.name], gone = state.name === "ended" || state.name === "killed";
+    const colour = theme[state.name] ?? theme.weak, gone = state.name === "ended" || state.name === "killed";
     ctx.beginPath();
     ctx.roundRect(left, top, w, h, 9);
     ctx.fillStyle = theme.card;
@@ -1054,6 +1056,7 @@ class FlowView extends View {
       }
       if (store.axis.saved && this.mode === "replay") parts.push(`${duration(store.axis.saved)} of silence left out.`);
     }
+    if (store.orphaned) parts.push("The kernel has gone: this is what was known until then.");
     if (store.meta.lost) parts.push(`${plural(store.meta.lost, "event")} could not be recorded.`);
     setText(this.note, parts.join(" "));
   }

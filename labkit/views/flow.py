@@ -17,6 +17,7 @@ class Flow(Live):
     """Shows the messages of a trace while it is recorded, and replays them afterwards."""
 
     _esm = module("flow")
+    most = 100_000  # messages in a recording
 
     def _begin(self, events: np.ndarray) -> None:
         self._tally, self._pending = recording.Tally(), recording.NOTHING
@@ -25,7 +26,7 @@ class Flow(Live):
         self._tally.add(events)
 
     def _record(self) -> bytes:
-        return recording.record(self._trace, self._tally.epoch)
+        return recording.record(self._trace, self._tally.epoch, self.most)
 
     def _push(self, events: np.ndarray) -> None:
         """Send one batch: exact totals of everything, and a sample of the messages that something happened to."""

@@ -2,7 +2,13 @@
 //
 // A message is ten numbers in a row. All times are nanoseconds since the first event of the trace, Infinity while unknown.
 
-import { parse } from "./shared.js";
+import { Store, duration, number, parse } from "./shared.js";
+
+/** A moment to the nanosecond: 1.234 567 890 s. */
+export function exact(ns) {
+  const whole = Math.round(Math.abs(ns)), s = Math.floor(whole / 1e9), rest = String(whole % 1e9).padStart(9, "0").match(/.{3}/g).join(" ");
+  return `${ns < 0 ? "−" : ""}${s}.${rest} s`;
+}
 
 export const ID = 0;
 export const CHANNEL = 1;
@@ -66,4 +72,141 @@ function decode(planes, count) {
     rows[at + DROPPED] = dropped;
   }
   return rows;
+}
+
+// ---------------------------------------------------------------- all messages of a trace, by time
+
+const MOST = 60_000; // messages kept while a trace streams; the oldest are forgotten then
+const BLOCK = 256;
+
+export const NOT_RECEIVED = 1;
+export const OVERTAKEN = 2;
+export const GIVEN_UP = 4;
+
+/** Messages in columns, sorted by the time their send began, and what follows from them. */
+export class Messages extends Store {
+  constructor(model) {
+    super(model);
+    this.meta = { channels: [], processes: [], links: [], lost: 0, columns: 0, newest: 0, every: [], over: true, waits: [] };
+    this.live = false;
+    this.arrived = performance.now();
+    this.clear();
+  }
+
+  clear() {
+    this.count = 0;
+    this.columns = Array.from({ length: STRIDE }, () => new Float64Array(BLOCK));
+    this.moments = [];
+    this.places = new Map(); // id -> place, of messages on their way
+    this.derive();
+  }
+
+  get streams() { return this.live && !this.meta.over && !this.orphaned; }
+  /** The newest time known: it goes on while processes run and a kernel feeds us. */
+  get end() {
+    const passed = this.streams ? Math.min(1000, performance.now() - this.arrived) * 1e6 : 0;
+    return Math.max(1, this.meta.newest + passed);
+  }
+  /** Of how many messages one is here, at most. */
+  get sparse() { return Math.max(1, ...this.meta.every); }
+  get whole() { return this.moments.length < 2 && this.sparse === 1 && !this.live; }
+
+  unpack(buffer) {
+    const { meta, rows, moments } = openRecording(buffer);
+    const order = Array.from({ length: meta.rows }, (_, i) => i).sort((a, b) => rows[a * STRIDE + SENT] - rows[b * STRIDE + SENT]);
+    this.count = meta.rows;
+    this.columns = Array.from({ length: STRIDE }, (_, line) => Float64Array.from(order, (i) => rows[i * STRIDE + line]));
+    Object.assign(this, { meta, moments: moments.map((row) => ({ row, columns: meta.columns })), live: false, arrived: performance.now() });
+    this.places.clear();
+    this.derive();
+  }
+
+  addBatch(content, buffers) {
+    if (content?.kind !== "batch") return;
+    this.meta = { waits: [], ...content };
+    Object.assign(this, { live: true, arrived: performance.now() });
+    const [matrix, checkpoint] = buffers.map(asFloats), count = matrix.length / STRIDE;
+    for (let i = 0; i < count; i++) this.put((line) => matrix[line * count + i]);
+    this.moments.push({ row: checkpoint, columns: content.columns });
+    if (this.moments.length > 4000) this.moments.splice(0, 1000);
+    this.sort();
+    this.derive();
+    this.tell("messages");
+  }
+
+  put(value) {
+    const id = value(ID);
+    let at = this.places.get(id);
+    if (at === undefined) {
+      at = this.count++;
+      if (at >= this.columns[0].length) this.columns = this.columns.map((old) => { const grown = new Float64Array(Math.max(BLOCK, 2 * old.length)); grown.set(old); return grown; });
+    }
+    for (let line = 0; line < STRIDE; line++) this.columns[line][at] = value(line);
+    if (value(RECEIVED) < Infinity || value(DROPPED)) this.places.delete(id);
+    else this.places.set(id, at);
+  }
+
+  /** New messages nearly come in order. Beyond MOST the oldest half goes. */
+  sort() {
+    const sent = this.columns[SENT];
+    let first = this.count;
+    for (let i = Math.max(1, this.count - 4000); i < this.count; i++) if (sent[i] < sent[i - 1]) first = Math.min(first, before(sent, sent[i], i));
+    const gone = this.count > MOST ? this.count >> 1 : 0;
+    if (first === this.count && !gone) return;
+    const order = Array.from({ length: this.count - gone }, (_, i) => i + gone).sort((a, b) => sent[a] - sent[b]);
+    this.columns = this.columns.map((old) => { const made = new Float64Array(old.length); order.forEach((from, to) => (made[to] = old[from])); return made; });
+    this.count = order.length;
+    this.places.clear();
+    for (let i = 0; i < this.count; i++) if (this.columns[RECEIVED][i] === Infinity && !this.columns[DROPPED][i]) this.places.set(this.columns[ID][i], i);
+  }
+
+  /** Rows of processes and channels by message, what went wrong with it, and until when each block of them matters. */
+  derive() {
+    const { count, columns, meta } = this, rows = new Map(meta?.processes.map((p, i) => [p.pid, i])), channels = new Map(meta?.channels.map((c, i) => [c.number, i]));
+    Object.assign(this, { rows, from: new Int32Array(count), to: new Int32Array(count), channel: new Int32Array(count), fate: new Uint8Array(count), pair: new Int32Array(count), ends: new Float64Array(Math.ceil(count / BLOCK)).fill(-1) });
+    const latest = new Map(); // receiver and channel and sender -> the earliest receipt of what was sent later
+    const pairs = new Map(); // sender, receiver and channel -> a small number
+    this.troubles = [];
+    for (let i = count - 1; i >= 0; i--) {
+      const sender = columns[SENDER][i], receiver = columns[RECEIVER][i], received = columns[RECEIVED][i], number = columns[CHANNEL][i];
+      this.from[i] = rows.get(sender) ?? -1;
+      this.to[i] = received < Infinity ? rows.get(receiver) ?? -1 : -1;
+      this.channel[i] = channels.get(number) ?? -1;
+      const together = (this.from[i] * 4096 + this.to[i] + 1) * 4096 + this.channel[i];
+      if (!pairs.has(together)) pairs.set(together, pairs.size);
+      this.pair[i] = pairs.get(together);
+      if (received < Infinity) {
+        const key = (sender * 4194304 + receiver) * 1024 + (number % 1024), first = latest.get(key);
+        if (first < received) this.fate[i] = OVERTAKEN;
+        if (!(first < received)) latest.set(key, received);
+      } else this.fate[i] = columns[DROPPED][i] ? GIVEN_UP : NOT_RECEIVED;
+      const last = received < Infinity ? received : columns[ENTERED][i] < Infinity ? columns[ENTERED][i] : columns[SENT][i], block = (i / BLOCK) | 0;
+      if (last > this.ends[block]) this.ends[block] = last;
+      if (this.fate[i]) this.troubles.push(i);
+    }
+    this.troubles.reverse();
+    this.pairs = pairs.size;
+    this.version = (this.version ?? 0) + 1;
+  }
+
+  /** Calls visit(i) for every message that is on its way between two times, in order of sending. */
+  between(from, to, visit) {
+    const sent = this.columns[SENT], high = before(sent, to, this.count);
+    for (let block = 0; block * BLOCK < high; block++) {
+      if (this.ends[block] < from) continue;
+      for (let i = block * BLOCK, end = Math.min(high, i + BLOCK); i < end; i++) visit(i);
+    }
+  }
+
+  words(i) {
+    const { columns, meta } = this, name = (row, pid) => (meta.processes[row]?.name ? `${meta.processes[row].name} (pid ${pid})` : `pid ${pid}`);
+    const sent = columns[SENT][i], fate = this.fate[i], entered = columns[ENTERED][i], label = meta.channels[this.channel[i]]?.label ?? "?";
+    const inSend = entered < Infinity ? `, ${duration(entered - sent)} in send` : "";
+    const arrival = fate & GIVEN_UP ? "given up: it never entered the channel" : fate & NOT_RECEIVED ? "not received" : `received ${duration(columns[RECEIVED][i] - sent)} later by ${name(this.to[i], columns[RECEIVER][i])}, which had waited ${duration(columns[RECEIVED][i] - columns[ASKED][i])}`;
+    return [
+      `Message ${number((columns[ID][i] % 2 ** 37) + 1)} of ${name(this.from[i], columns[SENDER][i])} through ${label}: ${number(columns[SIZE][i])} bytes,`,
+      `sent at ${exact(sent)}${inSend},`,
+      `${arrival}.${fate & OVERTAKEN ? " One that was sent later arrived before it." : ""}`,
+    ];
+  }
 }

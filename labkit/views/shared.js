@@ -362,13 +362,19 @@ export class Store {
     const heard = {
       "msg:custom": (content, buffers) => this.addBatch(content, buffers),
       "change:recording": () => this.load(model.get("recording")),
-      comm_live_update: () => { // JupyterLab tells it when the kernel ends, and when there is a new one
-        this.orphaned = !this.orphaned;
-        this.tell("news");
-      },
     };
     for (const [event, f] of Object.entries(heard)) model.on(event, f);
-    this.detach = () => Object.entries(heard).forEach(([event, f]) => model.off(event, f));
+    const status = model.widget_manager?.context?.sessionContext?.statusChanged; // JupyterLab; elsewhere it stays unknown
+    const ended = (_, now) => {
+      if (this.orphaned || !/restarting|terminating|dead/.test(now)) return;
+      this.orphaned = true;
+      this.tell("news");
+    };
+    status?.connect(ended);
+    this.detach = () => {
+      for (const [event, f] of Object.entries(heard)) model.off(event, f);
+      status?.disconnect(ended);
+    };
     queueMicrotask(heard["change:recording"]); // when the store is made
   }
 
