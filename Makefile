@@ -8,6 +8,8 @@ PYTEST  ?=
 UV      ?= $(shell command -v uv 2>/dev/null)
 
 BIN := .venv/bin
+# Where a container sets it, each of the tests' thousand processes would compile what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 # What some tests need from Debian: a browser, and a font for it to write with; SPIN, and the compiler that it calls.
 CHROMIUM := chromium fonts-liberation
 SPIN     := spin gcc libc6-dev
@@ -60,7 +62,7 @@ ifeq ($(UV),)
 install = $(1)/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt $(2)
 create  = "$$python" -m venv --clear $(1)
 else
-install = $(UV) pip install --quiet --python $(1)/bin/python --constraint constraints.txt $(2)
+install = $(UV) pip install --quiet --compile-bytecode --python $(1)/bin/python --constraint constraints.txt $(2)
 create  = $(UV) venv --quiet --clear --python "$$python" $(1)
 endif
 
