@@ -117,10 +117,10 @@ def test_messages_and_forgotten_parts_are_given_back(pipe):
     begin_and_drop()
     gc.collect()
     before = sys.getallocatedblocks()
-    for _ in range(200):
+    for _ in range(1000):
         begin_and_drop()
     gc.collect()
-    assert sys.getallocatedblocks() - before < 100
+    assert sys.getallocatedblocks() - before < 500  # other threads have some, pytest-xdist's for one
     message = bytes(range(200))
     count = sys.getrefcount(message)
     calls = Calls(write_end, SENDS, most=1 << 20)

@@ -210,7 +210,7 @@ def test_the_right_buffer_is_accepted():
     [
         (empty_put, empty_take, ["do nothing yet"]),
         (put, take_holding_the_mutex, ["deadlock: consumer", "waits for items", "holds mutex", "take the mutex last"]),
-        (put_holding_the_mutex, take, ["deadlock: ", "waits for free", "which consumer", "take the mutex last"]),
+        (put_holding_the_mutex, take, ["deadlock: ", "waits for free, which", "take the mutex last"]),
         (put_without_mutex, take_without_mutex, ["were lost", "hold the mutex meanwhile"]),
         (put_without_mutex, take, ["hold the mutex meanwhile"]),
         (put_without_free, take, ["put was called 120 times and waited for free 0 times"]),

