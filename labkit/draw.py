@@ -142,8 +142,8 @@ def plot_lines(
         axis.set_major_formatter(lambda value, _: amount(value) if abs(value) >= 1e4 else f"{value:g}")
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(alpha=0.25)
-    if len(lines) > 1:
-        ax.legend(frameon=False, fontsize="small")
+    if len(lines) > 1:  # beside the curves, never over them
+        ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return Picture(ax)
 
 

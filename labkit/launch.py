@@ -161,15 +161,21 @@ class Job:
         loop = asyncio.get_running_loop()
         ended = loop.create_future()
 
-        def tell(_: Job) -> None:
+        def tell(_: Job | None = None) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is gone
                 loop.call_soon_threadsafe(lambda: None if ended.done() else ended.set_result(None))
 
         self.when_ended(tell)
+        patience = loop.call_later(timeout, tell)  # wait_for() of Python 3.11 may swallow that this is cancelled
         try:
-            await asyncio.wait_for(ended, timeout)
-        except TimeoutError:
-            raise self._patience(timeout) from None
+            await ended
+        finally:
+            patience.cancel()
+        if self.alive:
+            raise self._patience(timeout)
+        if self._outcome[0] == "error" and self._outcome[1].endswith("KeyboardInterrupt"):
+            # Most front ends interrupt the child together with this kernel, which then ends this wait in a moment.
+            await asyncio.sleep(0.2)
         return self._result()
 
     def kill(self, number: int = signal.SIGKILL) -> None:
@@ -566,5 +572,12 @@ def _follow_ipython() -> None:
         if isinstance(result.error_in_exec, KeyboardInterrupt | asyncio.CancelledError):
             stop_all()
 
+    def stopped(shell: Any, kind: Any, value: Any, frames: Any, tb_offset: int | None = None) -> None:
+        """ipykernel cancels an `await` cell. The traceback of that shows asyncio's insides and has no words."""
+        told = KeyboardInterrupt("the cell was stopped, and with it every process that was launched")
+        shell.showtraceback((KeyboardInterrupt, told, frames), exception_only=True)
+
     shell.events.register("post_run_cell", after_cell)
+    if not shell.custom_exceptions:  # else the reader has a handler of his own
+        shell.set_custom_exc((asyncio.CancelledError,), stopped)
     shell._labkit_follows = True

@@ -1192,6 +1192,12 @@ def test_an_unknown_kind_is_refused_with_the_nearest_and_all():
         channel("telepathy")
 
 
+def test_a_trace_that_is_none_is_refused_before_anything_is_opened(kind):
+    for nonsense in (5, True, "trace", Trace):
+        with pytest.raises(TypeError, match=r"labkit\.Trace, not (int|bool|str|type)"):
+            channel(kind, trace=nonsense)
+
+
 def test_an_unknown_option_is_refused(kind):
     with pytest.raises(TypeError, match="speed"):
         channel(kind, speed=9)

@@ -50,9 +50,11 @@ def channel(
 
     Raises:
         ValueError: there is no such mechanism, it cannot have a name, or an option is out of range.
-        TypeError: the mechanism has no such option.
+        TypeError: the mechanism has no such option, or `trace` is no Trace.
         OSError: the kernel refuses; the text says which limit or permission is in the way.
     """
+    if isinstance(trace, type) or (trace is not None and not hasattr(trace, "traced")):
+        raise TypeError(f"trace is a labkit.Trace, not {type(trace).__name__}: trace = Trace() makes one")
     module = _module(kind)
     if name is None:
         tx, rx = module.open(**options)
@@ -88,7 +90,11 @@ def sender(kind: str, name: str, create: bool = False, **options: Any) -> Sender
 
 
 def receiver(kind: str, name: str, create: bool = False, **options: Any) -> Receiver:
-    """The receiving end of a channel of this name: as `sender`."""
+    """The receiving end of a channel of this name: as `sender`.
+
+    It learns that its last sender has gone where the mechanism tells (`facts()[kind].tells_close`). Elsewhere it waits
+    on: agree on a last message.
+    """
     end: Receiver = _named(_module(kind), kind, "open_receiver")(name, create=create, **options)
     return end
 

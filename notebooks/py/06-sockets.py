@@ -318,7 +318,8 @@ plot_lines(times, "request number", "time, ms", log="y", style="dots")
 # Two ideas, each good, that do not suit each other. **Nagle's algorithm** in the sender: do not send another small segment while an
 # earlier one has not been acknowledged, there may be more to put in. **Delayed acknowledgement** in the receiver: do not
 # acknowledge at once, there may be an answer to put it in. So the body waits for the acknowledgement of the header, the
-# acknowledgement waits for an answer, and the answer waits for the body, until the receiver's timer ends it: 40 ms.
+# acknowledgement waits for an answer, and the answer waits for the body, until the receiver's timer ends it after some 40 ms.
+# (Only the very first request is quick: a new connection acknowledges at once for a while, TCP_QUICKACK in tcp(7).)
 #
 # TCP_NODELAY switches Nagle off. Better still is to send the request in *one* call: then there is nothing to wait for. That is why
 # labkit's `tcp` writes length and message together, and sets TCP_NODELAY unless told otherwise.
