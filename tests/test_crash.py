@@ -421,6 +421,8 @@ class Storm:
         self.over = stepper.shared(8)
         self.workers: dict[int, tuple[int, str]] = {}  # pid -> number and part
         self.parts: list[str] = []  # of each worker there ever was
+        if isinstance(queue, Mpmc):
+            assert queue.try_receive() is None  # this process sends nothing: its receivers need not wait for it
         self.killed: list[int] = []  # workers
 
     def start(self, part: str) -> None:
