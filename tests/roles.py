@@ -104,6 +104,15 @@ def eventually(condition: Callable[[], object], seconds: float = 60.0) -> bool:
     return True
 
 
+def patience(seconds: float) -> float:
+    """How long to wait for a process that may never get ready: so long, or longer where processes are slow to start."""
+    from labkit import launch
+
+    begin = time.monotonic()
+    launch(int).wait()
+    return max(seconds, 100 * (time.monotonic() - begin))  # it takes 10 ms when nothing else runs
+
+
 def gone(pid: int) -> bool:
     """Whether a process has ended; a zombie that nobody reaps has."""
     try:

@@ -3,6 +3,7 @@
 import time
 
 import pytest
+import roles
 
 from labkit.exercises import classic_problems
 from labkit.exercises.classic_problems import check_breaking_order, check_meet
@@ -190,7 +191,7 @@ def test_the_breaking_order_is_told_in_words():
 
 
 def test_a_function_that_spins_is_ended_and_told_so(monkeypatch):
-    monkeypatch.setattr(classic_problems, "PATIENCE", 1.5)
+    monkeypatch.setattr(classic_problems, "PATIENCE", roles.patience(1.5))
     began = time.monotonic()
     verdict = check_meet(spins)
     assert not verdict.right and "did not come to its next yield" in verdict.why

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import roles
 
 from labkit.exercises import fifos
 from labkit.exercises.fifos import check_serve, check_try_send
@@ -10,7 +11,7 @@ from labkit.exercises.fifos import check_serve, check_try_send
 
 @pytest.fixture(autouse=True)
 def less_patience(monkeypatch):
-    monkeypatch.setattr(fifos, "PATIENCE", 2.0)
+    monkeypatch.setattr(fifos, "PATIENCE", roles.patience(2.0))
 
 
 # --- serve --------------------------------------------------------------------------------------------------

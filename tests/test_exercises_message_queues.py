@@ -3,6 +3,7 @@
 import time
 
 import pytest
+import roles
 
 from labkit import Closed
 from labkit.exercises import message_queues
@@ -11,7 +12,7 @@ from labkit.exercises.message_queues import check_station, check_urgent_first
 
 @pytest.fixture(autouse=True)
 def less_patience(monkeypatch):
-    monkeypatch.setattr(message_queues, "PATIENCE", 1.5)
+    monkeypatch.setattr(message_queues, "PATIENCE", roles.patience(1.5))
 
 
 # --- urgent first -------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 from subprocess import PIPE, Popen
 
 import pytest
+import roles
 
 from labkit.channels.pipe import open as open_pipe
 from labkit.exercises import pipes
@@ -19,7 +20,7 @@ LINES = [line for line in NOVEL if line][:6000]
 
 @pytest.fixture(autouse=True)
 def less_patience(monkeypatch):
-    monkeypatch.setattr(pipes, "PATIENCE", 2.0)
+    monkeypatch.setattr(pipes, "PATIENCE", roles.patience(2.0))
 
 
 # --- pipeline -----------------------------------------------------------------------------------------------

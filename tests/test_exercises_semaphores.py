@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+import roles
 
 from labkit.exercises import semaphores
 from labkit.exercises.semaphores import check_buffer, check_in_turn
@@ -105,7 +106,7 @@ def test_who_speaks_in_turn_is_right(solution):
     ],
 )
 def test_who_speaks_out_of_turn_is_told_why(solution, reason, monkeypatch):
-    monkeypatch.setattr(semaphores, "PATIENCE", 2.0)
+    monkeypatch.setattr(semaphores, "PATIENCE", roles.patience(2.0))
     verdict = check_in_turn(solution)
     assert not verdict.right
     assert re.search(reason, verdict.why), verdict.why
@@ -234,7 +235,7 @@ def test_a_wrong_buffer_is_refused_with_its_reason(wrong_put, wrong_take, reason
     ],
 )
 def test_a_buffer_at_which_somebody_waits_for_ever_is_given_up(wrong_put, wrong_take, reason, monkeypatch):
-    monkeypatch.setattr(semaphores, "PATIENCE", 3.0)
+    monkeypatch.setattr(semaphores, "PATIENCE", roles.patience(3.0))
     verdict = check_buffer(wrong_put, wrong_take, ROWS)
     assert not verdict.right
     assert reason in verdict.why, verdict.why

@@ -3,6 +3,7 @@
 import time
 
 import pytest
+import roles
 
 from labkit.exercises import shared_memory
 from labkit.exercises.shared_memory import check_snapshot, check_transfer
@@ -10,7 +11,7 @@ from labkit.exercises.shared_memory import check_snapshot, check_transfer
 
 @pytest.fixture(autouse=True)
 def less_patience(monkeypatch):
-    monkeypatch.setattr(shared_memory, "PATIENCE", 6.0)
+    monkeypatch.setattr(shared_memory, "PATIENCE", roles.patience(6.0))
 
 
 # --- transfer -----------------------------------------------------------------------------------------------
@@ -202,7 +203,7 @@ def test_a_version_before_and_after_is_accepted():
     ],
 )
 def test_another_protocol_is_refused_with_its_reason(writer, reader, reason, monkeypatch):
-    monkeypatch.setattr(shared_memory, "PATIENCE", 3.0)
+    monkeypatch.setattr(shared_memory, "PATIENCE", roles.patience(3.0))
     verdict = check_snapshot(writer, reader)
     assert not verdict.right
     assert any(part in verdict.why for part in reason.split("|")), verdict.why

@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+import roles
 
 from labkit import Closed
 from labkit.exercises import signals
@@ -14,7 +15,7 @@ from labkit.exercises.signals import check_collect, check_shutdown
 
 @pytest.fixture(autouse=True)
 def less_patience(monkeypatch):
-    monkeypatch.setattr(signals, "PATIENCE", 2.0)
+    monkeypatch.setattr(signals, "PATIENCE", roles.patience(2.0))
 
 
 # --- graceful shutdown --------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import selectors
 import threading
 
 import pytest
+import roles
 
 from labkit.exercises import sockets
 from labkit.exercises.sockets import check_receive_exactly, check_serve
@@ -12,7 +13,7 @@ from labkit.exercises.sockets import check_receive_exactly, check_serve
 
 @pytest.fixture(autouse=True)
 def less_patience(monkeypatch):
-    monkeypatch.setattr(sockets, "PATIENCE", 2.0)
+    monkeypatch.setattr(sockets, "PATIENCE", roles.patience(2.0))
 
 
 # --- receive_exactly ----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import random
 import time
 
 import pytest
+import roles
 
 from labkit import RemoteError, jobs
 from labkit.explore import Explorer, acquire, release, until
@@ -422,6 +423,6 @@ def test_a_free_run_that_never_ends_is_given_up(monkeypatch):
             s.light = 1 - s.light
             yield
 
-    monkeypatch.setattr("labkit.explore.processes.PATIENCE", 0.5)
+    monkeypatch.setattr("labkit.explore.processes.PATIENCE", roles.patience(0.5))
     with pytest.raises(TimeoutError, match="A still running; is there a loop"):
         Explorer({"A": blink}, shared={"light": 0}).race(1)
