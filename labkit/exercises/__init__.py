@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from labkit.channels import channel
 from labkit.launch import Job, RemoteError, launch
+from labkit.machine import read
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,23 @@ def outcome(f: Callable[..., Any], messages: Iterable[bytes], kind: str = "pipe"
 def _send(tx: Any, messages: list[bytes]) -> None:
     for message in messages:
         tx.send(message)
+
+
+def let_sleep(pid: int, seconds: float) -> None:
+    """Wait, so that a process can show that it sleeps. One that does not, on a busy machine, gets time to show that."""
+    begin, before = time.monotonic(), _processor_seconds(pid)[1]
+    while True:
+        waited = time.monotonic() - begin
+        state, spent = _processor_seconds(pid)
+        if waited >= seconds and (state != "R" or spent - before >= seconds or waited > 20 * seconds):
+            return
+        time.sleep(0.02)
+
+
+def _processor_seconds(pid: int) -> tuple[str, float]:
+    """A process's state, and how long it has run: proc_pid_stat(5)."""
+    fields = (read(Path(f"/proc/{pid}/stat")) or ") X" + 50 * " 0").rpartition(")")[2].split()
+    return fields[0], (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def last_line(error: RemoteError) -> str:

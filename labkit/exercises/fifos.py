@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from labkit.exercises import Verdict, last_line
+from labkit.exercises import Verdict, last_line, let_sleep
 from labkit.launch import Job, RemoteError, launch
 
 PATIENCE = 5.0
@@ -63,7 +63,7 @@ def check_serve(f: Callable[..., Any]) -> Verdict:
                 wrong = _visited(clients[-1], server, number, what)
                 if wrong:
                     return Verdict(False, wrong)
-                time.sleep(IDLE)
+                let_sleep(server.pid, IDLE)
             lines, busy = server.wait(PATIENCE)
         except RemoteError as error:
             return Verdict(False, f"your function stopped with “{last_line(error)}”.")

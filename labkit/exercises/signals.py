@@ -12,7 +12,7 @@ from typing import Any
 
 from labkit.channels import channel
 from labkit.channels.base import Closed
-from labkit.exercises import Verdict, last_line
+from labkit.exercises import Verdict, last_line, let_sleep
 from labkit.launch import Job, RemoteError, launch
 
 PATIENCE = 5.0
@@ -216,12 +216,12 @@ def _collect(f: Callable[..., Any]) -> tuple[Any, dict[int, int], float]:
     expected: dict[int, int] = {}
 
     def start() -> list[int]:
-        end = time.monotonic() + LIFE
+        parent, end = os.getpid(), time.monotonic() + LIFE
         for number in range(CHILDREN):
             pid = os.fork()
             if pid == 0:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                time.sleep(max(0.0, end - time.monotonic()))
+                let_sleep(parent, end - time.monotonic())
                 if number == KILLED:
                     os.kill(os.getpid(), signal.SIGKILL)
                 os._exit(number)

@@ -10,12 +10,10 @@ import struct
 import termios
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from labkit.exercises import Verdict, last_line
+from labkit.exercises import Verdict, last_line, let_sleep
 from labkit.launch import Job, RemoteError, launch
-from labkit.machine import read
 
 PATIENCE = 5.0
 """Seconds that the learner's function gets for one step."""
@@ -247,7 +245,7 @@ def _talk(address: tuple[str, int], server: Job) -> str:
         )
         if wrong:
             return wrong
-        _say_nothing(server)
+        let_sleep(server.pid, IDLE)  # nobody says anything
         busy.close()
         try:
             late = client()
@@ -256,27 +254,6 @@ def _talk(address: tuple[str, int], server: Job) -> str:
         return _answered(
             late, b"am I late?", server, "Client 3 comes when client 2 has gone, and client 1 is still there"
         ) or _answered(silent, b"still here", server, "Client 1 speaks again, after another client has gone")
-
-
-def _say_nothing(server: Job) -> None:
-    """For some time; on a busy machine, until a server that does not sleep has run for so long."""
-    begin, before = time.monotonic(), _processor_seconds(server.pid)
-    while time.monotonic() < begin + IDLE or (
-        ") R " in _stat(server.pid)
-        and _processor_seconds(server.pid) < before + IDLE
-        and time.monotonic() < begin + 4 * PATIENCE
-    ):
-        time.sleep(0.02)
-
-
-def _stat(pid: int) -> str:
-    """proc_pid_stat(5), of a process that may have gone."""
-    return read(Path(f"/proc/{pid}/stat")) or f"{pid} () X" + 50 * " 0"
-
-
-def _processor_seconds(pid: int) -> float:
-    user, system = _stat(pid).rpartition(")")[2].split()[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _gone(server: Job) -> str:
