@@ -456,6 +456,33 @@ def test_the_compiler_leaves_a_plain_store_out_and_never_an_atomic_one():
     assert [line.split()[-1] for line in compare(twice).parts[0]["AArch64"]] == ["[x]", "[y]", "[x]"]
 
 
+def waits_plain(x, y):
+    while load_plain(x) == 0:
+        pass
+    return load_relaxed(y)
+
+
+def waits_relaxed(x, y):
+    while load_relaxed(x) == 0:
+        pass
+    return load_relaxed(y)
+
+
+@pytest.mark.parametrize("processor", ["x86-64", "AArch64"])
+def test_a_loop_is_shown_and_what_the_compiler_has_taken_out_of_it(processor):
+    """A plain load is done once, before the loop, which then never ends; a relaxed one is done each time."""
+
+    def in_the_loop(function):
+        lines = compare(function).parts[0][processor]
+        begin = lines.index("again:")
+        (end,) = [n for n, line in enumerate(lines) if line.endswith(" again")]
+        assert begin < end
+        return [line for line in lines[begin:end] if "x)" in line or "[x]" in line]
+
+    assert not in_the_loop(waits_plain)
+    assert len(in_the_loop(waits_relaxed)) == 1
+
+
 def test_assembly_needs_two_places():
     with pytest.raises(TypeError, match="two places"):
         compare(one_place)

@@ -2,7 +2,8 @@
 
 The function is compiled by Numba for this machine; LLVM then translates the same optimised code once more, for x86-64
 and for AArch64. It is shown without what surrounds it: only instructions that use the address of a place, and fences;
-the register that holds the address is replaced by the place's name.
+the register that holds the address is replaced by the place's name. Where it has loops, jumps back and what they jump
+to are shown too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ TRIPLES = {"x86-64": "x86_64-unknown-linux-gnu", "AArch64": "aarch64-unknown-lin
 # A Numba function gets a place for its result and one for an error first; the arguments are the third and the fourth.
 REGISTERS = {"x86-64": ("%rdx", "%rcx"), "AArch64": ("x2", "x3")}
 FENCES = re.compile(r"^(mfence|lfence|sfence|dmb|dsb|isb|lock)\b")
+JUMPS = re.compile(r"^(?:j[a-z]+|b|b\.[a-z]+|cbn?z|tbn?z)\b.*?(\.L\w+)$")
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,12 @@ def _instructions(function: Callable[..., Any], processor: str) -> tuple[str, ..
     if len(places) != 2:
         raise TypeError(f"a litmus function takes two places, as in f(x, y), not {inspect.signature(function)}")
     lines = _body(_emitted(_optimised(function), processor))
+    loops = _loops(lines)
     kept = []
-    for line in lines:
+    for number, line in enumerate(lines):
+        if number in loops:
+            kept.append(loops[number])
+            continue
         named = line
         for register, place in zip(REGISTERS[processor], places, strict=True):
             address = rf"\({re.escape(register)}\)" if processor == "x86-64" else rf"\[{register}\]"
@@ -99,6 +105,16 @@ def _instructions(function: Callable[..., Any], processor: str) -> tuple[str, ..
         if named != line or FENCES.match(line):
             kept.append(named)
     return tuple(kept)
+
+
+def _loops(lines: list[str]) -> dict[int, str]:
+    """The lines that make loops: labels that are jumped back to, and the jumps, with a name for each label."""
+    labels = {line[:-1]: number for number, line in enumerate(lines) if line.startswith(".L") and line.endswith(":")}
+    jumps = {number: found[1] for number, line in enumerate(lines) if (found := JUMPS.match(line))}
+    back = {number: label for number, label in jumps.items() if labels.get(label, len(lines)) < number}
+    names = {label: f"again{n or ''}" for n, label in enumerate(sorted(set(back.values()), key=labels.__getitem__))}
+    shown = {labels[label]: f"{name}:" for label, name in names.items()}
+    return shown | {number: lines[number].replace(label, names[label]) for number, label in back.items()}
 
 
 @lru_cache(64)
@@ -131,4 +147,4 @@ def _body(text: str) -> list[str]:
     begin = next(number for number, line in enumerate(lines) if re.match(r"_ZN\S+:", line))
     end = next(number for number, line in enumerate(lines) if number > begin and line.startswith(".Lfunc_end"))
     shown = (" ".join(line.split()) for line in lines[begin + 1 : end])
-    return [line for line in shown if line and not re.match(r"[.#/]|//", line)]
+    return [line for line in shown if line and (re.match(r"\.L\w+:$", line) or not re.match(r"[.#/]|//", line))]

@@ -108,7 +108,7 @@ def read(left: Callable[..., Any], right: Callable[..., Any]) -> Program:
     for thread, function in enumerate((left, right)):
         done: list[Operation] = []
         try:
-            value = _with_stand_ins(function, _stand_ins(thread, done))(*map(_Place, places))
+            value = with_stand_ins(function, _stand_ins(thread, done))(*map(_Place, places))
         except NotImplementedError as reason:  # Numba's: an intrinsic was called that has no stand-in
             known = ", ".join((*LOADS, *STORES, *FENCES))
             raise TypeError(f"a litmus test is made of loads, stores and fences: {known} ({reason})") from None
@@ -168,7 +168,7 @@ def _stand_ins(thread: int, done: list[Operation]) -> dict[str, Callable[..., An
     return made | {name: fence(order) for name, order in FENCES.items()}
 
 
-def _with_stand_ins(function: Callable[..., Any], stand_ins: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
+def with_stand_ins(function: Callable[..., Any], stand_ins: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
     """The function, and those of the reader's own that it calls, with stand-ins in the place of the atomics."""
     known = {id(getattr(atomics, name)): stand_in for name, stand_in in stand_ins.items()}
     made: dict[int, Any] = {}
