@@ -62,9 +62,10 @@ def pytest_configure(config: pytest.Config) -> None:
         subprocess.run([sys.executable, "-c", "import labkit.preload"], cwd=config.rootpath, check=False)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Lanes of `pytest -n auto`: one more than processors, since most tests wait; none where there can be none."""
-    return len(os.sched_getaffinity(0)) + 1 if lane.possible() else 0
+    """Lanes of `pytest -n auto`: one more than processors, since most tests wait, and no more than memory is for."""
+    return min(len(os.sched_getaffinity(0)) + 1, 6) if lane.possible() else 0
 
 
 # --- what there is ------------------------------------------------------------------------------------------
