@@ -60,7 +60,7 @@ NOBLOCK = int(zmq.NOBLOCK)
 LONGEST_NAME = 80  # a Unix socket's path has 107 bytes
 FLUSH_SECONDS = 30.0
 """How long a sender that closes or travels waits until its receiver has taken everything."""
-QUIET_SECONDS = 0.1  # a receiver that travels waits so long for messages on their way
+QUIET_SECONDS = 0.5  # a receiver that travels, and has senders, waits so long for messages on their way
 LOOK_SECONDS = 0.1  # a waiting end lets other threads at its socket so often, to close it for instance
 LAST_SECONDS = 0.02  # libzmq tells of a connection's end a moment before it hands over its last messages
 DESCRIPTORS = 16  # that a ZeroMQ context and a socket with a monitor need; libzmq aborts the process without them
@@ -408,8 +408,9 @@ class ZmqReceiver(Receiver):
         self.socket = context.socket(zmq.PULL)
         self.socket.rcvhwm = self.max_messages
         self.socket.maxmsgsize = MAX_MESSAGE + TAG_BYTES
-        self._monitor = self.socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
-        self._connected = 0
+        events = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
+        self._monitor = self.socket.get_monitor_socket(events)
+        self._connected, self._accepts = 0, True
         self.socket.use_fd = os.dup(self.listener.fileno())  # libzmq closes it
         self.socket.bind("ipc:///labkit")  # any name: it is bound already
         self._receive = self.socket.recv
@@ -452,8 +453,17 @@ class ZmqReceiver(Receiver):
         with contextlib.suppress(zmq.Again):
             while True:
                 event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))["event"]
-                self._connected += 1 if event == zmq.EVENT_ACCEPTED else -1
+                if event == zmq.EVENT_CLOSED:  # of the listening socket
+                    self._accepts = False
+                else:
+                    self._connected += 1 if event == zmq.EVENT_ACCEPTED else -1
         return self._connected
+
+    def _accept_no_more(self) -> None:
+        """From here on all who were accepted are counted; who comes now is accepted where this end goes."""
+        self.socket.unbind(self.socket.last_endpoint)
+        while self._connections() >= 0 and self._accepts and self._monitor.poll(1000):
+            pass
 
     def clone(self) -> ZmqReceiver:
         raise io.UnsupportedOperation("one process listens at the socket: a second receiver needs a name of its own")
@@ -485,6 +495,7 @@ class ZmqReceiver(Receiver):
     def __reduce__(self) -> Any:
         """Leave: what has come goes along, and who is connected will connect again."""
         if self.socket is not None:
+            self._accept_no_more()
             while self.socket.poll(int(QUIET_SECONDS * 1000) if self._connections() else 0):
                 self._rest.append(self._receive(NOBLOCK))
             self._stop()
