@@ -21,10 +21,12 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from labkit import export
 from labkit.channels.base import (
     DEFAULT_TIMEOUT,
     TAG_BYTES,
@@ -42,6 +44,7 @@ from labkit.lockfree import spsc
 from labkit.lockfree.entry import MOST, new_state
 from labkit.lockfree.spsc_entry import ring_functions
 from labkit.locks import Deadlock, History, LockInfo, Locks
+from labkit.machine import facts
 from labkit.stats import Comparison, Latency, Throughput
 from labkit.sync.shared import Held, Shared
 from labkit.trace_entry import ENDPOINTS, EVENT_BYTES, HEADER, ORIGIN, PID, TAG, trace_entries
@@ -98,6 +101,12 @@ class Trace:
         self.channels: list[ChannelInfo] = []
         self.traced_locks: list[LockInfo] = []
         self.processes: dict[int, ProcessInfo] = {}
+        self.pid = os.getpid()
+        """The process that made the trace; of a loaded one, the process that recorded it."""
+        self.saved_ns: int | None = None
+        """When a loaded trace was saved, on the clock of its events; None for one that was recorded here."""
+        self.machine: dict[str, str] = {}
+        """Where a loaded trace was recorded, as labkit.machine.facts tells it."""
         self.keep = keep
         self.forgotten = 0
         """Events that were recorded, and forgotten because there were more than `keep`."""
@@ -114,7 +123,7 @@ class Trace:
         self._subscribers: list[Callable[[np.ndarray], None]] = []
         self._lock = threading.RLock()
         self._stop = threading.Event()
-        self.processes[os.getpid()] = ProcessInfo(os.getpid(), "notebook")
+        self.processes[self.pid] = ProcessInfo(self.pid, "notebook")
         self._finalizer = weakref.finalize(self, _close, self._memory, self._stop)
         self._collector: threading.Thread | None = None
 
@@ -373,8 +382,65 @@ class Trace:
             for endpoint in np.unique(events["endpoint"][events["action"] == Action.LOCK_OPENED]):
                 self._handed.pop(int(endpoint), None)
             unheard = {lock for locks in self._handed.values() for lock in locks}
-            known = list(self.traced_locks), dict(self.processes), os.getpid(), unheard
+            known = list(self.traced_locks), dict(self.processes), self.pid, unheard
         return History(events, *known)  # without the lock: the collector must not wait for it, or events are lost
+
+    def to_csv(self, path: str | Path) -> Path:
+        """Save as CSV, an event a row, which `Trace.load` reads back; compressed where the name ends in .gz.
+
+        The first line is a comment, "# labkit trace", with a header in JSON. Raises OSError when it cannot be written.
+        """
+        return export.to_csv(path, self.events(), self._header())
+
+    def to_parquet(self, path: str | Path) -> Path:
+        """Save as Parquet, an event a row, which `Trace.load` reads back and every data tool opens.
+
+        Raises:
+            ImportError: pyarrow is not installed.
+            OSError: the file cannot be written.
+        """
+        return export.to_parquet(path, self.events(), self._header())
+
+    def to_perfetto(self, path: str | Path) -> Path:
+        """Write for ui.perfetto.dev: a slice a call, an arrow a message, a counter a channel. It is not read back."""
+        events = self.events()
+        return export.to_perfetto(path, events, self._header(), self._history(events))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """A trace that `to_csv` or `to_parquet` saved, for watch(), report() and all that a trace can tell.
+
+        Raises:
+            ValueError: the file is something else, is damaged, or ends too early.
+            ImportError: it is Parquet and pyarrow is not installed.
+            OSError: it cannot be read.
+        """
+        events, header = export.load(path)
+        trace = cls(keep=max(1, len(events)))
+        trace.close()
+        try:
+            trace.channels = [ChannelInfo(**channel) for channel in header["channels"]]
+            trace.traced_locks = [LockInfo(**lock) for lock in header["locks"]]
+            trace.processes = {process["pid"]: ProcessInfo(**process) for process in header["processes"]}
+            trace.pid, trace.saved_ns, trace.machine = header["recorder"], header["saved_ns"], header["machine"]
+            trace._lost, trace.forgotten = header["lost"], header["forgotten"]
+        except (KeyError, TypeError) as reason:
+            raise ValueError(f"{path}: is damaged: its header lacks or adds something ({reason})") from None
+        trace._chunks, trace._kept = [events], len(events)
+        return trace
+
+    def _header(self) -> dict[str, Any]:
+        with self._lock:
+            return {
+                "machine": self.machine or facts(),
+                "recorder": self.pid,
+                "saved_ns": self.saved_ns or time.monotonic_ns(),
+                "lost": self.lost,
+                "forgotten": self.forgotten,
+                "channels": [vars(channel) for channel in self.channels],
+                "locks": [vars(lock) for lock in self.traced_locks],
+                "processes": [vars(process) for process in self.processes.values()],
+            }
 
     def close(self) -> None:
         """Stop collecting and give the shared memory back. What has been recorded stays; nothing more is recorded."""

@@ -16,6 +16,8 @@ FLOORS = {
     "labkit": 6,
     "labkit.__main__": 6,
     "labkit.report": 5,
+    "labkit.replay": 4,
+    "labkit.compare": 4.5,  # reads what the page holds
     "labkit.page": 4,
     "labkit.clean": 5,
     "labkit.bench": 5.5,  # measures everything below, the report too
@@ -30,6 +32,7 @@ FLOORS = {
     "labkit.trace": 3,
     "labkit.launch": 3,
     "labkit.trace_entry": 2,
+    "labkit.export": 2,  # reads and writes what the trace above it gives
     "labkit.locks": 1.5,
     "labkit.channels": 2,
     "labkit.channels.call_entry": 1.5,

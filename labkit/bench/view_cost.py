@@ -35,6 +35,8 @@ COUNT_FRAMES = """(seconds) => new Promise((done) => {
 class MadeUp:
     """A trace of n messages over four channels, as a view or a report sees one."""
 
+    pid, saved_ns = 0, None  # nobody's, and recorded here
+
     def __init__(self, n: int = MESSAGES, channels: int = 4):
         kinds = ("pipe", "unix_seqpacket", "posix_mq", "shm_ring")
         names = [kinds[i % 4] if i < 4 else f"{kinds[i % 4]} {i}" for i in range(channels)]
@@ -47,6 +49,7 @@ class MadeUp:
             for pid in range(1000, 1000 + 2 * channels)
         }
         self.traced_locks: list[Any] = []
+        self.machine: dict[str, str] = {}
         self.lost = 0
         self._lock = threading.RLock()
         self._events = np.sort(

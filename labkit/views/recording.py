@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 COUNT = (1 << 40) - 1  # the low bits of a message id count the messages of one sender
 CALLS = ((Action.SEND_BEGINS, (Action.SEND_ENDS, Action.DROPPED)), (Action.RECEIVE_BEGINS, (4, 6)))
 MOMENTS = 512  # how finely the totals are recorded when messages had to be left out
+PERCENTILES = (*range(100), 99.9, 100)
 WAITS = 2000  # newest receives that came back empty
 
 
@@ -94,7 +94,7 @@ class Tally:
 def describe(trace: Trace, tally: Tally) -> dict[str, Any]:
     """Channels, processes and how they are linked, ready for JSON. Times are ns since the first event."""
     ended = dict(trace.processes)
-    known = list(tally.pids) + [pid for pid in ended if pid not in tally.pids and pid != os.getpid()]
+    known = list(tally.pids) + [pid for pid in ended if pid not in tally.pids and pid != trace.pid]
     processes = [
         {
             "pid": pid,
@@ -110,7 +110,7 @@ def describe(trace: Trace, tally: Tally) -> dict[str, Any]:
         "processes": processes,
         "links": sorted(tally.links),
         "lost": int(trace.lost),
-        "over": all(p.ended for p in ended.values() if p.pid != os.getpid()),
+        "over": trace.saved_ns is not None or all(p.ended for p in ended.values() if p.pid != trace.pid),
         "columns": len(tally.channels),  # channels in a checkpoint; what follows them is the processes
         "newest": tally.newest,
     }
@@ -187,11 +187,33 @@ def record(trace: Trace, epoch: int | None = None, limit: int = 100_000) -> byte
         "rows": len(found),
         "moments": len(moments),
         "waits": _empty_receives(events, tally),
+        "figures": figures(trace, tally, found),
     }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     body = np.array([len(text)], "<i8").tobytes() + text + np.stack(moments).tobytes() + _planes(found, tally)
     return gzip.compress(body, 6, mtime=0)
+
+
+def figures(trace: Trace, tally: Tally, found: np.ndarray) -> list[dict[str, Any]]:
+    """Each channel in figures, for reports that are laid side by side: exact sums, latencies of the sample, in ns."""
+    table = []
+    for channel, sums in zip(trace.channels, tally.channels, strict=False):
+        own = found[(found["channel"] == channel.number) & (found["receive_ends"] != 0)]
+        latencies = own["receive_ends"] - own["send_begins"]
+        span = int(own["receive_ends"].max() - own["send_begins"].min()) if len(own) else 0
+        table.append(
+            {
+                "label": channel.label,
+                "kind": channel.kind,
+                "received": int(sums[1]),
+                "lost": int(sums[0] - sums[1]),
+                "bytes": int(sums[4]),
+                "seconds": span / 1e9,
+                "percentiles": np.percentile(latencies, PERCENTILES).astype(int).tolist() if len(own) else [],
+            }
+        )
+    return table
 
 
 def _planes(found: np.ndarray, tally: Tally) -> bytes:
