@@ -110,6 +110,12 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5
 LINES = ("-", "--", "-.", ":")
 
 
+def drawable(text: str) -> str:
+    """Text that matplotlib writes as it stands: no formulas, no halves of characters, no control characters."""
+    shown = text.encode(errors="replace").decode().replace("$", r"\$")
+    return "".join(c if c.isprintable() else " " for c in shown)
+
+
 def _axes(ax: Any, width: float, height: float) -> Any:
     if ax is None:
         from matplotlib.figure import Figure
@@ -125,7 +131,7 @@ def plot_latencies(latencies: list[Latency], ax: Any = None) -> Any:
     for number, latency in enumerate(latencies):
         if latency.n:
             share = np.arange(1, latency.n + 1) / latency.n
-            label = f"{latency.label or 'latency'}: half within {duration(latency.p50)}"
+            label = f"{drawable(latency.label) or 'latency'}: half within {duration(latency.p50)}"
             style = LINES[number % len(LINES)]
             ax.step(
                 latency.samples / 1e3, share, style, where="post", color=COLOURS[number % len(COLOURS)], label=label
@@ -140,7 +146,7 @@ def plot_latencies(latencies: list[Latency], ax: Any = None) -> Any:
 def plot_throughputs(throughputs: list[Throughput], ax: Any = None) -> Any:
     """Several throughputs as bars, in messages per second."""
     ax = _axes(ax, 7, 0.6 + 0.45 * max(len(throughputs), 1))
-    names = [t.label or "throughput" for t in throughputs]
+    names = [drawable(t.label) or "throughput" for t in throughputs]
     bars = ax.barh(names, [t.messages_per_second for t in throughputs], color=COLOURS[: len(names)], height=0.6)
     ax.bar_label(bars, [f" {amount(t.messages_per_second)}/s" for t in throughputs])
     ax.set(xlabel="messages per second")
@@ -222,6 +228,12 @@ class Comparison:
     HEAD: ClassVar = ("channel", "messages", "half within", "99 % within", "longest", "lost", "messages", "data")
 
 
+PIXELS = 100
+"""To an inch of a picture on a screen."""
+STANDS_IN = "labkit-picture"
+"""Marks, in its metadata, an output that is seen where the view before it is not alive."""
+
+
 class Picture:
     """Axes that a notebook shows. Made without pyplot, whose global state is not safe outside the main thread."""
 
@@ -229,12 +241,29 @@ class Picture:
         self.axes = axes
 
     def _repr_svg_(self) -> str:
+        import warnings
         from io import StringIO
 
+        from matplotlib import rc_context
+
         out = StringIO()
-        self.axes.figure.savefig(out, format="svg", facecolor="white")
+        # Letters as text: the reader's machine has fonts for what matplotlib's own font lacks, and it is half the size.
+        with rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            self.axes.figure.savefig(out, format="svg", facecolor="white")
         text = out.getvalue()
         return text[text.index("<svg") :]
+
+    def png(self) -> bytes:
+        """The same as PNG, which also a mail program and an untrusted notebook show."""
+        import warnings
+        from io import BytesIO
+
+        out = BytesIO()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            self.axes.figure.savefig(out, format="png", dpi=2 * PIXELS, facecolor="white")
+        return out.getvalue()
 
     def __repr__(self) -> str:
         return f"<picture: {self.axes.get_xlabel()}>"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from labkit.events import messages, of_channels
-from labkit.views import recording
+from labkit.stats import Picture
+from labkit.views import pictures, recording
 from labkit.views.esm import module
 from labkit.views.live import Live
 
@@ -27,6 +28,9 @@ class Flow(Live):
 
     def _record(self) -> bytes:
         return recording.record(self._trace, self._tally.epoch, self.most)
+
+    def picture(self) -> Picture:
+        return pictures.flow(self._trace)
 
     def _push(self, events: np.ndarray) -> None:
         """Send one batch: exact totals of everything, and a sample of the messages that something happened to."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import queue
 import threading
@@ -15,6 +16,8 @@ import anywidget
 import numpy as np
 import traitlets
 
+from labkit.stats import PIXELS, STANDS_IN, Picture
+
 if TYPE_CHECKING:
     from labkit.trace import Trace
 
@@ -26,10 +29,16 @@ live: weakref.WeakSet[Live] = weakref.WeakSet()
 
 
 class Live(anywidget.AnyWidget):
-    """Shows a trace while it is recorded, and afterwards. A view says how: `_begin`, `_push` and `_record`.
+    """Shows a trace while it is recorded, and afterwards. A view says how: `_begin`, `_push`, `_record`, `picture`.
 
     Without a trace the view itself tells what is new, by `_hear`.
     """
+
+    # While the view is alive, its picture is not seen.
+    _css = """
+.jp-OutputArea-child:has([class^="labkit-"]) + .jp-OutputArea-child:has(img.jp-needs-light-background, pre:empty) {
+  display: none;
+}"""
 
     key = traitlets.Unicode().tag(sync=True)
     recording = traitlets.Bytes().tag(sync=True)
@@ -38,6 +47,7 @@ class Live(anywidget.AnyWidget):
         self._news: queue.SimpleQueue[np.ndarray | None] = queue.SimpleQueue()
         self._working, self._made = threading.Lock(), time.monotonic()
         self._worker: threading.Thread | None = None
+        self._displayed = False
         self._unsubscribe: Callable[[], None] = lambda: None
         if trace is not None:
             self._trace = trace
@@ -46,6 +56,38 @@ class Live(anywidget.AnyWidget):
                 self._unsubscribe = trace.subscribe(self._hear)
         super().__init__(key=uuid.uuid4().hex, recording=self._record(), **options)
         live.add(self)
+
+    def __repr__(self) -> str:
+        return type(self).__name__ + (f" of {self._trace!r}" if hasattr(self, "_trace") else "")
+
+    def _ipython_display_(self) -> None:
+        """Show the view, and after it the place of its picture: for GitHub, mail, and a notebook opened another day."""
+        from IPython.display import display
+
+        data, metadata = self._repr_mimebundle_() or ({}, {})
+        display(data, metadata=metadata, raw=True)
+        display({"text/plain": ""}, metadata={STANDS_IN: True}, raw=True, display_id=self._place)
+        self._displayed = True
+
+    @property
+    def _place(self) -> str:
+        return f"labkit-{self.key}"
+
+    def picture(self) -> Picture | None:
+        """What the view shows, drawn once and without JavaScript; None where there is no such drawing."""
+        return None
+
+    def _show_picture(self) -> None:
+        """Put the picture, as things are now, into its place in the notebook."""
+        from IPython.display import update_display
+
+        picture = self.picture() if self._displayed else None
+        if picture is None:
+            return
+        data = {"image/png": base64.b64encode(picture.png()).decode(), "text/plain": f"A picture of {self!r}"}
+        width = int(picture.axes.figure.get_figwidth() * PIXELS)
+        metadata = {STANDS_IN: True, "image/png": {"width": width, "needs_background": "light"}}
+        update_display(data, metadata=metadata, raw=True, display_id=self._place)
 
     def _begin(self, events: np.ndarray) -> None:
         """Take what was recorded before the view was made."""
@@ -62,6 +104,7 @@ class Live(anywidget.AnyWidget):
         """Send the recording now, from this thread, also when the browser should have it already."""
         self.recording = self._record()
         self.send_state("recording")
+        self._show_picture()
 
     def close(self) -> None:
         """Stop listening to the trace and remove the view from the page."""
@@ -70,6 +113,12 @@ class Live(anywidget.AnyWidget):
             self._unsubscribe()
             self._hear(None)
         super().close()
+
+    def _over(self) -> bool:
+        """Whether all processes of the trace have ended, beside the one that made it."""
+        if not hasattr(self, "_trace"):
+            return True
+        return all(process.ended for pid, process in dict(self._trace.processes).items() if pid != self._trace.pid)
 
     def _hear(self, events: np.ndarray | None) -> None:
         """Take news, None at the end. A thread of our own sends it: no front end can hold up whoever tells it."""
@@ -89,6 +138,8 @@ class Live(anywidget.AnyWidget):
             except queue.Empty:
                 with contextlib.suppress(Exception):
                     self.recording = self._record()
+                    if self._over():  # not while somebody measures: drawing takes the interpreter for a while
+                        self._show_picture()
                 with self._working:
                     if self._news.empty():
                         self._worker = None

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labkit.locks import FOREVER, GIVEN, History
+from labkit.stats import Picture
+from labkit.views import pictures
 from labkit.views.esm import module
 from labkit.views.live import Live
 
@@ -28,6 +30,9 @@ class LocksView(Live):
 
     def _record(self) -> bytes:
         return record(self._trace)
+
+    def picture(self) -> Picture:
+        return pictures.locks(self._trace)
 
     def _push(self, events: np.ndarray) -> None:
         began = time.monotonic()
@@ -65,8 +70,9 @@ def record(trace: Trace, limit: int = MOST) -> bytes:
             for dead in history.deadlocks()
         ],
         "newest": max([history.newest - epoch, *(_ends(history, epoch))]) if len(spans) else 0,
-        "now": time.monotonic_ns() - epoch if len(spans) else 0,
-        "over": all(history.died(pid) < FOREVER for pid, _ in history.actors if pid != history.own_pid),
+        "now": (trace.saved_ns or time.monotonic_ns()) - epoch if len(spans) else 0,
+        "over": trace.saved_ns is not None
+        or all(history.died(pid) < FOREVER for pid, _ in history.actors if pid != history.own_pid),
         "lost": int(trace.lost),
     }
     return gzip.compress(json.dumps(table, separators=(",", ":")).encode(), 6, mtime=0)

@@ -1,0 +1,149 @@
+"""Pictures in the place of views: what a saved notebook shows where no JavaScript runs, or no kernel."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+
+from labkit import Trace, channel, launch
+from labkit.bench.view_cost import MadeUp
+from labkit.sync import PosixSemaphore
+from labkit.views import pictures
+from tests.browser import chromium, in_browser, jupyterlab, opened, until
+
+
+def words(picture) -> str:
+    """All that is written in a picture."""
+    return " | ".join(text.get_text() for text in picture.axes.texts)
+
+
+def consumer(rx):
+    for message in rx:
+        if message == b"bye":
+            raise SystemExit(3)
+
+
+def test_a_picture_has_the_exact_figures_of_the_trace():
+    with Trace() as trace:
+        tx, rx = channel("pipe", trace=trace, label="a $b$ 你好")
+        job = launch(consumer, rx)
+        for _ in range(50):
+            tx.send(b"x")
+        tx.close()
+        job.wait()
+        udp, far = channel("udp", trace=trace)
+        for _ in range(3):
+            udp.send(b"never received")
+        udp.close(), far.close()
+    shown = words(pictures.flow(trace))
+    assert "50 sent" in shown and "50 received" in shown and r"a \$b\$ 你好" in shown and "consumer" in shown
+    assert "3 sent" in shown and "0 received" in shown and "3 not received" in shown and "nobody yet" in shown
+
+
+def test_a_picture_says_how_a_process_has_died():
+    with Trace() as trace:
+        tx, rx = channel("pipe", trace=trace)
+        job = launch(consumer, rx)
+        tx.send(b"bye")
+        with pytest.raises(Exception, match="3"):
+            job.wait()
+        tx.close()
+    assert "consumer\nexited 3" in words(pictures.flow(trace))
+
+
+def test_a_sample_of_many_messages_still_counts_all_of_them():
+    shown = words(pictures.flow(MadeUp(100_000)))
+    assert shown.count("25,000 sent") == shown.count("25,000 received") == 4 and "not received" not in shown
+
+
+def test_more_channels_than_there_is_room_for_are_counted():
+    assert "and 5 more channels" in words(pictures.flow(MadeUp(17 * 4, channels=17)))
+
+
+@pytest.mark.parametrize("draw", [pictures.flow, pictures.locks])
+def test_an_empty_trace_has_a_picture_too(draw):
+    with Trace() as trace:
+        assert draw(trace).png().startswith(b"\x89PNG")
+        tx, rx = channel("pipe", trace=trace)
+        lock = trace.lock(PosixSemaphore())
+        assert draw(trace).png().startswith(b"\x89PNG")
+        tx.close(), rx.close(), lock.close()
+
+
+def test_the_picture_of_locks_has_a_bar_for_every_hold():
+    with Trace() as trace:
+        one, two = (trace.lock(PosixSemaphore(), f"fork {n}") for n in (1, 2))
+        for _ in range(3):
+            with one, two:
+                pass
+        one.close(), two.close()
+    picture = pictures.locks(trace)
+    bars = [len(each.get_paths()) for each in picture.axes.collections]
+    assert sum(bars) == 2 * 3 * 2  # a wait and a hold, each
+    legend = [text.get_text() for text in picture.axes.get_legend().get_texts()]
+    assert legend == ["holds fork 1", "holds fork 2", "waits for it"]
+
+
+CELL = """
+from labkit import Trace, channel, watch
+trace = Trace()
+tx, rx = channel("pipe", trace=trace)
+watch(trace)
+for _ in range(30):
+    tx.send(b"hello")
+    rx.receive()
+tx.close(), rx.close()
+"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as found:
+        yield found
+
+
+def loud(png: bytes) -> bool:
+    """Whether there is something to see in a PNG."""
+    from io import BytesIO
+
+    from matplotlib.image import imread
+
+    return float(np.std(imread(BytesIO(png)))) > 0.02
+
+
+@in_browser
+def test_jupyterlab_shows_the_view_while_it_is_alive_and_its_picture_another_day(browser, tmp_path: Path):
+    new, path = nbformat.v4, tmp_path / "lab.ipynb"
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(new.new_notebook(cells=[new.new_code_cell(CELL)], metadata={"kernelspec": kernel}), path)
+    with jupyterlab(tmp_path) as address:
+        with opened(browser, address("lab/tree/lab.ipynb"), offline=False) as page:
+            page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=60_000)
+            page.get_by_text("| Idle").wait_for(timeout=60_000)
+            page.get_by_role("menuitem", name="Run", exact=True).click()
+            page.get_by_text("Run All Cells", exact=True).first.click()
+            until(page, lambda s: s["mode"] == "replay", "settled", seconds=60)
+            picture = page.locator(".jp-OutputArea img")
+            picture.wait_for(state="attached", timeout=60_000)
+            assert not picture.is_visible() and page.locator(".labkit-flow").is_visible()
+            page.keyboard.press("Escape")
+            page.keyboard.press("Control+s")
+            while "image/png" not in path.read_text():
+                page.wait_for_timeout(200)
+        outputs = json.loads(path.read_text())["cells"][0]["outputs"]
+        (png,) = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+        assert loud(base64.b64decode(png))
+
+        shutil.copy(path, tmp_path / "another-day.ipynb")
+        with opened(browser, address("lab/tree/another-day.ipynb"), offline=False) as page:
+            page.locator(".jp-OutputArea img").wait_for(timeout=60_000)
+            assert page.locator(".jp-OutputArea img").is_visible() and page.locator(".labkit-flow").count() == 0
+            page.screenshot(path=tmp_path / "another-day.png")
+            if keep := __import__("os").environ.get("KEEP"):
+                shutil.copy(tmp_path / "another-day.png", keep)
