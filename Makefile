@@ -10,8 +10,9 @@ UV      ?= $(shell command -v uv 2>/dev/null)
 BIN := .venv/bin
 # Where a container sets it, each of the tests' thousand processes would compile what it imports.
 unexport PYTHONDONTWRITEBYTECODE
-# What some tests need from Debian: a browser, and a font for it to write with; SPIN, and the compiler that it calls.
+# What some tests need from Debian: a browser, and fonts for it to write with; SPIN, and the compiler that it calls.
 CHROMIUM := chromium fonts-liberation
+FONTS    := fontconfig fonts-wqy-microhei fonts-noto-color-emoji
 SPIN     := spin gcc libc6-dev
 # The test files that say that they run on every Python of the machine, and all that they need (versions: constraints.txt).
 CORE_TESTS := $(shell grep -l '^pytestmark = .*every_python' tests/test_*.py)
@@ -20,7 +21,7 @@ CORE_NEEDS := cffi dill multiprocess numba numpy posix_ipc pyzmq sysv_ipc hypoth
 # Side by side, where the kernel allows it: tests/lane.py. Whoever becomes idle takes tests over from the others.
 IN_LANES   := -n auto --dist worksteal
 
-.PHONY: help lab test report clean distclean lint test-pythons browser spin
+.PHONY: help lab test report clean distclean lint test-pythons browser fonts spin
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -32,7 +33,7 @@ help:  ## list these commands
 lab: .venv/.lab  ## open JupyterLab on the start page (PORT=8888, BROWSER=none prints the address only)
 	@exec $(BIN)/labkit lab --port '$(PORT)' --browser '$(BROWSER)'
 
-test: .venv/.test browser spin  ## everything that CI runs (PYTEST='-k pipe' passes options on to the last step)
+test: .venv/.test browser fonts spin  ## everything that CI runs (PYTEST='-k pipe' passes options on to the last step)
 	@failed=; \
 	$(MAKE) --no-print-directory lint || failed="$$failed lint"; \
 	$(MAKE) --no-print-directory test-pythons || failed="$$failed test-pythons"; \
@@ -117,6 +118,13 @@ browser: .venv/.test
 	fi; \
 	echo '!! NO BROWSER: the tests that drive one are SKIPPED. To run them install a Chromium'; \
 	echo '!! (Debian: sudo apt-get install $(CHROMIUM)) or set LABKIT_BROWSER to its path.'
+
+fonts:
+	@test -n "$$(fc-list :charset=4f60 2>/dev/null)" -a -n "$$(fc-list :charset=1f389 2>/dev/null)" || { \
+		$(call debian,$(FONTS)); } || { \
+		echo '!! NO FONTS for Chinese and emoji: the PDF tests that look for them are SKIPPED. To run them install some'; \
+		echo '!! (Debian: sudo apt-get install $(FONTS))'; \
+	}
 
 spin:
 	@command -v spin >/dev/null && command -v gcc >/dev/null || { $(call debian,$(SPIN)); } || { \

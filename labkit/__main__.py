@@ -122,23 +122,54 @@ def report(
     ] = None,
     to: Annotated[str, typer.Option(help="html (one file, works offline) or pdf.")] = "html",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write.")] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("-p", metavar="NAME=VALUE", help='Set a name of the cell with the tag "parameters".'),
+    ] = None,
+    saved: Annotated[
+        bool, typer.Option("--saved", help="As they were saved, with their outputs; run nothing.")
+    ] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Two reports or saved traces (.html .parquet .csv) side by side.")
+    ] = False,
+    title: Annotated[str | None, typer.Option(help="Of the page; the first heading unless given.")] = None,
+    browser: Annotated[str | None, typer.Option(help="The Chromium that prints a PDF; found by itself.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds that one cell may take.")] = 600,
 ) -> None:
     """Run notebooks and write one report. Where a cell fails the report shows it and the exit status is 1."""
     if to not in ("html", "pdf"):
         _fail(f'A report is "html" or "pdf", not {to!r}: use --to html.')
+    if compare and len(notebooks or []) != 2:
+        _fail("Two files are compared: labkit report --compare A.html B.html")
+    values = dict(_value(text) for text in parameter or [])
     paths = notebooks or sorted((_root(None) / "notebooks").glob("[0-9]*.ipynb"))
     if not paths:
         _fail("There is no numbered notebook in notebooks/: name the ones to report.")
     if missing := [str(path) for path in paths if not path.is_file()]:
-        _fail(f"No such notebook: {', '.join(missing)}. Check the path, or give none to report all labs.")
-    output = output or Path(f"reports/ipclab.{to}")
+        _fail(f"No such {'file' if compare else 'notebook'}: {', '.join(missing)}. Check the path.")
+    output = output or Path(f"reports/{'comparison' if compare else 'ipclab'}.{to}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as refused:
         _fail(f"{output.parent} cannot be made ({refused.strerror}): choose another file with -o.")
-    from labkit.report import report_notebooks
+    from labkit.report import report_comparison, report_notebooks
 
-    raise typer.Exit(report_notebooks(paths, output, to))
+    if compare:
+        raise typer.Exit(report_comparison(paths[0], paths[1], output, to, browser))
+    raise typer.Exit(report_notebooks(paths, output, to, timeout, browser, title, values, saved))
+
+
+def _value(text: str) -> tuple[str, Any]:
+    """NAME=VALUE; a value that is no Python literal is a text, as it stands."""
+    from ast import literal_eval
+
+    name, sign, value = text.partition("=")
+    if not sign or not name.isidentifier():
+        _fail(f"A parameter is NAME=VALUE, not {text!r}: for example -p n=10000.")
+    try:
+        return name, literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
 
 
 @app.command()

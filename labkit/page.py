@@ -8,52 +8,78 @@ in the page forbids the network, so that "works offline" cannot rot.
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import html
 import io
+import itertools
 import json
 import os
-import platform
 import re
-import sys
-import time
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from labkit.machine import facts
+from labkit.stats import STANDS_IN
+
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+REPORT_FORMAT = 1
 
 
 # ------------------------------------------------------------------------------------------------- secrets
 
 
+SECRET = re.compile("TOKEN|SECRET|PASSW|API_?KEY|CREDENTIAL|PRIVATE|COOKIE|AUTH", re.IGNORECASE)
+"""Names of variables whose values are nobody's business."""
+BEFORE, AFTER = r"(?:(?<![\w.-])|(?<=\x1b\[\dm)|(?<=\x1b\[\d\dm)|(?<=;\dm)|(?<=;\d\dm))", r"(?![\w.-])"
+"""A path begins and ends here; IPython colours paths, and the code of a colour ends with a letter."""
+
+
 def scrub(text: str) -> str:
-    """Take out what a report must not tell: the home folder, connection files, tokens and the environment's secrets."""
-    secret = re.compile("TOKEN|SECRET|PASSW|API_?KEY|CREDENTIAL", re.IGNORECASE)
+    """Take out what a report must not tell: home folders, connection files, tokens and the environment's secrets."""
     for name, value in os.environ.items():
-        if secret.search(name) and len(value) >= 8:
+        if SECRET.search(name) and len(value) >= 8:
             text = text.replace(value, "…")
-    text = re.sub(r"[^\s'\"]*kernel-[0-9a-f-]{8,}\.json", "(connection file)", text)
+    text = re.sub(r"[^\s'\"]*(?:kernel|jpserver|nbserver)-[0-9a-f-]+\.json", "(connection file)", text)
+    text = re.sub(r"(\btoken=|\b(?:Bearer|token) +)[0-9A-Za-z._~+/-]{16,}=*", r"\1…", text)
     text = re.sub(r"(\btoken=)[0-9A-Za-z._~-]{8,}", r"\1…", text)
     for home in {str(Path.home()), os.environ.get("HOME", ""), os.path.realpath(Path.home())}:
         if len(home) > 1:
-            text = re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", "~", text)
-    return text
+            text = re.sub(f"{BEFORE}{re.escape(home)}{AFTER}", "~", text)
+    return re.sub(rf"{BEFORE}/(?:home|Users)/[\w.-]+", "~", text)  # a notebook that somebody else has run
 
 
 def _scrubbed(value: Any) -> Any:
-    """A copy of an output or a state with all its text scrubbed. Pictures and buffers are data, not text."""
+    """A copy of an output or a state with all its text scrubbed. Pictures are data, not text."""
     if isinstance(value, str):
         return scrub(value)
     if isinstance(value, list):
         return [_scrubbed(item) for item in value]
     if isinstance(value, dict):
-        return {
-            key: item if key in ("image/png", "image/jpeg", "_esm") else _scrubbed(item) for key, item in value.items()
-        }
+        return {key: item if key in ("image/png", "image/jpeg") else _scrubbed(item) for key, item in value.items()}
     return value
+
+
+def _scrubbed_recording(raw: bytes) -> bytes:
+    """What a view draws, with the names in it scrubbed: gzip of JSON, or of a header's length, the header and data."""
+    try:
+        plain = gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error):
+        return raw
+    start, end = (0, len(plain)) if plain[:1] in b"{[" else (8, 8 + int.from_bytes(plain[:8], "little"))
+    header = json.loads(plain[start:end])
+    clean = _scrubbed(header)
+    if clean == header:
+        return raw
+    text = json.dumps(clean).encode()
+    if start:
+        text += b" " * (-len(text) % 8)
+        text = len(text).to_bytes(8, "little") + text
+    return gzip.compress(text + plain[end:], 6, mtime=0)
 
 
 # ------------------------------------------------------------------------------------------------- rendering
@@ -63,44 +89,57 @@ def render(notebooks: list[tuple[str, Any]], failures: Iterable[str] = (), title
     """One page of executed notebooks, given as (name, notebook)."""
     page = Page(title or "")
     body = page.body
-    body.append(machine_facts())
+    body.append(machine_facts(page.machine))
     failures = [html.escape(scrub(failure)) for failure in failures]
     if failures:
         body.append(f'<ul class="failures" role="alert">{"".join(f"<li>{f}</li>" for f in failures)}</ul>')
-    places = {f"{name}.ipynb": f"#n{number}" for number, (name, _) in enumerate(notebooks, start=1)}
+    page.places = {f"{name}.ipynb": f"#n{number}" for number, (name, _) in enumerate(notebooks, start=1)}
     for number, (name, notebook) in enumerate(notebooks, start=1):
         prefix = f"n{number}"
         before = len(page.contents)
-        inner = NotebookRenderer(page, notebook, prefix).html()
+        inner = NotebookRenderer(page, notebook, prefix, name).html()
         if not any(level == 1 for level, *_ in page.contents[before:]):
             page.contents.insert(before, (1, prefix, name))
             inner = f"<h1>{html.escape(name)}</h1>{inner}"
-        # From one lab to another: within this page, where that one is in it.
-        inner = re.sub(r'<a href="([^"#]+[.]ipynb)"', lambda link: f'<a href="{places.get(link[1], link[1])}"', inner)
         body.append(f'<article id="{prefix}">{inner}</article>')
     page.title = page.title or (page.contents[0][2] if page.contents else "Report")
     return page.html()
 
 
 class Page:
-    """Collects a page: its body, its table of contents, and the views with the modules they need."""
+    """Collects a page: its body, its table of contents, and the views with the modules and data they need, once."""
 
-    def __init__(self, title: str):
+    def __init__(self, title: str, machine: dict[str, str] | None = None):
         self.title = title
+        self.machine = machine or facts()
         self.body: list[str] = []
         self.contents: list[tuple[int, str, str]] = []  # level, anchor, text
-        self.views: dict[str, Any] = {"modules": {}, "models": {}, "views": []}
+        self.places: dict[str, str] = {}  # notebooks that are in this page, and where
+        self.views: dict[str, Any] = {"modules": {}, "models": {}, "data": {}, "views": []}
+        self.runs: list[dict[str, Any]] = []
 
-    def view(self, model: str, state: dict[str, Any], buffers: list[dict[str, Any]]) -> str:
-        """The place of a view in the page; its module goes in once, its state once."""
+    def view(self, model: str, state: dict[str, Any], buffers: Iterable[tuple[list[str], bytes]], of: str = "") -> str:
+        """The place of a view in the page. Several views of one recording share it; `of` names the notebook."""
         source = state["_esm"]
-        module = hashlib.sha256(source.encode()).hexdigest()[:16]
+        module = _key(source.encode())
         self.views["modules"][module] = source
-        shown = {key: value for key, value in state.items() if not key.startswith("_")}
-        self.views["models"].setdefault(model, {"state": shown, "buffers": buffers})
+        if model not in self.views["models"]:
+            shown = {key: _scrubbed(value) for key, value in state.items() if not key.startswith("_")}
+            placed = [{"path": path, "data": self._data(raw, of)} for path, raw in buffers]
+            self.views["models"][model] = {"state": shown, "buffers": placed}
         place = f"view-{len(self.views['views']) + 1}"
         self.views["views"].append({"place": place, "module": module, "model": model})
         return f'<div class="view" id="{place}"></div>'
+
+    def _data(self, raw: bytes, of: str) -> str:
+        raw = _scrubbed_recording(raw)
+        key = _key(raw)
+        if key not in self.views["data"]:
+            self.views["data"][key] = in_base64(raw)
+            if found := figures_of(raw):
+                heading = self.contents[-1][2] if self.contents else ""
+                self.runs.append({"notebook": of, "heading": heading, "channels": found})
+        return key
 
     def html(self) -> str:
         from pygments.formatters import HtmlFormatter
@@ -117,6 +156,9 @@ class Page:
         contents = f'<nav aria-label="Contents"><ul>{"".join(entries)}</ul></nav>' if len(entries) > 1 else ""
         script = f'<script type="application/json" id="labkit-views">{data}</script>'
         script += f'<script type="module">{_beside("page.js")}</script>'
+        # What `labkit report --compare` reads.
+        about = json.dumps({"format": REPORT_FORMAT, "title": self.title, "machine": self.machine, "runs": self.runs})
+        about = about.replace("<", "\\u003c")
         return PAGE.format(
             policy=CONTENT_POLICY,
             title=html.escape(self.title),
@@ -128,8 +170,21 @@ class Page:
             wide=" with-contents" if contents else "",
             contents=contents,
             body="\n".join(self.body),
+            about=about,
             script=script if self.views["views"] else "",
         )
+
+
+def _key(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()[:16]
+
+
+def figures_of(raw: bytes) -> list[dict[str, Any]]:
+    """The figures of each channel in a view's recording (labkit.views.recording), or none."""
+    plain = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else b""
+    if plain[:1] in b"{[":  # also of nothing
+        return []
+    return list(json.loads(plain[8 : 8 + int.from_bytes(plain[:8], "little")]).get("figures", []))
 
 
 def _beside(name: str) -> str:
@@ -139,8 +194,8 @@ def _beside(name: str) -> str:
 class NotebookRenderer:
     """Turns the cells of one executed notebook into HTML."""
 
-    def __init__(self, page: Page, notebook: Any, prefix: str):
-        self.page, self.notebook, self.prefix = page, notebook, prefix
+    def __init__(self, page: Page, notebook: Any, prefix: str, name: str):
+        self.page, self.notebook, self.prefix, self.name = page, notebook, prefix, name
         self.models = notebook.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
         self.markdown = _markdown(page, prefix)
 
@@ -155,10 +210,23 @@ class NotebookRenderer:
             return f'<div class="prose">{self.markdown(source, cell.get("attachments", {}))}</div>'
         if cell.cell_type != "code":
             return f"<pre>{html.escape(source)}</pre>"
-        outputs = "".join(self.output(_scrubbed(output)) for output in cell.outputs)
+        outputs = "".join(self.outputs(cell.outputs))
         failed = any(output.output_type == "error" for output in cell.outputs)
         code = f"<details open><summary>code</summary>{_highlight(source)}</details>" if source.strip() else ""
         return f'<div class="cell{" failed" if failed else ""}">{code}<div class="outputs">{outputs}</div></div>'
+
+    def outputs(self, outputs: Iterable[Any]) -> Iterator[str]:
+        """What was printed bit by bit is one piece; the picture that stands in for a view gives way to it."""
+        alive = False
+        for (kind, name), group in itertools.groupby(outputs, lambda o: (o["output_type"], o.get("name"))):
+            if kind == "stream":
+                text = "".join(_text(output["text"]) for output in group)
+                yield self.output({"output_type": kind, "name": name, "text": scrub(text)})
+                continue
+            for output in group:
+                if not (alive and STANDS_IN in output.get("metadata", {})):
+                    yield self.output(_scrubbed(output))
+                alive = output.get("data", {}).get(WIDGET_VIEW, {}).get("model_id") in self.models
 
     def output(self, output: Any) -> str:
         if output["output_type"] == "stream":
@@ -170,7 +238,9 @@ class NotebookRenderer:
     def data(self, data: dict[str, Any]) -> str:
         """The richest form that works on paper and offline."""
         if WIDGET_VIEW in data:
-            return self.widget(data)
+            shown = self.widget(data)
+            if shown:
+                return shown
         if "text/html" in data:
             return f'<div class="rich">{_text(data["text/html"])}</div>'
         if "image/svg+xml" in data:
@@ -181,17 +251,20 @@ class NotebookRenderer:
         for kind in ("text/markdown", "text/latex"):
             if kind in data:
                 return f'<div class="prose">{self.markdown(_text(data[kind]), {})}</div>'
-        return f"<pre>{_ansi(_text(data.get('text/plain', '')))}</pre>"
+        plain = _text(data.get("text/plain", ""))
+        if WIDGET_VIEW in data:
+            return f'<p class="note">This control needs a running kernel: <code>{html.escape(plain)}</code></p>'
+        return f"<pre>{_ansi(plain)}</pre>" if plain else ""
 
     def widget(self, data: dict[str, Any]) -> str:
+        """A view of labkit whose state was saved with the notebook; of everything else nothing."""
         model = data[WIDGET_VIEW].get("model_id", "")
         found = self.models.get(model, {})
         state = found.get("state", {})
-        if state.get("_anywidget_id", "").startswith("labkit."):
-            buffers = [{"path": b["path"], "data": b["data"]} for b in found.get("buffers", [])]
-            return self.page.view(f"{self.prefix}-{model}", _scrubbed(state), buffers)
-        text = _text(data.get("text/plain", "a widget"))
-        return f'<p class="note">This control needs a running kernel: <code>{html.escape(text)}</code></p>'
+        if not state.get("_anywidget_id", "").startswith("labkit."):
+            return ""
+        buffers = [(b["path"], base64.b64decode(b["data"])) for b in found.get("buffers", [])]
+        return self.page.view(f"{self.prefix}-{model}", state, buffers, self.name)
 
 
 def _text(value: Any) -> str:
@@ -223,11 +296,22 @@ def _markdown(page: Page, prefix: str) -> Callable[[str, dict[str, Any]], str]:
     class Renderer(IPythonRenderer):
         def heading(self, text: str, level: int, **_: Any) -> str:
             plain = html.unescape(re.sub("<[^>]+>", "", text)).strip()
-            anchor = f"{prefix}-{re.sub(r'[^a-z0-9]+', '-', plain.lower()).strip('-') or len(page.contents)}"
+            anchor = f"{prefix}-{_slug(plain) or len(page.contents)}"
             if any(anchor == used for _, used, _ in page.contents):
                 anchor += f"-{len(page.contents)}"
             page.contents.append((level, anchor, plain))
             return f'<h{level} id="{anchor}">{text}</h{level}>\n'
+
+        def link(self, text: str, url: str, title: str | None = None) -> str:
+            """To a notebook of this page within it; to a file beside the notebook it would lead nowhere."""
+            name, _, anchor = url.partition("#")
+            if name in page.places:
+                url = page.places[name]
+            elif not name:
+                url = f"#{prefix}-{_slug(anchor)}"
+            elif "://" not in url and not url.startswith("mailto:"):
+                return f'<span title="{html.escape(url, quote=True)}, beside the notebook">{text}</span>'
+            return str(super().link(text, url, title))
 
         def block_math(self, body: str) -> str:
             return f'<div class="formula">{formula(body, 13)}</div>'
@@ -244,6 +328,10 @@ def _markdown(page: Page, prefix: str) -> Callable[[str, dict[str, Any]], str]:
         return f"<pre>{html.escape(source)}</pre>"
 
     return convert
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def formula(tex: str, size: float) -> str:
@@ -266,26 +354,10 @@ def formula(tex: str, size: float) -> str:
 # ------------------------------------------------------------------------------------------------- the machine
 
 
-def machine_facts() -> str:
-    """The machine in one table, so that two people can compare their figures. It names no host and no user."""
-    facts = {
-        "processor": _processor(),
-        "Linux": platform.release(),
-        "Python": platform.python_version(),
-        "labkit": sys.modules["labkit"].__version__,  # not imported: it is the floor above
-        "written": time.strftime("%Y-%m-%d %H:%M %Z"),
-    }
-    cells = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in facts.items())
+def machine_facts(machine: dict[str, str]) -> str:
+    """What labkit.machine.facts tells, in one line of a page, so that two people can compare their figures."""
+    cells = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in machine.items())
     return f'<dl class="facts">{cells}</dl>'
-
-
-def _processor() -> str:
-    cores = len(os.sched_getaffinity(0))
-    with suppress(OSError):
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        if found:
-            return f"{found[1]}, {cores} cores"
-    return f"{platform.machine()}, {cores} cores"
 
 
 # ------------------------------------------------------------------------------------------------- the page
@@ -310,6 +382,7 @@ PAGE = """<!doctype html>
 <main class="page{wide}">
 {body}
 </main>
+<script type="application/json" id="labkit-report">{about}</script>
 {script}
 </body>
 </html>

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.page import Page, in_base64, machine_facts, render
+from labkit.export import replace_file
+from labkit.page import Page, machine_facts, render
 
 if TYPE_CHECKING:
     from labkit.trace import Trace
@@ -39,9 +42,9 @@ def report(trace: Trace, path: str | Path = "report.html") -> Path:
     Raises:
         OSError: the file cannot be written.
     """
-    page = Page("What the trace recorded")
+    page = Page("What the trace recorded", trace.machine)
     page.body.append("<h1>What the trace recorded</h1>")
-    page.body.append(machine_facts())
+    page.body.append(machine_facts(page.machine))
     if trace.channels or not trace.traced_locks:
         from labkit.views import flow, recording
 
@@ -52,14 +55,11 @@ def report(trace: Trace, path: str | Path = "report.html") -> Path:
 
         page.body.append(_view(page, "locks", locks.LocksView, locks.record(trace)))
         page.body.append(f'<h2>Locks</h2><div class="rich">{trace.locks()._repr_html_()}</div>')
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return _write(path, page.html())
+    return replace_file(path, page.html())
 
 
 def _view(page: Page, key: str, view: Any, recording: bytes) -> str:
-    state = {"_esm": str(view._esm), "key": key}
-    return page.view(key, state, [{"path": ["recording"], "data": in_base64(recording)}])
+    return page.view(key, {"_esm": str(view._esm), "key": key}, [(["recording"], recording)])
 
 
 def report_notebooks(
@@ -69,6 +69,8 @@ def report_notebooks(
     timeout: float = CELL_SECONDS,
     browser: str | None = None,
     title: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    saved: bool = False,
 ) -> int:
     """Run notebooks from top to bottom, each in a kernel of its own, and write one page of all of them.
 
@@ -79,6 +81,8 @@ def report_notebooks(
         timeout: seconds that one cell may take.
         browser: the Chromium that prints the PDF; found by labkit.doctor.find_browser unless given.
         title: the page's title, the first notebook's heading unless given.
+        parameters: values for names that the notebooks set in their cell with the tag "parameters".
+        saved: take the notebooks as they were saved, with their outputs, and run nothing.
 
     Returns:
         0, or 1 when a cell failed (the report is written all the same), or 2 when there is nothing to write; what was
@@ -91,19 +95,62 @@ def report_notebooks(
         notebooks = [_read(Path(path)) for path in paths]
         if not notebooks:
             raise ValueError("no notebook given")
-        failures = _run_all(notebooks, timeout)
+        if parameters:
+            if saved:
+                raise ValueError("parameters are for notebooks that are run, not for saved ones")
+            set_parameters([notebook for _, notebook in notebooks], parameters)
+        failures = _failures_of(notebooks) if saved else _run_all(notebooks, timeout)
         page = render([(path.stem, notebook) for path, notebook in notebooks], failures, title)
-        if to == "pdf":
-            print_pdf(page, output, printer)
-        else:
-            _write(output, page)
+        write_page(page, output, printer)
     except (OSError, ValueError) as reason:
         print(f"labkit report: {_sentence(reason)}", file=sys.stderr)
         return 2
     for failure in failures:
         print(f"labkit report: {failure}", file=sys.stderr)
-    print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
     return 1 if failures else 0
+
+
+def report_comparison(
+    one: str | Path,
+    other: str | Path,
+    output: str | Path = "report.html",
+    to: str = "html",
+    browser: str | None = None,
+) -> int:
+    """Write one page of two reports or saved traces side by side: machines, latency, throughput.
+
+    Args:
+        one: a report (.html) that labkit wrote, or a trace that was saved as CSV or Parquet.
+        other: the same.
+        output: the file to write.
+        to: "html" or "pdf".
+        browser: the Chromium that prints the PDF; found by labkit.doctor.find_browser unless given.
+
+    Returns:
+        0, or 2 when there is nothing to write; what was wrong then is one sentence on standard error.
+    """
+    from labkit.compare import compare, read_run
+
+    output = Path(output)
+    try:
+        printer = _printer(to, browser)
+        _must_be_writable(output)
+        write_page(compare(read_run(Path(one)), read_run(Path(other))), output, printer)
+    except (OSError, ValueError, ImportError) as reason:
+        print(f"labkit report: {_sentence(reason)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def write_page(page: str, output: Path, printer: str) -> None:
+    """Write a page as it is, or as a PDF that this Chromium prints."""
+    if printer:
+        print_pdf(page, output, printer)
+        for sample, package in missing_fonts(page):
+            print(f"labkit report: no font of this machine has {sample}: install {package}", file=sys.stderr)
+    else:
+        replace_file(output, page)
+    print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
 
 
 def print_pdf(page: str, output: Path, browser: str) -> Path:
@@ -120,7 +167,64 @@ def print_pdf(page: str, output: Path, browser: str) -> Path:
             raise OSError(f"{browser} did not finish printing within 120 seconds") from None
         if not target.exists():
             raise OSError(f"{browser} did not write a PDF: {done.stderr.strip()[-300:]}")
-        return _write(output, target.read_bytes())
+        return replace_file(output, target.read_bytes())
+
+
+def set_parameters(notebooks: Sequence[Any], values: Mapping[str, Any]) -> None:
+    """Put a cell that sets values behind the cell with the tag "parameters", as papermill does.
+
+    Raises:
+        ValueError: no notebook has a parameter of that name.
+    """
+    import nbformat
+
+    known: dict[str, Any] = {}
+    for notebook in notebooks:
+        for place, cell in enumerate(notebook.cells):
+            if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
+                names = [name for name in _assigned(cell.source) if name in values]
+                known |= dict.fromkeys(_assigned(cell.source))
+                if names:
+                    lines = "\n".join(f"{name} = {values[name]!r}" for name in names)
+                    made = nbformat.v4.new_code_cell(f"# Given on the command line\n{lines}")
+                    made.metadata.tags = ["injected-parameters"]
+                    notebook.cells.insert(place + 1, made)
+                break
+    if unknown := [name for name in values if name not in known]:
+        there = f"there are: {', '.join(known)}" if known else 'none has a cell with the tag "parameters"'
+        raise ValueError(f"no parameter called {', '.join(unknown)} in these notebooks; {there}")
+
+
+def _assigned(source: str) -> list[str]:
+    """The names that a cell sets at its top level."""
+    targets = [
+        target
+        for statement in ast.parse(source).body
+        for target in getattr(statement, "targets", [getattr(statement, "target", None)])
+    ]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _failures_of(notebooks: list[tuple[Path, Any]]) -> list[str]:
+    return [
+        f"{path.name}: cell {number} failed with {error}"
+        for path, notebook in notebooks
+        for number, error in failed_cells(notebook)
+    ]
+
+
+def missing_fonts(page: str) -> list[tuple[str, str]]:
+    """Letters of a page that this machine would print as empty boxes: a sample of them, and Debian's package."""
+    missing = []
+    for first, last, package in ((0x2E80, 0xFFDC, "fonts-noto-cjk"), (0x1F300, 0x1FAFF, "fonts-noto-color-emoji")):
+        # Private use and halves of characters are nobody's letters.
+        found = [c for c in sorted(set(page)) if first <= ord(c) <= last and not 0xD800 <= ord(c) < 0xF900]
+        lister = shutil.which("fc-list")
+        if found and lister:
+            command = [lister, f":charset={ord(found[0]):x}", "family"]
+            if not subprocess.run(command, capture_output=True, timeout=60, check=False).stdout.strip():
+                missing.append(("".join(found[:3]), package))
+    return missing
 
 
 def _printer(to: str, browser: str | None) -> str:
@@ -130,9 +234,13 @@ def _printer(to: str, browser: str | None) -> str:
         return ""
     from labkit.doctor import find_browser
 
-    found = browser or find_browser()
+    found = shutil.which(browser) if browser else find_browser()
     if not found:
-        raise OSError("a PDF is printed by Chromium and none was found: install the package chromium, or write HTML")
+        missing = f"there is no program {browser}" if browser else "none was found"
+        raise OSError(
+            f"a PDF is printed by Chromium, and {missing}: install it (Debian: apt-get install chromium), name one "
+            "with --browser or LABKIT_BROWSER, or write HTML"
+        )
     return found
 
 
@@ -153,18 +261,6 @@ def _must_be_writable(output: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as reason:
         raise OSError(f"{output}: cannot be written, {reason.strerror}") from None
-
-
-def _write(path: Path, content: str | bytes) -> Path:
-    """Replace the file as a whole: a reader never sees half a report."""
-    raw = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(raw)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
 
 # ------------------------------------------------------------------------------------------------- running notebooks
@@ -254,7 +350,7 @@ def run(path: Path, notebook: Any, timeout: float = CELL_SECONDS, tick: Callable
     finally:
         notebook.cells.remove(last)
         client.set_widgets_metadata()
-    return trouble + [f"{path.name}: cell {number} failed with {error}" for number, error in failed_cells(notebook)]
+    return trouble + _failures_of([(path, notebook)])
 
 
 def _complete(work: Coroutine[Any, Any, Any]) -> Any:
