@@ -34,6 +34,7 @@ _HOME = {
     "Throughput": "labkit.stats",
     "plot_latencies": "labkit.stats",
     "plot_throughputs": "labkit.stats",
+    "replay": "labkit.replay",
     "report": "labkit.report",
     "doctor": "labkit.doctor",
 }
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from labkit.channels.base import Closed, Facts
     from labkit.doctor import doctor
     from labkit.launch import Job, RemoteError, jobs, launch, stop_all
+    from labkit.replay import replay
     from labkit.report import report
     from labkit.stats import Latency, Throughput, plot_latencies, plot_throughputs
     from labkit.trace import Trace

@@ -1,6 +1,7 @@
 """The data is what data/README.md says: real, licensed, unchanged."""
 
 import csv
+import gzip
 import hashlib
 import importlib.util
 import re
@@ -9,12 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from labkit.page import scrub
+from labkit.replay import recorded_runs, replay
+
 DATA = Path(__file__).parents[1] / "data"
 README = (DATA / "README.md").read_text()
 ROWS = [
     [cell.strip(" `") for cell in line.strip("|").split("|")] for line in README.splitlines() if line.startswith("| `")
 ]
 FILES = {row[0]: row for row in ROWS if len(row) == 6}
+RUNS = {row[0]: row for row in ROWS if row[0].endswith(".csv.gz")}
 
 
 def readings() -> list[dict[str, str]]:
@@ -82,3 +87,34 @@ def test_fetch_takes_exactly_the_files_that_are_here():
     fetch = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fetch)
     assert {fetch.WEATHER, fetch.NOVEL} == set(FILES)
+
+
+def test_every_recorded_run_is_described():
+    assert {path.name for path in (DATA / "recorded").iterdir()} == set(RUNS)
+    assert [f"{name}.csv.gz" for name in recorded_runs()] == sorted(RUNS)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_recorded_run_is_the_one_described_and_nothing_was_lost_in_it(name, capsys):
+    _, mechanisms, events, size, checksum = RUNS[name]
+    content = (DATA / "recorded" / name).read_bytes()
+    assert (len(content), hashlib.sha256(content).hexdigest()) == (int(size.replace(",", "")), checksum)
+    trace = replay(name.removesuffix(".csv.gz"), OSError("the kernel's words"))
+    said = capsys.readouterr().out
+    assert said.startswith("This machine refuses it (the kernel's words). What you see was recorded on another machine")
+    assert len(trace.events()) == int(events.replace(",", "")) and trace.lost == 0
+    assert [row["lost"] for row in trace.compare().rows()] == [0] * len(trace.channels)
+    assert [c.kind for c in trace.channels or trace.traced_locks][: len(trace.channels) or 1] == mechanisms.split(
+        "`, `"
+    )
+    assert "~" not in scrub(gzip.decompress(content).decode()), "it names a home folder"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_there_is_a_lab_for_a_recorded_run(name):
+    assert (DATA.parent / "notebooks" / f"{name.removesuffix('.csv.gz')}.ipynb").exists()
+
+
+def test_a_run_that_was_not_recorded_is_refused_with_those_that_were():
+    with pytest.raises(ValueError, match="no recorded run called '99-none'; there are: 00-start-here, 01-pipes"):
+        replay("99-none")
