@@ -151,7 +151,7 @@ def _table(one: Run, other: Run, pairs: Pairs) -> str:
             cells = (*map(duration, (p50, p99, longest)), f"{amount(messages)}/s", f"{amount(data)}B/s")
             rows.append(f"<tr>{name}{_cells((*cells, f'{received:,}', f'{lost:,}'))}</tr>")
         times = [f"× {b / a:.2f}" if a else "–" for a, b in itertools.islice(zip(*figures, strict=True), 5)]
-        rows.append(f'<tr class="ratio"><td></td><td>the second to the first</td>{_cells((*times, "", ""))}</tr>')
+        rows.append(f'<tr class="ratio"><td></td><td>ratio</td>{_cells((*times, "", ""))}</tr>')
     titles = ("channel", "", "half within", "99 % within", "longest", "messages", "data", "received", "lost")
     head = "".join(f"<th>{title}</th>" for title in titles)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"

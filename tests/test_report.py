@@ -274,13 +274,13 @@ def test_a_pdf_has_the_text_in_every_script_and_a_picture_of_the_view(tmp_path, 
     find_or_skip()
     if missing_fonts("你🎉"):
         pytest.skip("NOT TESTED: no fonts; install fonts-wqy-microhei and fonts-noto-color-emoji")
-    prose = "# Lab\n\n你好, 世界. naïve → 🎉\n\n[web](https://example.org)"
+    prose = "# Lab\n\n你好, 世界. naïve → 🎉 👩\u200d🚀 日本語\n\n[web](https://example.org)"
     path, output = notebook(tmp_path / "lab.ipynb", prose, *RICH[-3:]), tmp_path / "lab.pdf"
     assert report_notebooks([path], output, to="pdf") == 0
     assert "no font" not in capsys.readouterr().err
     read = pypdf.PdfReader(output)
     text = "\n".join(page.extract_text() for page in read.pages)
-    for words in ("Lab", "你好, 世界. naïve → 🎉", "30 sent", "Replay"):
+    for words in ("Lab", "你好", "世界", "naïve →", "🎉", "👩\u200d🚀", "日本語", "Replay", "pipe: half within"):
         assert words in text
     assert read.metadata.title == "Lab" and str(tmp_path) not in output.read_bytes().decode("latin-1")
     assert [float(side) for side in read.pages[0].mediabox[2:]] == pytest.approx([595, 842], abs=1)  # A4

@@ -86,7 +86,7 @@ class Live(anywidget.AnyWidget):
             return
         data = {"image/png": base64.b64encode(picture.png()).decode(), "text/plain": f"A picture of {self!r}"}
         width = int(picture.axes.figure.get_figwidth() * PIXELS)
-        metadata = {STANDS_IN: True, "image/png": {"width": width, "needs_background": "light"}}
+        metadata = {STANDS_IN: True, "needs_background": "light", "image/png": {"width": width}}
         update_display(data, metadata=metadata, raw=True, display_id=self._place)
 
     def _begin(self, events: np.ndarray) -> None:
