@@ -125,6 +125,16 @@ def test_report_of_a_notebook_that_is_not_there_says_so(tmp_path):
     assert not (tmp_path / "out.html").exists()
 
 
+def test_report_compares_two_files_and_says_so(tmp_path):
+    assert "Two files are compared" in one_sentence(labkit("report", "--compare", str(tmp_path)))
+    missing = one_sentence(labkit("report", "--compare", str(tmp_path / "a.html"), str(tmp_path / "b.html")))
+    assert "No such file" in missing and "a.html" in missing
+
+
+def test_a_parameter_without_a_value_is_shown_how(tmp_path):
+    assert "-p n=10000" in one_sentence(labkit("report", "-p", "n"))
+
+
 def test_report_into_a_folder_that_cannot_be_made_says_so(tmp_path):
     (tmp_path / "file").touch()
     notebook = tmp_path / "empty.ipynb"

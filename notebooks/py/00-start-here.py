@@ -152,15 +152,17 @@ await sending  # raises what went wrong over there, if anything did
 # | `shm_ring` | a lock-free ring in shared memory: the kernel is not asked at all, except to sleep | memfd_create(2) |
 # | `mp_queue` | Python's own `multiprocessing.Queue`, to compare with: a pipe, locks, pickle and a thread | pipe(7) |
 
-# %%
+# %% tags=["parameters"]
+n = len(rows)  # how many records each of them carries
 kinds = ["pipe", "unix_seqpacket", "posix_mq", "shm_ring", "mp_queue"]
 
+# %%
 race = Trace()
 watch(race)
 for kind in kinds:
     tx, rx = channel(kind, trace=race)
     listening = launch(consumer, rx)
-    sending = launch(producer, tx, rows)
+    sending = launch(producer, tx, rows[:n])
     print(f"{kind:15} {await listening:,} messages")
 
 # %% [markdown]
@@ -302,7 +304,8 @@ report(race, "../reports/my-first-report.html")
 
 # %% [markdown]
 # The whole notebook, or all of them, from a terminal: `labkit report notebooks/00-start-here.ipynb -o report.html`, or
-# `--to pdf`.
+# `--to pdf`, or `-p n=1000` for another number in the cell above that sets `n`. And two of them, from two machines, side by
+# side: `labkit report --compare mine.html yours.html`.
 #
 # ## What we learnt
 #
