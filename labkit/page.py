@@ -64,22 +64,29 @@ def _scrubbed(value: Any) -> Any:
     return value
 
 
-def _scrubbed_recording(raw: bytes) -> bytes:
-    """What a view draws, with the names in it scrubbed: gzip of JSON, or of a header's length, the header and data."""
+def _opened(raw: bytes) -> tuple[Any, bytes, bool] | None:
+    """A recording's JSON, the data behind it, and whether its length stands before it; None for anything else."""
     try:
         plain = gzip.decompress(raw)
-    except (OSError, EOFError, zlib.error):
+        if plain[:1] in (b"{", b"["):
+            return json.loads(plain), b"", False
+        end = 8 + int.from_bytes(plain[:8], "little")
+        return json.loads(plain[8:end]), plain[end:], True
+    except (OSError, EOFError, zlib.error, ValueError):
+        return None
+
+
+def _scrubbed_recording(raw: bytes) -> bytes:
+    """What a view draws, with the names in it scrubbed."""
+    found = _opened(raw)
+    if found is None or _scrubbed(found[0]) == found[0]:
         return raw
-    start, end = (0, len(plain)) if plain[:1] in b"{[" else (8, 8 + int.from_bytes(plain[:8], "little"))
-    header = json.loads(plain[start:end])
-    clean = _scrubbed(header)
-    if clean == header:
-        return raw
-    text = json.dumps(clean).encode()
-    if start:
+    header, data, measured = found
+    text = json.dumps(_scrubbed(header)).encode()
+    if measured:
         text += b" " * (-len(text) % 8)
         text = len(text).to_bytes(8, "little") + text
-    return gzip.compress(text + plain[end:], 6, mtime=0)
+    return gzip.compress(text + data, 6, mtime=0)
 
 
 # ------------------------------------------------------------------------------------------------- rendering
@@ -181,10 +188,8 @@ def _key(raw: bytes) -> str:
 
 def figures_of(raw: bytes) -> list[dict[str, Any]]:
     """The figures of each channel in a view's recording (labkit.views.recording), or none."""
-    plain = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else b""
-    if plain[:1] in b"{[":  # also of nothing
-        return []
-    return list(json.loads(plain[8 : 8 + int.from_bytes(plain[:8], "little")]).get("figures", []))
+    found = _opened(raw)
+    return list(found[0].get("figures", [])) if found and isinstance(found[0], dict) else []
 
 
 def _beside(name: str) -> str:

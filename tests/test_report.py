@@ -225,6 +225,13 @@ def test_no_secret_gets_into_what_the_views_of_a_page_draw(leaky):
         assert secret.encode() not in plain
 
 
+@pytest.mark.parametrize("raw", [b"", b"\x1f\x8b", b"plain", gzip.compress(b""), gzip.compress(b"\xff" * 40)])
+def test_data_that_is_no_recording_is_left_as_it_is(raw):
+    page = Page("data")
+    page.view("a", {"_esm": ""}, [(["recording"], raw)])
+    assert [base64.b64decode(data) for data in page.views["data"].values()] == [raw] and page.runs == []
+
+
 def test_a_path_in_colour_is_scrubbed_as_well(monkeypatch):
     monkeypatch.setenv("HOME", "/marigold")
     assert scrub("\x1b[32m/marigold/x\x1b[39m \x1b[1;31m/marigold\x1b[0m") == "\x1b[32m~/x\x1b[39m \x1b[1;31m~\x1b[0m"
