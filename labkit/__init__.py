@@ -28,6 +28,9 @@ _HOME = {
     "jobs": "labkit.launch",
     "launch": "labkit.launch",
     "stop_all": "labkit.launch",
+    "JoinableQueue": "labkit.queue",
+    "Queue": "labkit.queue",
+    "SimpleQueue": "labkit.queue",
     "Trace": "labkit.trace",
     "watch": "labkit.views",
     "Latency": "labkit.stats",
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from labkit.channels.base import Closed, Facts
     from labkit.doctor import doctor
     from labkit.launch import Job, RemoteError, jobs, launch, stop_all
+    from labkit.queue import JoinableQueue, Queue, SimpleQueue
     from labkit.replay import replay
     from labkit.report import report
     from labkit.stats import Latency, Throughput, plot_latencies, plot_throughputs

@@ -100,6 +100,7 @@ ffi.cdef(
 
     void *mmap(void *address, size_t size, int protection, int flags, int fd, long offset);
     int munmap(void *address, size_t size);
+    int madvise(void *address, size_t size, int advice);
 
     long syscall(long number, ...);
     """

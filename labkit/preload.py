@@ -11,6 +11,7 @@ from labkit.channels.signal_entry import handler, signal_entries
 from labkit.lockfree.bells_entry import bell_functions
 from labkit.lockfree.broadcast_queue import broadcast_entries, broadcast_functions
 from labkit.lockfree.mpmc_queue import mpmc_entries, mpmc_functions
+from labkit.lockfree.objects_entry import objects_entries, objects_functions
 from labkit.lockfree.spsc_entry import ring_entries, ring_functions
 from labkit.trace_entry import trace_entries
 
@@ -24,6 +25,8 @@ for compiled in (
     handler,
     mpmc_entries,
     mpmc_functions,
+    objects_entries,
+    objects_functions,
     ring_entries,
     ring_functions,
     signal_entries,

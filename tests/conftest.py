@@ -241,6 +241,15 @@ def warm_up() -> Iterator[None]:
     stop_all()
 
 
+@pytest.fixture(scope="session")
+def forkserver(warm_up: None) -> None:
+    """That of multiprocessing, which lives as long as the session, like multiprocess's own."""
+    import multiprocessing.forkserver
+
+    multiprocessing.set_forkserver_preload(["labkit.preload"])
+    multiprocessing.forkserver.ensure_running()
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left(request: pytest.FixtureRequest, warm_up: None) -> Iterator[None]:
     """The fixture that this file is about."""

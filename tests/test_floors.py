@@ -33,6 +33,7 @@ FLOORS = {
     "labkit.launch": 3,
     "labkit.trace_entry": 2,
     "labkit.export": 2,  # reads and writes what the trace above it gives
+    "labkit.queue": 2,
     "labkit.locks": 1.5,
     "labkit.channels": 2,
     "labkit.channels.call_entry": 1.5,

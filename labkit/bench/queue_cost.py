@@ -22,6 +22,7 @@ from labkit.bench.pairs import Pair, Side, compare, figures, memory
 from labkit.bench.peers import Missing
 from labkit.channels import channel
 from labkit.lockfree import spsc
+from labkit.queue import Queue
 
 PAIRS = 40
 MB = 1 << 20
@@ -125,6 +126,49 @@ def send_arrays(size: int, channels: Any, count: int) -> None:
         send(array)
 
 
+# --- objects --------------------------------------------------------------------------------------------------
+
+SMALL = {"number": 12345, "name": "message", "value": 1.5}
+BATCH = 100
+
+
+@contextlib.contextmanager
+def one_queue() -> Iterator[Any]:
+    made = Queue()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def put_objects(queue: Any, count: int, thing: Any = SMALL) -> None:
+    put = queue.put
+    for _ in itertools.repeat(None, count):
+        put(thing)
+
+
+def get_objects(queue: Any, count: int) -> None:
+    get = queue.get
+    for _ in itertools.repeat(None, count):
+        get()
+
+
+def put_batches(queue: Any, count: int) -> None:
+    batch = [dict(SMALL) for _ in range(BATCH)]
+    for _ in range(max(1, count // BATCH)):
+        queue.put_many(batch)
+
+
+def get_batches(queue: Any, count: int) -> None:
+    left = max(1, count // BATCH) * BATCH
+    while left:
+        left -= len(queue.get_many(left))
+
+
+def put_arrays(size: int, queue: Any, count: int) -> None:
+    put_objects(queue, count, np.ones(size // 8))
+
+
 # --- the table ------------------------------------------------------------------------------------------------
 
 
@@ -167,6 +211,25 @@ def lines() -> list[Line]:
         ),
         Line("1 MB array copied / iceoryx2", megabyte, peers.iceoryx(50, MB), 1.1, 1.4),
         Line("1 MB array copied / multiprocessing.Queue", megabyte, peers.mp_arrays(3, MB), 50, 80),
+        Line(
+            "Queue, small dicts / multiprocessing.Queue",
+            Side("labkit", one_queue, (put_objects, get_objects), 8_000),
+            peers.mp_queue(1_000, (put_objects, get_objects)),
+            5,
+            8,
+        ),
+        Line(
+            "Queue, small dicts, put_many + get_many / multiprocessing.Queue",
+            Side("labkit", one_queue, (put_batches, get_batches), 20_000),
+            peers.mp_queue(1_000, (put_objects, get_objects)),
+            20,
+            30,
+        ),
+        Line(
+            "Queue, 1 MB array / multiprocessing.Queue",
+            Side("labkit", one_queue, (functools.partial(put_arrays, MB), get_objects), 50),
+            peers.mp_arrays(3, MB),
+        ),
         Line(
             "16 MB array copied / socketpair",
             Side("labkit", functools.partial(ends, 1, 64 * MB), (sixteen, receive_all), 3),

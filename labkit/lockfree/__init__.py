@@ -12,6 +12,7 @@ _HOME = {
     "Broadcast": "labkit.lockfree.broadcast_queue",
     "Missed": "labkit.lockfree.broadcast_queue",
     "Mpmc": "labkit.lockfree.mpmc_queue",
+    "Objects": "labkit.lockfree.objects",
 }
 
 __all__ = sorted(_HOME)
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from labkit.lockfree.broadcast_queue import Broadcast as Broadcast
     from labkit.lockfree.broadcast_queue import Missed as Missed
     from labkit.lockfree.mpmc_queue import Mpmc as Mpmc
+    from labkit.lockfree.objects import Objects as Objects
 
 
 def __getattr__(name: str) -> Any:

@@ -50,7 +50,7 @@ RING, RING_BYTES = 0, 8  # address of the ring, capacity of its data
 NONE = 16  # address of None, to return it
 MOST = 24  # bytes in the largest message
 OWN = 32
-STATE_WORDS = 32
+STATE_WORDS = 48
 
 # A Py_buffer (80 bytes) lives on the stack, never in the state: PyObject_GetBuffer may run Python code (PEP 688), which
 # may call the same builtin again, from this thread or another.

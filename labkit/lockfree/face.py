@@ -162,6 +162,10 @@ class Watch:
     def fileno(self) -> int:
         return self._epoll.fileno()
 
+    def add(self, fd: int) -> None:
+        """Be readable also while this one is."""
+        self._epoll.register(fd, select.EPOLLIN)
+
     @property
     def ours(self) -> bool:
         """Not a copy that fork(2) has made, whose epoll is the parent's too."""

@@ -338,6 +338,23 @@ def is_there(body, capacity, stride):
 
 
 @njit
+def holds_message(body, capacity, stride):
+    """Whether a message is there that nobody has taken, the oldest: what `take` would find, without taking it."""
+    position = load_acquire(body + READ)  # edge H
+    while True:
+        index = index_of(capacity, position)
+        if position < 0 or index >= capacity:
+            return True  # CORRUPT: let take say so
+        word = load_acquire(body + SLOTS + index * stride)
+        ahead, state = _ahead(word, lap_of(capacity, position)), word & STATE
+        if ahead == 0 and state == FULL_:
+            return True
+        if ahead < 0 or (ahead == 0 and state in (FREE, FILLING)):
+            return False
+        position = _jump(capacity, position, max(0, ahead - 1))
+
+
+@njit
 def times(slot):
     """How often the message that we have taken was taken before, by receivers that died: modulo 32."""
     return load_relaxed(slot) >> 3 & 31

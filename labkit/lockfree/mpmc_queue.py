@@ -117,6 +117,7 @@ class Mpmc:
         OSError: ENOMEM or ENOSPC, the machine has not so much memory; EUSERS, too many processes use it.
     """
 
+    _tells_closed = True  # so that places are kept for those who are about to be born: labkit.lockfree.segment
     send: Callable[..., None]
     receive: Callable[..., Any]
     try_send: Callable[[Any], bool]
@@ -182,12 +183,14 @@ class Mpmc:
                 has = f"items of {size:,} bytes" if of_items else f"messages of up to {size:,} bytes, without a dtype"
                 raise ValueError(f"this queue has {has}, not {'messages' if item is None else item}: use its dtype")
             self._build(segment, capacity, size, stride, offset)
-            self._enter()
+            if self._tells_closed:
+                self._enter()
         except BaseException:
             segment.close()
             raise
         self.closed = False
-        _all.add(self)
+        if self._tells_closed:
+            _all.add(self)
 
     def _build(self, segment: Segment, capacity: int, size: int, stride: int, offset: int) -> None:
         self.capacity, self.max_message = capacity, size
@@ -746,7 +749,7 @@ def _layout(size: int, of_items: bool) -> tuple[int, int]:
     return (64 + size + 63) & ~63, 64
 
 
-def _rest(me: weakref.ref[Mpmc], name: str, *arguments: Any, **named: Any) -> Any:
+def _rest(me: weakref.ref[Any], name: str, *arguments: Any, **named: Any) -> Any:
     """What a builtin leaves to Python."""
     self = me()
     if self is None:

@@ -1,0 +1,52 @@
+"""What the processes of the tests of labkit.Queue do. Children import this file, so it imports next to nothing."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+
+SIZES = [0, 10, 3000, 9000, 80_000]
+
+
+def put_numbers(q, count, who, large=0):
+    for number in range(count):
+        q.put((who, number, np.full(large, number)) if large and number % 7 == 0 else (who, number))
+
+
+def get_numbers(q, out):
+    got = []
+    while (thing := q.get()) is not None:
+        who, number, *array = thing
+        assert not array or (array[0] == number).all()
+        got.append((who, number))
+    out.put(got)
+
+
+def add_up(q, out):
+    out.put(sum(iter(q.get, None)))
+
+
+def hold_first(q):
+    thing = q.get()
+    time.sleep(600)
+    return thing
+
+
+def produce(q, log, who):
+    """Puts objects, and says after each how many it has put."""
+    for number in range(10**9):
+        q.put((who, number, np.full(SIZES[number % 5], number & 255, np.uint8)), True, 600)
+        log[who] = number + 1
+
+
+def is_whole(number, array):
+    return array.size == SIZES[number % 5] and bool((array == (number & 255)).all())
+
+
+def consume(q, out, who):
+    """Gets objects, and writes down which: one write(2) each, so that the line of a killed process is whole."""
+    while True:
+        sender, number, array = q.get()
+        os.write(out, b"%d %d %d %d\n" % (who, sender, number, is_whole(number, array)))
