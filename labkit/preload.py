@@ -40,9 +40,9 @@ def _last_sweep() -> None:
     """Remove the System V objects of a process that was killed, which nothing else notices.
 
     The forkserver lives until whoever started it has gone, killed or not; its children, which leave without this
-    (os._exit), are killed in the same moment and may take another to be gone.
+    (os._exit), are killed in the same moment and may take another to be gone: seconds, on a busy machine.
     """
-    for pause in (0.0, 0.05, 0.2, 0.5, 1.0):
+    for pause in (0.0, 0.05, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0):
         time.sleep(pause)
         if not notes.sweep():
             return

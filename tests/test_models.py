@@ -77,7 +77,7 @@ def search(what: str, folder: Path, compiling: str) -> str:
     name, *options = what.split()
     model = shutil.copy(MODELS / f"{name}.pml", folder)
     command = ["spin", *options, "-run", compiling, "-DSAFETY", f"-DMEMLIM={MEGABYTES}", "-m1000000", "-w20", model]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280)
     assert re.search(r"errors: \d+", done.stdout), done.stdout + done.stderr
     assert "max search depth too small" not in done.stdout and "out of memory" not in done.stdout, done.stdout
     return done.stdout

@@ -217,8 +217,8 @@ def test_a_process_can_be_looked_for(browser, exported):
         drew(page)
         page.get_by_role("searchbox").fill("urg")
         now = settled(page)
-        pid = exported.found["sender"][exported.found["size"] < 3][-1]
         of_channel = exported.found[exported.found["channel"] == 1]
+        pid = of_channel["sender"][of_channel["size"] < 3][-1]
         assert now["shown"] == np.sum(of_channel["sender"] == pid) and set(now["lanes"]) == {"urgent", "consumer"}
 
 
