@@ -41,7 +41,11 @@ def report(trace: Trace, path: str | Path = "report.html") -> Path:
 
     Raises:
         OSError: the file cannot be written.
+        TypeError: trace is no Trace.
     """
+    from labkit.trace import must_be_a_trace
+
+    must_be_a_trace(trace)
     page = Page("What the trace recorded", trace.machine)
     page.body.append("<h1>What the trace recorded</h1>")
     page.body.append(machine_facts(page.machine))

@@ -754,3 +754,10 @@ def _lock_arrives(inner: Any, ticket: Any, first: int, number: int) -> TracedLoc
 
 def _itself(inner: Any) -> Any:
     return inner
+
+
+def must_be_a_trace(thing: Any) -> None:
+    """Raises TypeError, and says what would do, where a Trace belongs and something else was given."""
+    if isinstance(thing, type) or not hasattr(thing, "channels"):
+        name = type(thing).__name__
+        raise TypeError(f"what is shown is a labkit.Trace, not {name}: channel(kind, trace=trace) records in it")

@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from labkit import Trace, channel, machine
+from labkit import Trace, channel, machine, watch
 from labkit.bench import report_cost
 from labkit.bench.view_cost import MadeUp
 from labkit.page import Page, machine_facts, scrub
@@ -366,3 +366,11 @@ def test_the_benchmark_of_the_report_has_a_row_for_time_size_and_pdf(tmp_path):
     rows = report_cost.rows([("lab", nbformat.read(notebook(tmp_path / "lab.ipynb", "# Lab", "1 + 1"), 4))])
     assert [row.goal for row in rows] == ["<= 60 s", "<= 10 MB", "<= 60 s"]
     assert rows[1].measured == "0.0 MB" and rows[1].reached
+
+
+@pytest.mark.parametrize("nonsense", [5, None, Trace], ids=str)
+def test_what_is_no_trace_is_not_shown_and_no_file_is_written(nonsense, tmp_path):
+    for show in (watch, lambda thing: report(thing, tmp_path / "report.html")):
+        with pytest.raises(TypeError, match=r"is a labkit\.Trace, not"):
+            show(nonsense)
+    assert not list(tmp_path.iterdir())

@@ -33,9 +33,13 @@ def watch(trace: Trace, view: str | None = None, **options: Any) -> None:
 
     Raises:
         ValueError: there is no view of that name.
+        TypeError: trace is no Trace.
 
     Outside of Jupyter this prints one sentence and returns.
     """
+    from labkit.trace import must_be_a_trace
+
+    must_be_a_trace(trace)
     if view is not None and view not in VIEWS:
         near = difflib.get_close_matches(str(view), VIEWS, n=1, cutoff=0.4)
         hint = f' (did you mean "{near[0]}"?)' if near else ""
