@@ -136,6 +136,9 @@ class Custom:
     def __eq__(self, other):
         return self.value == other.value
 
+    def __repr__(self):
+        return f"Custom({self.value})"
+
 
 @pytest.mark.parametrize(
     "thing",
