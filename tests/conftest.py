@@ -68,6 +68,11 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(len(os.sched_getaffinity(0)) + 1, 6) if lane.possible() else 0
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Many bytes make no name: unreadable, and what gzip has written says when, so that lanes would differ."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) and len(val) > 12 else None
+
+
 # --- what there is ------------------------------------------------------------------------------------------
 
 
