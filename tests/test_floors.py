@@ -29,6 +29,7 @@ FLOORS = {
     "labkit.draw": 4,
     "labkit.holders": 1,
     "labkit.preload": 4,  # what the fork server loads: floor 3 and all below it
+    "labkit.rings": 3.5,  # runs a ring in processes
     "labkit.trace": 3,
     "labkit.launch": 3,
     "labkit.trace_entry": 2,

@@ -327,6 +327,7 @@ report(race, "../reports/my-first-report.html")
 # | [06-sockets](06-sockets.ipynb) | Stream, datagram, TCP, UDP: what does each promise, and to whom am I talking? |
 # | [07-signals-and-events](07-signals-and-events.ipynb) | What does the kernel tell a process, and how does it listen? |
 # | [08-classic-problems](08-classic-problems.ipynb) | Which interleaving breaks it? Philosophers, readers and writers, a barber, a barrier. |
+# | [09-lock-free-queue](09-lock-free-queue.ipynb) | How do two processes share a ring without a lock, and what makes it fast? |
 # | [10-memory-ordering](10-memory-ordering.ipynb) | Who sees what, and when? Store buffers, fences, and what the compiler does. |
 # | [11-crash](11-crash.ipynb) | What is left of a queue when a process dies in the middle of a message? |
 #
