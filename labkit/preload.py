@@ -12,8 +12,8 @@ from labkit.lockfree.bells_entry import bell_functions
 from labkit.lockfree.broadcast_queue import broadcast_entries, broadcast_functions
 from labkit.lockfree.mpmc_queue import mpmc_entries, mpmc_functions
 from labkit.lockfree.objects_entry import objects_entries, objects_functions
-from labkit.lockfree.spsc_entry import ring_entries, ring_functions
-from labkit.trace_entry import trace_entries
+from labkit.lockfree.spsc_queue import spsc_entries, spsc_functions
+from labkit.trace_entry import trace_entries, trace_functions
 
 for module in KINDS.values():
     importlib.import_module(module)
@@ -27,10 +27,11 @@ for compiled in (
     mpmc_functions,
     objects_entries,
     objects_functions,
-    ring_entries,
-    ring_functions,
     signal_entries,
+    spsc_entries,
+    spsc_functions,
     trace_entries,
+    trace_functions,
 ):
     compiled()
 

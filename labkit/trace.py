@@ -42,12 +42,11 @@ from labkit.channels.base import (
 from labkit.events import EVENT, Action, messages
 from labkit.lockfree import spsc
 from labkit.lockfree.entry import MOST, new_state
-from labkit.lockfree.spsc_entry import ring_functions
 from labkit.locks import Deadlock, History, LockInfo, Locks
 from labkit.machine import facts
 from labkit.stats import Comparison, Latency, Throughput
 from labkit.sync.shared import Held, Shared
-from labkit.trace_entry import ENDPOINTS, EVENT_BYTES, HEADER, ORIGIN, PID, TAG, trace_entries
+from labkit.trace_entry import ENDPOINTS, EVENT_BYTES, HEADER, ORIGIN, PID, TAG, trace_entries, trace_functions
 
 RING_EVENTS = 1 << 17
 """Events that an endpoint records while the collector is busy elsewhere."""
@@ -55,7 +54,8 @@ COLLECT_SECONDS = 0.01
 NOTIFY_SECONDS = 0.05
 
 _RING_BYTES = RING_EVENTS * EVENT_BYTES
-_STRIDE = spsc.DATA + _RING_BYTES  # a ring's place; what a small ring leaves of it is a hole that takes no memory
+# A ring's place, whole pages; what a small ring leaves of it is a hole that takes no memory.
+_STRIDE = -(-(spsc.DATA + _RING_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
 _LOCK_RING_BYTES = _RING_BYTES >> 2  # a lock has a ring in every process that it is handed to
 
 
@@ -212,7 +212,6 @@ class Trace:
                 advice = f"no memory for the trace of one more endpoint ({spsc.DATA + ring_bytes:,} bytes)"
                 raise unavailable("posix_fallocate", reason.errno or errno.ENOMEM, advice) from reason
             ring = _map(memory, number, ring_bytes)
-            ring_functions()["create"](ring.ctypes.data, ring_bytes)
             self._rings[number] = ring
             self._endpoints += 1
             return number
@@ -497,7 +496,7 @@ def _map(memory: int, number: int, ring_bytes: int = _RING_BYTES) -> np.ndarray:
 
 def _take(ring: np.ndarray, room: np.ndarray) -> int:
     size = ring.nbytes - spsc.DATA
-    return int(ring_functions()["take_bytes"](ring.ctypes.data, size, room.ctypes.data, room.nbytes))
+    return int(trace_functions()["take_events"](ring.ctypes.data, size, room.ctypes.data, room.nbytes))
 
 
 def _collect(trace: weakref.ref[Trace], stop: threading.Event) -> None:

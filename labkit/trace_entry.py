@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 from numba import cfunc, njit, types
 
@@ -27,6 +29,7 @@ from labkit.lockfree.entry import (
     PyBytes_Size,
     PyLong_AsVoidPtr,
     PyObject_GetBuffer,
+    callables,
     none,
 )
 
@@ -36,6 +39,7 @@ ORIGIN = OWN + 16  # channel | endpoint << 16
 CLOCK = OWN + 24  # a struct timespec, 16 bytes
 HEADER = OWN + 40  # bytes of length that the mechanism wants in front: 0, or 4 on a byte stream
 SCRATCH = OWN + 48  # a word that is copied to or from where a message is not aligned
+READ_SEEN = OWN + 56  # see labkit.lockfree.spsc
 
 SEND_BEGINS, SEND_ENDS, RECEIVE_BEGINS, RECEIVE_ENDS, DROPPED, GAVE_UP, CLOSED = range(1, 8)
 LOCK_OPENED, LOCK_WAITS, LOCK_ACQUIRED, LOCK_GAVE_UP, LOCK_RELEASED, LOCK_CLOSED = range(8, 14)
@@ -54,7 +58,7 @@ CLOCK_MONOTONIC = 1
 def record(state, message, size, action):
     """Write one event, laid out as labkit.events.EVENT. When the ring is full, count it as lost and carry on."""
     ring, capacity = load_relaxed(state + RING), load_relaxed(state + RING_BYTES)
-    position = spsc.reserve(ring, capacity, EVENT_BYTES)
+    position = spsc.reserve(ring, capacity, state + READ_SEEN, EVENT_BYTES)
     if position < 0:
         store_relaxed(ring + spsc.LOST, load_relaxed(ring + spsc.LOST) + 1)  # only the sender writes it
         return
@@ -89,6 +93,31 @@ def record_bare(state, action):
 def record_lock(state, action):
     record(state, PyThread_get_thread_ident(), 0, action)
     return none(state)
+
+
+@cache
+def trace_functions() -> dict[str, Callable[..., int]]:
+    """`take_events`, for calling from Python."""
+
+    def compiled(key: str) -> dict[str, Any]:
+        @cfunc(WORD(WORD, WORD, WORD, WORD), cache=True)
+        def take_events(ring, size, to, most):
+            """Copy up to `most` bytes of events out of a ring, which is mapped once: how many bytes, or CORRUPT."""
+            key  # see SOURCES
+            read = spsc.read_position(ring)
+            there = spsc.published(ring) - read
+            if there < 0 or there > size:
+                return spsc.CORRUPT
+            start, many = read & (size - EVENT_BYTES), min(there, most) & -EVENT_BYTES
+            first = min(many, size - start)
+            copy(to, ring + spsc.DATA + start, first)
+            copy(to + first, ring + spsc.DATA, many - first)
+            spsc.release(ring, read + many)
+            return many
+
+        return {"take_events": take_events}
+
+    return callables(compiled(SOURCES))
 
 
 def _compile(key: str) -> dict[str, Entry]:

@@ -22,6 +22,9 @@ HOLD = """
     bells -DFENCED
     bells -DKILL -DLOOK_AGAIN
     spsc
+    spsc -DSHIFT=1
+    spsc -DSHIFT=2
+    spsc -DKILLS=2
     mpmc -DCAPACITY=1 -DFIRST=1
     mpmc -DCAPACITY=1 -DFIRST=3 -DSECOND=0
     mpmc -DCAPACITY=2 -DFIRST=3 -DSECOND=0
@@ -45,6 +48,9 @@ FAIL = {
     "spsc -DEDGE_A": WRONG,
     "spsc -DEDGE_B": WRONG,
     "spsc -DSTALE": HANGS,
+    "spsc -DNO_ABANDON -DSHIFT=1": HANGS,
+    "spsc -DCUT_EARLY -DSHIFT=1": WRONG,
+    "spsc -DRELEASED -DSHIFT=1": WRONG,
     "mpmc -DVYUKOV": HANGS,
     "mpmc -DPUBLISH_FIRST": WRONG,
     "mpmc -DRELEASE_FIRST -DKILLS=0": WRONG,

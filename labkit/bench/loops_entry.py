@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
 from numba import njit, types
 
-from labkit.lockfree import spsc
-from labkit.lockfree.atomics import add, copy, load_acquire, load_relaxed, on_stack, pause, store_relaxed, store_release
+from labkit.lockfree.atomics import add, load_acquire, pause, store_release
 from labkit.lockfree.entry import SOURCES
 
 CROWD, TURN, OVER = 0, 16, 32  # words of the meeting place, on lines of their own
@@ -48,88 +48,68 @@ def _compile(key: str) -> dict[str, Any]:
                 looked = patient(looked)
             store_release(turn, mine + 1)
 
-    @njit(cache=True)
-    def produce8(ring, capacity, count):
-        key  # see SOURCES
+    # These are not cached: Numba's cache does not know the queues' types.
+    @njit
+    def produce8(q, count):
         for n in range(count):
-            position = spsc.reserve(ring, capacity, 8)
-            while position < 0:
-                pause()
-                position = spsc.reserve(ring, capacity, 8)
-            store_relaxed(ring + spsc.DATA + (position & (capacity - 1)), n)
-            spsc.publish(ring, position + 8)
+            q.send(n)
 
-    @njit(cache=True)
-    def consume8(ring, capacity, count):
-        key  # see SOURCES
+    @njit
+    def consume8(q, count):
         total = 0
         for _ in range(count):
-            while spsc.readable(ring, capacity) <= 0:
-                pause()
-            read = load_relaxed(ring + spsc.READ)
-            total += load_relaxed(ring + spsc.DATA + (read & (capacity - 1)))
-            spsc.release(ring, read + 8)
+            total += q.receive()
         return total
 
-    @njit(cache=True)
-    def produce64(ring, capacity, count):
-        key  # see SOURCES
-        item = on_stack()
+    @njit
+    def produce64(q, count):
+        item = np.zeros(8, np.int64)
         for n in range(count):
-            store_relaxed(item, n)
-            position = spsc.reserve(ring, capacity, 64)
-            while position < 0:
-                pause()
-                position = spsc.reserve(ring, capacity, 64)
-            copy(ring + spsc.DATA + (position & (capacity - 1)), item, 64)
-            spsc.publish(ring, position + 64)
+            item[0] = n
+            q.send(item)
 
-    @njit(cache=True)
-    def consume64(ring, capacity, count):
-        key  # see SOURCES
-        total, item = 0, on_stack()
+    @njit
+    def consume64(q, count):
+        total, room = 0, np.zeros((1, 8), np.int64)
         for _ in range(count):
-            while spsc.readable(ring, capacity) <= 0:
-                pause()
-            read = load_relaxed(ring + spsc.READ)
-            copy(item, ring + spsc.DATA + (read & (capacity - 1)), 64)
-            spsc.release(ring, read + 64)
-            total += load_relaxed(item)
+            q.receive_into(room)
+            total += room[0, 0]
         return total
 
-    @njit(cache=True)
-    def produce8_batches(ring, capacity, count):
-        key  # see SOURCES
-        n = 0
+    @njit
+    def produce8_batches(q, count):
+        items, n = np.arange(64), 0
         while n < count:
             many = min(64, count - n)
-            position = spsc.reserve(ring, capacity, 8 * many)
-            if position < 0:
-                pause()
-                continue
             for k in range(many):
-                store_relaxed(ring + spsc.DATA + ((position + 8 * k) & (capacity - 1)), n + k)
-            spsc.publish(ring, position + 8 * many)
+                items[k] = n + k
+            q.send_many(items[:many])
             n += many
 
-    @njit(cache=True)
-    def consume8_batches(ring, capacity, count):
-        key  # see SOURCES
-        n, total = 0, 0
+    @njit
+    def consume8_batches(q, count):
+        room, n, total = np.zeros(64, np.int64), 0, 0
         while n < count:
-            there = spsc.readable(ring, capacity)
-            if there <= 0:
-                pause()
-                continue
-            many = min(64, there // 8)
-            read = load_relaxed(ring + spsc.READ)
+            many = q.receive_into(room)
             for k in range(many):
-                total += load_relaxed(ring + spsc.DATA + ((read + 8 * k) & (capacity - 1)))
-            spsc.release(ring, read + 8 * many)
+                total += room[k]
             n += many
         return total
 
-    made = (meet, probe, produce8, consume8, produce64, consume64, produce8_batches, consume8_batches)
+    @njit
+    def ping(there, back, count):
+        for n in range(count):
+            there.send(n)
+            back.receive()
+
+    @njit
+    def pong(there, back, count):
+        for _ in range(count):
+            back.send(there.receive())
+
+    made = (
+        meet, probe, produce8, consume8, produce64, consume64, produce8_batches, consume8_batches, ping, pong,
+    )  # fmt: skip
     return {function.__name__: function for function in made}
 
 

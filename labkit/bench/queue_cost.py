@@ -18,10 +18,9 @@ import numpy as np
 
 from labkit.bench import Row, peers
 from labkit.bench.loops_entry import loops
-from labkit.bench.pairs import Pair, Side, compare, figures, memory
+from labkit.bench.pairs import Pair, Side, compare, figures
 from labkit.bench.peers import Missing
-from labkit.channels import channel
-from labkit.lockfree import spsc
+from labkit.lockfree import Spsc
 from labkit.queue import Queue
 
 PAIRS = 40
@@ -54,76 +53,96 @@ class Line:
 
 
 @contextlib.contextmanager
-def rings(capacity: int, number: int = 1) -> Iterator[Any]:
-    with contextlib.ExitStack() as stack:
-        made = [stack.enter_context(memory(spsc.DATA + capacity)) for _ in range(number)]
-        yield capacity, made
+def rings(number: int = 1, capacity: int = MB, dtype: Any = None) -> Iterator[list[Spsc]]:
+    made = [Spsc(capacity, dtype=dtype) for _ in range(number)]
+    try:
+        yield made
+    finally:
+        for ring in made:
+            ring.close()
 
 
-def run_loop(name: str, shared: Any, count: int) -> None:
-    capacity, (ring,) = shared
-    found = loops()[name](ring.array.ctypes.data, capacity, count)
+def run_loop(name: str, shared: list[Spsc], count: int) -> None:
+    found = loops()[name](*shared, count)
     if name.startswith("consume"):
         assert found == count * (count - 1) // 2, "labkit's queue lost something"
 
 
-def compiled_stream(what: str, item: int, count: int) -> Side:
-    roles = functools.partial(run_loop, f"produce{what}"), functools.partial(run_loop, f"consume{what}")
-    return Side("labkit", functools.partial(rings, peers.SLOTS * item), roles, count)
+def compiled(roles: str, dtype: Any, count: int, number: int = 1) -> Side:
+    both = tuple(functools.partial(run_loop, role) for role in roles.split())
+    return Side("labkit", functools.partial(rings, number, peers.SLOTS, dtype), both, count)
 
 
 # --- called from Python ---------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def ends(number: int = 1, capacity: int = MB) -> Iterator[Any]:
-    """As many channels, each its pair of ends."""
-    made = [channel("shm_ring", capacity=capacity) for _ in range(number)]
-    try:
-        yield made
-    finally:
-        for pair in made:
-            for end in pair:
-                end.close()
-
-
-def send_all(channels: Any, count: int) -> None:
-    send = channels[0][0].send
+def send_all(rings: list[Spsc], count: int) -> None:
+    send = rings[0].send
     for _ in itertools.repeat(None, count):
         send(b"8 bytes.")
 
 
-def receive_all(channels: Any, count: int) -> None:
-    receive = channels[0][1].receive
+def receive_all(rings: list[Spsc], count: int) -> None:
+    receive = rings[0].receive
     for _ in itertools.repeat(None, count):
         receive()
 
 
-def send_and_receive(channels: Any, count: int) -> None:
-    send, receive = channels[0][0].send, channels[0][1].receive
+def send_and_receive(rings: list[Spsc], count: int) -> None:
+    send, receive = rings[0].send, rings[0].receive
     for _ in itertools.repeat(None, count):
         send(b"8 bytes.")
         receive()
 
 
-def ping(channels: Any, count: int) -> None:
-    send, receive = channels[0][0].send, channels[1][1].receive
+def send_batches(rings: list[Spsc], count: int) -> None:
+    send_many, batch = rings[0].send_many, [b"8 bytes."] * 64
+    for _ in itertools.repeat(None, count // 64):
+        send_many(batch)
+
+
+def receive_batches(rings: list[Spsc], count: int) -> None:
+    receive_many, left = rings[0].receive_many, count // 64 * 64
+    while left:
+        left -= len(receive_many(min(64, left)))
+
+
+def ping(rings: list[Spsc], count: int) -> None:
+    send, receive = rings[0].send, rings[1].receive
     for _ in itertools.repeat(None, count):
         send(b"8 bytes.")
         receive()
 
 
-def pong(channels: Any, count: int) -> None:
-    send, receive = channels[1][0].send, channels[0][1].receive
+def pong(rings: list[Spsc], count: int) -> None:
+    send, receive = rings[1].send, rings[0].receive
     for _ in itertools.repeat(None, count):
         receive()
         send(b"8 bytes.")
 
 
-def send_arrays(size: int, channels: Any, count: int) -> None:
-    send, array = channels[0][0].send, np.ones(size // 8)
+def send_arrays(size: int, rings: list[Spsc], count: int) -> None:
+    send, array = rings[0].send, np.ones(size // 8)
     for _ in itertools.repeat(None, count):
         send(array)
+
+
+def receive_arrays(size: int, rings: list[Spsc], count: int) -> None:
+    receive_into = rings[0].receive_into
+    for _ in itertools.repeat(None, count):
+        receive_into(np.empty(size // 8))
+
+
+def lend(size: int, rings: list[Spsc], count: int) -> None:
+    loan = rings[0].loan
+    for _ in itertools.repeat(None, count):
+        loan(size).publish()
+
+
+def borrow(size: int, rings: list[Spsc], count: int) -> None:
+    take = rings[0].borrow
+    for _ in itertools.repeat(None, count):
+        take().release()
 
 
 # --- objects --------------------------------------------------------------------------------------------------
@@ -174,26 +193,38 @@ def put_arrays(size: int, queue: Any, count: int) -> None:
 
 def lines() -> list[Line]:
     """The rows, in the order of the issue."""
-    between = functools.partial(Side, "labkit", ends, (send_all, receive_all), 20_000)
-    stream8 = compiled_stream("8", 8, 400_000)
+    between = functools.partial(Side, "labkit", rings, (send_all, receive_all), 20_000)
+    stream8 = compiled("produce8 consume8", np.int64, 400_000)
     rigtorp8 = peers.cpp_stream("rigtorp", "spsc8", 400_000)
-    megabyte = Side("labkit", functools.partial(ends, 1, 8 * MB), (functools.partial(send_arrays, MB), receive_all), 50)
-    sixteen = functools.partial(send_arrays, 16 * MB)
     ping_pong = peers.ping_queues, peers.pong_queues
     return [
         Line("compiled SPSC, 8 B / rigtorp", stream8, rigtorp8, 0.95, 1.5),
         Line("compiled SPSC, 8 B / boost", stream8, peers.cpp_stream("boost", "boost_spsc8", 400_000)),
         Line(
             "compiled SPSC, 64 B / rigtorp",
-            compiled_stream("64", 64, 100_000),
+            compiled("produce64 consume64", np.dtype((np.int64, 8)), 100_000),
             peers.cpp_stream("rigtorp", "spsc64", 100_000),
             1.0,
             1.3,
         ),
-        Line("compiled SPSC, batches of 64 / one by one", compiled_stream("8_batches", 8, 1_000_000), rigtorp8, 4.5, 5),
+        Line(
+            "compiled SPSC, batches of 64 / one by one",
+            compiled("produce8_batches consume8_batches", np.int64, 1_000_000),
+            rigtorp8,
+            4.5,
+            5,
+        ),
+        Line(
+            "compiled SPSC, round trip / rigtorp",
+            compiled("ping pong", np.int64, 20_000, 2),
+            peers.cpp_round_trip("rigtorp", "spsc8", 20_000),
+            1.05,
+            0.7,
+            takes=True,
+        ),
         Line(
             "Python send + receive, 8 B, in one process / list.append + pop",
-            Side("labkit", ends, (send_and_receive,), 10_000),
+            Side("labkit", rings, (send_and_receive,), 10_000),
             peers.plain_list(30_000),
             2,
             1.5,
@@ -204,13 +235,18 @@ def lines() -> list[Line]:
         Line("Python, 8 B / membridge", between(), peers.membridge(20_000), 1.7, 3),
         Line(
             "Python round trip / multiprocessing.Queue",
-            Side("labkit", functools.partial(ends, 2), (ping, pong), 3_000),
+            Side("labkit", functools.partial(rings, 2), (ping, pong), 3_000),
             peers.mp_queue(100, ping_pong, queues=2),
             200,
             300,
         ),
-        Line("1 MB array copied / iceoryx2", megabyte, peers.iceoryx(50, MB), 1.1, 1.4),
-        Line("1 MB array copied / multiprocessing.Queue", megabyte, peers.mp_arrays(3, MB), 50, 80),
+        Line(
+            "Python, send_many and receive_many of 64, 8 B",
+            Side("labkit", rings, (send_batches, receive_batches), 128_000),
+            None,
+            35,
+            60,
+        ),
         Line(
             "Queue, small dicts / multiprocessing.Queue",
             Side("labkit", one_queue, (put_objects, get_objects), 8_000),
@@ -230,14 +266,23 @@ def lines() -> list[Line]:
             Side("labkit", one_queue, (functools.partial(put_arrays, MB), get_objects), 50),
             peers.mp_arrays(3, MB),
         ),
-        Line(
-            "16 MB array copied / socketpair",
-            Side("labkit", functools.partial(ends, 1, 64 * MB), (sixteen, receive_all), 3),
-            peers.socketpair(3, 16 * MB),
-            1.0,
-            2,
-        ),
+        Line("1 MB array copied / iceoryx2", copied(MB, 50), peers.iceoryx(50, MB), 1.1, 1.4),
+        Line("1 MB array copied / multiprocessing.Queue", copied(MB, 50), peers.mp_arrays(3, MB), 50, 80),
+        Line("16 MB array copied / socketpair", copied(16 * MB, 3), peers.socketpair(3, 16 * MB), 1.0, 2),
+        Line("1 MB handed over without a copy", lent(MB), None, 1, 1.4),
+        Line("16 MB handed over without a copy", lent(16 * MB), None, 1, 1.4),
     ]
+
+
+def copied(size: int, count: int) -> Side:
+    """Arrays, into new memory of the receiver's, as the peers do it."""
+    roles = functools.partial(send_arrays, size), functools.partial(receive_arrays, size)
+    return Side("labkit", rings, roles, count)
+
+
+def lent(size: int) -> Side:
+    roles = functools.partial(lend, size), functools.partial(borrow, size)
+    return Side("labkit", functools.partial(rings, 1, 4 * size), roles, 20_000)
 
 
 def run(progress: Callable[[], None], pairs: int = PAIRS, scale: float = 1.0) -> list[Row]:

@@ -13,6 +13,7 @@ _HOME = {
     "Missed": "labkit.lockfree.broadcast_queue",
     "Mpmc": "labkit.lockfree.mpmc_queue",
     "Objects": "labkit.lockfree.objects",
+    "Spsc": "labkit.lockfree.spsc_queue",
 }
 
 __all__ = sorted(_HOME)
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from labkit.lockfree.broadcast_queue import Missed as Missed
     from labkit.lockfree.mpmc_queue import Mpmc as Mpmc
     from labkit.lockfree.objects import Objects as Objects
+    from labkit.lockfree.spsc_queue import Spsc as Spsc
 
 
 def __getattr__(name: str) -> Any:

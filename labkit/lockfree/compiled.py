@@ -21,7 +21,9 @@ How a class plugs in: `teach(Class, Operations(...))`; its objects have `_at`, t
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numba
@@ -209,8 +211,12 @@ def _waiting(act: Any, can: Any, bell_of: Any, gone: Any, ended: str, late: str,
     return again, waiting
 
 
-def teach(queue: type, ops: Operations) -> None:
-    """Make objects of this class usable in @njit functions."""
+def teach(queue: type, ops: Operations | Callable[[np.dtype], Operations]) -> None:
+    """Make objects of this class usable in @njit functions.
+
+    Args:
+        ops: or a function that makes them for items of one dtype, whose size they may make use of.
+    """
     name = queue.__name__
 
     def _at_open(self: Any) -> Any:
@@ -225,24 +231,21 @@ def teach(queue: type, ops: Operations) -> None:
 
     register_model(Type)(_Model)
     make_attribute_wrapper(Type, "state", "_state")
-    try_receive, receive = _waiting(
-        ops.receive,
-        ops.can_receive,
-        ops.items_bell,
-        ops.senders_gone,
-        "there was a sender, none is left, and everything is received",
-        "nothing came within the timeout",
-        ops,
-    )
-    try_send, send = _waiting(
-        ops.send,
-        ops.can_send,
-        ops.room_bell,
-        ops.receivers_gone,
-        "it is full, and there is no receiver any more",
-        "it stayed full for the timeout",
-        ops,
-    )
+
+    @functools.cache
+    def receiving(item: np.dtype) -> Any:
+        """`try_receive` and `receive`."""
+        of = ops(item) if callable(ops) else ops
+        ended = "there was a sender, none is left, and everything is received"
+        late = "nothing came within the timeout"
+        return _waiting(of.receive, of.can_receive, of.items_bell, of.senders_gone, ended, late, of)
+
+    @functools.cache
+    def sending(item: np.dtype) -> Any:
+        """`try_send` and `send`."""
+        of = ops(item) if callable(ops) else ops
+        ended, late = "it is full, and there is no receiver any more", "it stayed full for the timeout"
+        return _waiting(of.send, of.can_send, of.room_bell, of.receivers_gone, ended, late, of)
 
     @typeof_impl.register(queue)
     def _(value: Any, c: Any) -> Any:
@@ -264,7 +267,7 @@ def teach(queue: type, ops: Operations) -> None:
 
     @overload_method(Type, "try_send")
     def _(q, item):
-        address_of = _sender(q.item)
+        address_of, (try_send, _) = _sender(q.item), sending(q.item)
 
         def method(q, item):
             given = address_of(item)
@@ -274,7 +277,7 @@ def teach(queue: type, ops: Operations) -> None:
 
     @overload_method(Type, "send")
     def _(q, item, timeout=DEFAULT_TIMEOUT):
-        address_of = _sender(q.item)
+        address_of, (_, send) = _sender(q.item), sending(q.item)
 
         def method(q, item, timeout=DEFAULT_TIMEOUT):
             given = address_of(item)
@@ -284,7 +287,7 @@ def teach(queue: type, ops: Operations) -> None:
 
     @overload_method(Type, "send_many")
     def _(q, items, timeout=DEFAULT_TIMEOUT):
-        address_of, size = _array_sender(q.item, 1), q.item.itemsize
+        address_of, size, (_, send) = _array_sender(q.item, 1), q.item.itemsize, sending(q.item)
 
         def method(q, items, timeout=DEFAULT_TIMEOUT):
             array, sent = address_of(items), 0
@@ -295,7 +298,7 @@ def teach(queue: type, ops: Operations) -> None:
 
     @overload_method(Type, "try_receive")
     def _(q):
-        room, value = _receiver(q.item)
+        (room, value), (try_receive, _) = _receiver(q.item), receiving(q.item)
 
         def method(q):
             place = room()
@@ -306,7 +309,7 @@ def teach(queue: type, ops: Operations) -> None:
 
     @overload_method(Type, "receive")
     def _(q, timeout=DEFAULT_TIMEOUT):
-        room, value = _receiver(q.item)
+        (room, value), (_, receive) = _receiver(q.item), receiving(q.item)
 
         def method(q, timeout=DEFAULT_TIMEOUT):
             place = room()
@@ -317,7 +320,7 @@ def teach(queue: type, ops: Operations) -> None:
 
     @overload_method(Type, "receive_many")
     def _(q, most=1024, timeout=DEFAULT_TIMEOUT):
-        base, shape = numba.from_dtype(q.item.base), q.item.shape
+        base, shape, (_, receive) = numba.from_dtype(q.item.base), q.item.shape, receiving(q.item)
 
         def method(q, most=1024, timeout=DEFAULT_TIMEOUT):
             if most < 1:
@@ -326,6 +329,43 @@ def teach(queue: type, ops: Operations) -> None:
             return room[: receive(q._state, room.ctypes.data, most, timeout)]
 
         return method
+
+    @overload_method(Type, "receive_into")
+    def _(q, items, timeout=DEFAULT_TIMEOUT):
+        address_of, (_, receive) = _place_for(q.item), receiving(q.item)
+
+        def method(q, items, timeout=DEFAULT_TIMEOUT):
+            return receive(q._state, address_of(items), len(items), timeout)
+
+        return method
+
+
+def _place_for(item: np.dtype) -> Any:
+    """A function that returns the address of an array that items are to be received into, or raises ValueError."""
+    base, shape = numba.from_dtype(item.base), item.shape
+    wrong = f"items have dtype {item.base} and shape {shape}, and go into a contiguous array"
+
+    def place(given):
+        raise NotImplementedError
+
+    @overload(place)
+    def _(given):
+        fits = isinstance(given, types.Array) and given.dtype == base and given.ndim == 1 + len(shape)
+        if not (fits and given.layout == "C" and given.mutable):
+            raise numba.TypingError(f"{wrong}; {given} was given")
+
+        def address(given):
+            if given.shape[1:] != shape or given.size == 0:
+                raise ValueError(wrong)
+            return given.ctypes.data
+
+        return address
+
+    @njit
+    def address_of(given):
+        return place(given)
+
+    return address_of
 
 
 def _sender(item: np.dtype) -> Any:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from labkit.lockfree.atomics import load_relaxed
+from labkit.lockfree.atomics import load_relaxed, on_stack, store_relaxed
 
 SOURCES = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
 """Numba keys its cache by a function's own source only, so that an edit of what it calls would leave stale code
@@ -44,6 +44,17 @@ PyBuffer_Release = types.ExternalFunction("PyBuffer_Release", types.void(WORD))
 PyEval_SaveThread = types.ExternalFunction("PyEval_SaveThread", WORD())
 PyEval_RestoreThread = types.ExternalFunction("PyEval_RestoreThread", types.void(WORD))
 Py_IncRef = types.ExternalFunction("Py_IncRef", types.void(WORD))
+Py_DecRef = types.ExternalFunction("Py_DecRef", types.void(WORD))
+PyBytes_AsStringAndSize = types.ExternalFunction("PyBytes_AsStringAndSize", types.int32(WORD, WORD, WORD))
+PyObject_Vectorcall = types.ExternalFunction("PyObject_Vectorcall", WORD(WORD, WORD, WORD, WORD))
+PySequence_Size = types.ExternalFunction("PySequence_Size", WORD(WORD))
+PySequence_GetItem = types.ExternalFunction("PySequence_GetItem", WORD(WORD, WORD))
+PyList_New = types.ExternalFunction("PyList_New", WORD(WORD))
+PyList_Append = types.ExternalFunction("PyList_Append", types.int32(WORD, WORD))
+PyBool_FromLong = types.ExternalFunction("PyBool_FromLong", WORD(WORD))
+PyErr_Clear = types.ExternalFunction("PyErr_Clear", types.void())
+PyErr_Occurred = types.ExternalFunction("PyErr_Occurred", WORD())
+WRITABLE = 1  # PyBUF_WRITABLE
 
 # A builtin's private state: 64-bit words, by byte offset. From OWN on, each builtin has its own.
 RING, RING_BYTES = 0, 8  # address of the ring, capacity of its data
@@ -57,6 +68,8 @@ STATE_WORDS = 48
 BUFFER_START, BUFFER_SIZE = 0, 16  # its fields buf and len, stable ABI since Python 3.11
 
 METH_NOARGS, METH_O = 0x0004, 0x0008
+METH_ANY = 0x0080 | 0x0002  # METH_FASTCALL | METH_KEYWORDS
+FASTCALL = WORD(WORD, WORD, WORD, WORD)  # PyObject *f(PyObject *self, PyObject **args, Py_ssize_t n, PyObject *kw)
 
 _python = ctypes.PyDLL(None)
 _python.PyCFunction_NewEx.restype = ctypes.py_object
@@ -119,3 +132,97 @@ def none(state):
     address = load_relaxed(state + NONE)
     Py_IncRef(address)
     return address
+
+
+# --- what the builtins of the queues have in common ---------------------------------------------------------
+#
+# A queue plugs in two functions. `put(state, source, size)`: send bytes, and return why, SENT when it did.
+# `take(state)`: a new bytes object, 0 with an exception set, or why not, a negative number.
+
+REFUSED, APART, FULL, CORRUPT, SENT = range(5)
+"""What a sender returns. REFUSED: empty, too large, of the wrong size; APART: we have not the role yet. A receiver
+returns what came, None when there is nothing (-FULL), APART or CORRUPT."""
+
+
+@njit
+def given_bytes(arguments, count, names, buffer):
+    """Whether a builtin was called with one bytes object and nothing else; its address and size go to `buffer`."""
+    if count != 1 or names != 0:
+        return False
+    if PyBytes_AsStringAndSize(load_relaxed(arguments), buffer, buffer + 8) != 0:
+        PyErr_Clear()
+        return False
+    return True
+
+
+@njit
+def answer(state, message):
+    """What a builtin returns of what `take` has: the message, None, or a number that says why not."""
+    if message >= 0:
+        return message
+    return none(state) if message == -FULL else PyLong_FromLongLong(-message)
+
+
+def many_of(put: Any, take: Any) -> tuple[Any, Any, Any]:
+    """`put_one`, `put_many` and `take_many`, compiled functions of a queue that sends and receives like this."""
+
+    @njit
+    def put_one(state, message):
+        """Send the bytes of one object: SENT or why not; -1 with an exception set."""
+        buffer = on_stack()
+        if PyBytes_AsStringAndSize(message, buffer, buffer + 8) == 0:
+            return put(state, load_relaxed(buffer), load_relaxed(buffer + 8))
+        PyErr_Clear()
+        if PyObject_GetBuffer(message, buffer, 0) != 0:
+            return -1
+        sent = put(state, load_relaxed(buffer + BUFFER_START), load_relaxed(buffer + BUFFER_SIZE))
+        PyBuffer_Release(buffer)
+        return sent
+
+    @njit
+    def put_many(state, messages, done_at):
+        """Send a list of bytes-like objects, as many as go: SENT or why not; -1 with an exception set.
+
+        Args:
+            done_at: where in the state to say how many.
+        """
+        number, why, done = PySequence_Size(messages), SENT, 0
+        while done < number and why == SENT:
+            message = PySequence_GetItem(messages, done)
+            if message == 0:
+                why = -1
+                break
+            why = put_one(state, message)
+            Py_DecRef(message)
+            if why == SENT:
+                done += 1
+        store_relaxed(state + done_at, done)
+        return -1 if number < 0 else why
+
+    @njit
+    def take_many(state, most):
+        """A list of the messages that are there, up to so many; 0 with an exception set; or why not, negative."""
+        number = PyLong_AsLong(most)
+        if number == -1 and PyErr_Occurred() != 0:
+            return 0
+        messages = PyList_New(0)
+        if messages == 0:
+            return 0
+        taken = 0
+        while taken < number:
+            message = take(state)
+            if message <= 0:
+                if taken > 0:  # what is wrong will be found again
+                    PyErr_Clear()
+                    break
+                Py_DecRef(messages)
+                return message
+            failed = PyList_Append(messages, message) != 0
+            Py_DecRef(message)
+            if failed:
+                Py_DecRef(messages)
+                return 0
+            taken += 1
+        return messages
+
+    return put_one, put_many, take_many

@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import functools
 import math
 import os
 import select
@@ -24,12 +25,14 @@ import sys
 import termios
 import time
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any, Self
 
 import numpy as np
 
+from labkit.channels.base import DEFAULT_TIMEOUT, Closed
 from labkit.lockfree.bells import LOOK_AGAIN_NS, POLLS
+from labkit.lockfree.entry import Entry
 from labkit.lockfree.segment import Bell, Segment
 
 LOOK_AGAIN = LOOK_AGAIN_NS / 1e9
@@ -219,6 +222,136 @@ def _empty_by_half(fifo: int) -> None:
     if int.from_bytes(count, sys.byteorder) > 1 << 15:
         with contextlib.suppress(BlockingIOError):
             os.read(fifo, 1 << 16)
+
+
+class Face:
+    """The part of a queue's class that is the same for all of them.
+
+    It builds on the attributes and methods named here, which the class has.
+    """
+
+    closed = True
+    receive: Callable[..., Any]
+    _segment: Segment
+    _items: Bell
+    _watch: Watch | None = None
+
+    def _anything(self) -> bool:
+        """Whether something may be received now."""
+        raise NotImplementedError
+
+    def _ended(self) -> bool:
+        """Whether nothing more can come."""
+        raise NotImplementedError
+
+    @staticmethod
+    def unlink(name: str) -> None:
+        """Remove the name; who has it open goes on. FileNotFoundError: there is none."""
+        Segment.unlink(name)
+
+    def fileno(self) -> int:
+        """A descriptor for poll(2), select(2) and asyncio: readable when something may have been sent.
+
+        Ask `pending` before each wait, which also arms it; nothing tells it of a sender that was killed:
+
+            while True:
+                while (message := q.try_receive()) is not None:         # raises Closed at the end
+                    handle(message)
+                if not q.pending():
+                    select.select([q], [], [], 0.1)
+        """
+        self._must_be_open()
+        if self._watch is None or not self._watch.ours:
+            if self._watch is not None:
+                self._watch.close()
+            self._watch = Watch(self._items, self._segment)
+        return self._watch.fileno()
+
+    def pending(self) -> bool:
+        """Whether something may be received now. When not, `fileno` will be readable when something is sent."""
+        self.fileno()
+        assert self._watch is not None
+        self._watch.arm()
+        return self._anything() or self._ended()
+
+    async def receive_async(self, timeout: float | None = DEFAULT_TIMEOUT) -> Any:
+        """The next message or item, for asyncio. Who cancels it loses no message. Errors as for `receive`."""
+        end = None
+        while True:
+            try:
+                return self.receive(0)
+            except TimeoutError:
+                if timeout == 0:
+                    raise
+            end = deadline(timeout) if end is None else end
+            left = end - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"nothing came for {timeout:g} s")
+            if not self.pending():
+                assert self._watch is not None
+                await self._watch.sleep(min(left, LOOK_AGAIN))
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        """The same for asyncio."""
+        with contextlib.suppress(Closed):
+            while True:
+                yield await self.receive_async(None)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Messages until the last sender has gone and everything is received."""
+        with contextlib.suppress(Closed):
+            while True:
+                yield self.receive()
+
+    def _must_be_open(self) -> None:
+        if self.closed:
+            raise ValueError(f"this {self._segment.kind} is closed: it was closed here")
+
+    def close(self) -> None:
+        """Give it up."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self, _finalizing: Any = sys.is_finalizing) -> None:
+        # A default argument, and no contextlib: at exit a module's names may be gone before its objects.
+        if not _finalizing():
+            try:  # noqa: SIM105
+                self.close()
+            except Exception:
+                pass
+
+
+def as_builtins(owner: Any, entries: dict[str, Entry], state: np.ndarray, rest: Sequence[int], keep: Any) -> None:
+    """Give a queue its builtins, as attributes.
+
+    Args:
+        entries: `send`, `receive`, `try_send`, `try_receive`, and others under the names that they have.
+        rest: the words of the state that hold what these four leave to Python, in this order: the methods _send,
+            _receive, _try_send, _try_receive.
+        keep: what the builtins use.
+    """
+    me = weakref.ref(owner)
+    public = "send", "receive", "try_send", "try_receive"
+    methods = {name: functools.partial(_rest, me, f"_{name}") for name in public}
+    state[[word // 8 for word in rest]] = [id(method) for method in methods.values()]
+    for name, entry in entries.items():
+        setattr(owner, name if name in public else f"_{name}", entry.builtin(state, (keep, methods)))
+    if owner._item is not None:  # the common case of the builtins is bytes
+        for name, method in methods.items():
+            setattr(owner, name, method)
+
+
+def _rest(me: weakref.ref[Any], name: str, *arguments: Any, **named: Any) -> Any:
+    """What a builtin leaves to Python."""
+    self = me()
+    if self is None:
+        raise ValueError("this queue is closed: it is no longer there")
+    return getattr(self, name)(*arguments, **named)
 
 
 # --- memory lent out ----------------------------------------------------------------------------------------

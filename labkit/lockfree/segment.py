@@ -75,6 +75,7 @@ BODY = 4096
 IDENTITY = int.from_bytes(b"LABKITQ1", "little")
 GEOMETRY_WORDS = 7
 LARGEST = 1 << 40
+PROT_NONE, MAP_FIXED = 0, 0x10
 FOLDER = "lockfree"
 
 SENDER, RECEIVER = 0, 1
@@ -102,13 +103,29 @@ class Segment:
         name: None when it has none.
     """
 
-    def __init__(self, fd: int, bell_fds: tuple[int, int], kind: str, layout: int, name: str | None = None):
+    def __init__(
+        self,
+        fd: int,
+        bell_fds: tuple[int, int],
+        kind: str,
+        layout: int,
+        name: str | None = None,
+        *,
+        twice: int = 0,
+        hands_on: bool = False,
+    ):
         """Take over the descriptors. Use `new`, `open` or unpickling.
 
+        Args:
+            twice: an offset, a multiple of the page size: what lies behind it is mapped a second time behind the first.
+            hands_on: roles go along with a copy that travels to another process, or is made by fork(2), and are given
+                up when the last copy is closed. Else they stay here.
+
         Raises:
-            OSError: EBADMSG, this is no segment of that kind, or a damaged one.
+            OSError: EBADMSG, this is no segment of that kind, or a damaged one; ENOMEM, no room in the address space.
         """
         self.fd, self.bell_fds, self.kind, self.layout, self.name = fd, bell_fds, kind, layout, name
+        self.twice, self.hands_on = twice, hands_on
         self.closed = False
         self._entering = threading.Lock()
         try:
@@ -117,7 +134,8 @@ class Segment:
                 raise _wrong(f"it has {size:,} bytes only", name)
             mapped = _own(fd)  # a mapping keeps its open file description, which must not be that of our locks
             try:
-                self.memory = _map(mapped, size)
+                is_whole = size > twice and size % mmap.PAGESIZE == 0  # if not, _check says so
+                self.memory = _map(mapped, size, twice if is_whole else 0)
             finally:
                 os.close(mapped)
             self.address = int(self.memory.ctypes.data)
@@ -146,6 +164,8 @@ class Segment:
         prepare: Callable[[int], None] = lambda body: None,
         reserve: int | None = None,
         name: str | None = None,
+        twice: int = 0,
+        hands_on: bool = False,
     ) -> Self:
         """A segment with a zeroed body.
 
@@ -158,6 +178,7 @@ class Segment:
             reserve: bytes of the body that are reserved now, the whole when None. What is not is a hole until it is
                 written to; when the machine has no memory left then, the process is killed.
             name: so that strangers can `open` it.
+            twice, hands_on: as for the class itself.
 
         Raises:
             ValueError: body_bytes is not 1 byte to 1 TiB.
@@ -171,7 +192,13 @@ class Segment:
             try:
                 _prepare(fd, kind, layout, geometry, size, reserve, prepare)
                 fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-                return cls(_own(fd), _eventfds(), kind, layout)
+                own = _own(fd)
+                try:
+                    bell_fds = _eventfds()
+                except BaseException:
+                    os.close(own)
+                    raise
+                return cls(own, bell_fds, kind, layout, twice=twice, hands_on=hands_on)
             finally:
                 os.close(fd)
         name = one_word(name, 240)
@@ -186,13 +213,13 @@ class Segment:
             try:
                 for bell in _fifos(name):
                     os.mkfifo(bell, 0o600)
-                return cls.open(kind, layout, name)
+                return cls.open(kind, layout, name, twice=twice, hands_on=hands_on)
             except BaseException:
                 _remove(name)
                 raise
 
     @classmethod
-    def open(cls, kind: str, layout: int, name: str) -> Self:
+    def open(cls, kind: str, layout: int, name: str, *, twice: int = 0, hands_on: bool = False) -> Self:
         """The segment of this name.
 
         Raises:
@@ -212,7 +239,22 @@ class Segment:
             for one in (fd, *fds):
                 os.close(one)
             raise _wrong("a FIFO beside it is missing", name) from reason
-        return cls(fd, (fds[0], fds[1]), kind, layout, name)
+        return cls(fd, (fds[0], fds[1]), kind, layout, name, twice=twice, hands_on=hands_on)
+
+    def again(self) -> Self:
+        """Another use of the same memory, with roles and a participant number of its own."""
+        self._must_be_open()
+        fds: list[int] = []
+        try:
+            fds.append(_own(self.fd))
+            for bell in self.bell_fds:
+                fds.append(os.dup(bell))  # noqa: PERF401
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        more = {"twice": self.twice, "hands_on": self.hands_on}
+        return type(self)(fds[0], (fds[1], fds[2]), self.kind, self.layout, self.name, **more)  # type: ignore[arg-type]
 
     @staticmethod
     def unlink(name: str) -> None:
@@ -364,6 +406,8 @@ class Segment:
         """In the child: an open file description of our own, and no number."""
         self.private[ME // 8] = 0
         self._entering = threading.Lock()
+        if self.hands_on:
+            return
         fd = _own(self.fd)
         os.dup2(fd, self.fd, inheritable=False)
         os.close(fd)
@@ -372,7 +416,7 @@ class Segment:
     def __reduce__(self) -> Any:
         self._must_be_open()
         fds = tuple(travelling(fd) for fd in (self.fd, *self.bell_fds))
-        return _arrives, (type(self), fds, self.kind, self.layout, self.name)
+        return _arrives, (type(self), fds, self.kind, self.layout, self.name, self.twice, self.hands_on)
 
 
 class Bell:
@@ -420,8 +464,18 @@ def _children_are_others() -> None:
 os.register_at_fork(after_in_child=_children_are_others)
 
 
-def _arrives(kind: type[Segment], tickets: tuple[Any, ...], what: str, layout: int, name: str | None) -> Segment:
+def _arrives(
+    kind: type[Segment],
+    tickets: tuple[Any, ...],
+    what: str,
+    layout: int,
+    name: str | None,
+    twice: int,
+    hands_on: bool,
+) -> Segment:
     fds = [arrived(ticket) for ticket in tickets]
+    if hands_on:  # the sender's open file description, with its locks
+        return kind(fds[0], (fds[1], fds[2]), what, layout, name, twice=twice, hands_on=True)
     try:
         own = _own(fds[0])
     except BaseException:
@@ -430,7 +484,7 @@ def _arrives(kind: type[Segment], tickets: tuple[Any, ...], what: str, layout: i
         raise
     finally:
         os.close(fds[0])  # it is the sender's open file description, with the sender's locks
-    return kind(own, (fds[1], fds[2]), what, layout, name)
+    return kind(own, (fds[1], fds[2]), what, layout, name, twice=twice)
 
 
 def _own(fd: int) -> int:
@@ -447,13 +501,25 @@ def _eventfds() -> tuple[int, int]:
         raise
 
 
-def _map(fd: int, size: int) -> np.ndarray:
-    # Not Python's mmap, which keeps a descriptor of its own for as long as the mapping is there.
-    start = libc.mmap(ffi.NULL, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
+def _map(fd: int, size: int, twice: int = 0) -> np.ndarray:
+    """Map a file, and behind it a second time what lies in it from offset `twice` on."""
+    # Not Python's mmap, which keeps a descriptor of its own for as long as the mapping is there. First an address range
+    # for all of it, so that nothing else can come to lie where the second mapping will.
+    whole = size + max(0, size - twice) if twice else size
+    start = _mmap(ffi.NULL, whole, PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    owned = ffi.gc(ffi.cast("char *", start), lambda start: libc.munmap(start, whole))
+    _mmap(start, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | MAP_FIXED, fd, 0)
+    if whole > size:
+        again = ffi.cast("char *", start) + size
+        _mmap(again, whole - size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | MAP_FIXED, fd, twice)
+    return np.frombuffer(ffi.buffer(owned, whole), np.uint8)
+
+
+def _mmap(start: Any, size: int, rights: int, flags: int, fd: int, offset: int) -> Any:
+    start = libc.mmap(start, size, rights, flags, fd, offset)
     if start == ffi.cast("void *", -1):
         raise failed("mmap", f"a queue of {size:,} bytes has no room in this process")
-    owned = ffi.gc(ffi.cast("char *", start), lambda start: libc.munmap(start, size))
-    return np.frombuffer(ffi.buffer(owned, size), np.uint8)
+    return start
 
 
 def _prepare(

@@ -1,124 +1,136 @@
-"""A ring in shared memory for one sender and one receiver: no lock, no system call.
+"""A ring in shared memory for one sender and one receiver: no lock, no system call, no fence.
+
+The body of the segment (labkit.lockfree.segment):
 
     offset  line          written by   holds
-    0       identity      creator      magic, version, capacity in bytes; magic is written last
-    128     sender        sender       WRITE: bytes ever published
-    136                   sender       READ_SEEN: the newest READ the sender has looked at
-    144                   sender       LOST: items given up because the ring was full
-    256     receiver      receiver     READ: bytes ever released
-    264                   receiver     WRITE_SEEN: the newest WRITE the receiver has looked at
-    384     receiver says both         SLEEPS: 1 while it is about to sleep; 392 GONE: 1 when it has closed
-    512     sender says   both         SLEEPS, the same the other way round
-    4096    data          whoever owns the byte: see below
+    0       sender        sender       WRITE: bytes ever published
+    8                     sender       BEGUN: where the message in pieces begins that is being sent, or was sent last
+    16                    sender       LOST: for whoever does not wait while the ring is full (labkit.trace)
+    128     receiver      receiver     READ: bytes ever released
+    DATA    data          its owner    the messages, see below; mapped twice, the second time directly behind the first
 
-Positions count bytes since creation and are never wrapped; byte p lies at p % capacity, capacity is a power of two.
-Lines are 128 bytes apart, because processors fetch cache lines in pairs (rigtorp/SPSCQueue).
+Positions count bytes since creation and are never wrapped; byte p lies at p % size, and size is a power of two. Lines
+are 128 bytes apart, because processors fetch cache lines in pairs (rigtorp/SPSCQueue).
+
+Why the data is mapped twice. Where a message would reach beyond the end of the ring it goes on in the second mapping,
+which is the beginning of the same memory. So every message lies in one piece: it can be lent (a NumPy array on it, and
+no copy), it is copied by one memcpy(3), a batch of items too, and items of any size fit without a remainder. It costs
+address space only. It needs memory that can be mapped at a multiple of the page size (on every Linux machine that Numba
+runs on; DATA is one, whatever the page size) and so much address space: under a limit (RLIMIT_AS) opening fails with
+ENOMEM. Processors whose caches are indexed by virtual addresses would need more; x86-64 and AArch64 do it themselves.
+
+There are two kinds of contents.
+    Items of one size: nothing but the items, one after the other.
+    Messages of any length: frames, each a multiple of 8 bytes.
+        | 8 bytes: size, and in its highest bits what it is | that many bytes, filled up to a multiple of 8 |
+        WHOLE   a message
+        FIRST   the first piece of a large message; its first 8 bytes say how large that is
+        MORE    the next piece of it
+
+Large messages are sent in pieces, each published as soon as it is there, so that the receiver copies the one while the
+sender copies the next; and so messages larger than the ring go through it. A piece never mixes with anything: what is
+no MORE ends the message before it, and if that was not complete (its sender died, or gave up waiting) it never was.
+A receiver that waits for MORE in vain sees by BEGUN that it will not come. Of a message that fits in the ring the
+receiver releases nothing before it has all of it: who dies before leaves the whole message to the next receiver. Of a
+larger one it must release what it has copied, so that the rest can come: when it dies, the next receiver finds MORE
+without FIRST, and passes over what is left of that message.
+
+What a side has seen of the other's position is private memory of its process: READ_SEEN, WRITE_SEEN. Both only grow,
+so an old one is a bound, never a mistake, also when others have had the role meanwhile.
 
 Invariants
-    0 <= WRITE - READ <= capacity.
+    0 <= WRITE - READ <= room, which is the capacity; WRITE and READ only grow.
     Bytes in [READ, WRITE) belong to the receiver, the others to the sender. Only WRITE and READ move the border.
-    A frame is 8 bytes of length, then the payload, filled up to a multiple of 8; a fixed-size item has no length.
+    WRITE and READ are borders of frames (or of items).
+    BEGUN <= WRITE, but for the moment in which a FIRST is being written at WRITE.
 
 Edges (each a release store and the acquire load that sees it)
-    A  publish: the frame is whole before WRITE says so        release WRITE in `publish`, acquire in `readable`
-    B  release: the frame has been copied before READ says so  release READ in `release`, acquire in `reserve`
-    S  sleep: a party sets its SLEEPS, then looks again; the other publishes (or releases), then looks at SLEEPS.
-       Both put a sequentially consistent fence between their store and their load (Dekker), so that at least one
-       sees the other and no wake-up is lost.
+    A  publish: the frame is whole before WRITE says so         release WRITE in `publish`, acquire in `readable`
+    B  release: it has been copied before READ says so          release READ in `release`, acquire in `reserve`
+    C  cut: all its pieces are published before BEGUN goes on   release BEGUN in `begin`, `abandon`; acquire in `is_cut`
+    S  sleep: see labkit.lockfree.bells
 
-Nothing read from shared memory is trusted: positions are checked against each other and the capacity, which each
-process keeps for itself, before they become an address (always masked, and a multiple of 8 so that a word never
-crosses the end); a length is checked against what has been published.
+Who is the sender, and who the receiver, is told by locks that the Linux kernel drops when their process dies
+(Segment.take_role). Whoever takes over reads WRITE, or READ, and goes on.
 
-After L. Lamport, "Specifying concurrent program modules" (1983), the cached opposite index of rigtorp/SPSCQueue.
+What a kill leaves, wherever it comes
+    of the sender, before it publishes      nothing: the next sender writes over it
+    ... afterwards                          the message, whole
+    ... between two pieces                  pieces, which the receiver drops when it has found out, or when there is
+                                            another sender
+    of the receiver, before it releases     the message, which the next receiver gets
+    ... afterwards                          nothing
+    ... between two pieces, larger ring     the message, whole, for the next
+    ... between two pieces, smaller ring    a rest of it, which the next passes over
+
+Nothing read from shared memory is trusted: positions are checked against each other and the room, which each process
+keeps for itself, before they become an address (always masked, and the second mapping follows), a size is checked
+against what has been published.
+
+After L. Lamport, "Proving the correctness of multiprocess programs" (1977) and "Specifying concurrent program modules"
+(1983), where the two-index ring needs no lock; the cached opposite index of E. Rigtorp's SPSCQueue, before it
+MCRingBuffer (Lee, Bu, Chandranmenon, 2010); the mirrored mapping of P. Howard's Virtual Ring Buffer and many since.
 """
 
 from __future__ import annotations
 
+import mmap
+
 from numba import njit
 
-from labkit.lockfree.atomics import (
-    copy,
-    fence,
-    load_acquire,
-    load_relaxed,
-    store_relaxed,
-    store_release,
-)
+from labkit.lockfree.atomics import copy, load_acquire, load_relaxed, store_relaxed, store_release
 
-MAGIC, VERSION, CAPACITY = 0, 8, 16
-WRITE, READ_SEEN, LOST = 128, 136, 144
-READ, WRITE_SEEN = 256, 264
-RECEIVER_SLEEPS, RECEIVER_GONE = 384, 392
-SENDER_SLEEPS = 512
-DATA = 4096
+WRITE, BEGUN, LOST = 0, 8, 16
+READ = 128
+DATA = max(8192, mmap.PAGESIZE) - 4096  # from the body, which begins at 4096: a multiple of the page size in the file
 
-IDENTITY = 0x31474E4952_4B4C  # "LKRING1"
-LAYOUT = 1
+LAYOUT = 2
 FRAME = 8
+WHOLE, FIRST, MORE = 0, 1 << 60, 2 << 60
+KIND = 3 << 60
 
-FULL, EMPTY, CORRUPT = -1, -1, -2
+FULL, EMPTY, CORRUPT, PIECES = -1, -1, -2, -3
+
+
+# --- the sender ---------------------------------------------------------------------------------------------
 
 
 @njit
-def reserve(ring, capacity, size):
-    """Position at which the sender may fill `size` bytes, FULL, or CORRUPT."""
-    write = load_relaxed(ring + WRITE)  # only the sender writes it
-    if write < 0 or write & 7:
-        return CORRUPT
-    if write - load_relaxed(ring + READ_SEEN) > capacity - size:
-        read = load_acquire(ring + READ)  # edge B: released, so the receiver has finished with the bytes
-        if read > write or write - read > capacity:
+def reserve(body, room, seen, size):
+    """Position at which the sender may fill `size` bytes, FULL, or CORRUPT.
+
+    Args:
+        seen: address of READ_SEEN, a word of private memory.
+    """
+    write = load_relaxed(body + WRITE)  # only the sender writes it
+    used = write - load_relaxed(seen)
+    if used > room - size or used < 0:
+        read = load_acquire(body + READ)  # edge B: released, so the receiver has finished with the bytes
+        used = write - read
+        if used < 0 or used > room or read < 0:
             return CORRUPT
-        store_relaxed(ring + READ_SEEN, read)
-        if write - read > capacity - size:
+        store_relaxed(seen, read)
+        if used > room - size:
             return FULL
     return write
 
 
 @njit
-def publish(ring, position):
+def publish(body, position):
     """Everything before `position` becomes the receiver's."""
-    store_release(ring + WRITE, position)  # edge A: the bytes are whole before they are seen
+    store_release(body + WRITE, position)  # edge A: the bytes are whole before they are seen
 
 
 @njit
-def readable(ring, capacity):
-    """How many bytes the receiver may read, 0 when there are none, or CORRUPT."""
-    read = load_relaxed(ring + READ)  # only the receiver writes it
-    there = load_relaxed(ring + WRITE_SEEN) - read
-    if there <= 0:
-        there = load_acquire(ring + WRITE) - read  # edge A: seen, therefore whole
-        store_relaxed(ring + WRITE_SEEN, there + read)
-    if there < 0 or there > capacity or read & 7:
-        return CORRUPT
-    return there
+def at(body, size, position):
+    """Address of a position in a ring of so many bytes; as many follow there, thanks to the second mapping."""
+    return body + DATA + (position & (size - 1))
 
 
 @njit
-def release(ring, position):
-    """Everything before `position` becomes the sender's again."""
-    store_release(ring + READ, position)  # edge B: copied before it is given back
-
-
-@njit
-def copy_in(ring, capacity, position, source, size):
-    """Copy into the ring, in two parts where it wraps. The bytes belong to the sender."""
-    start = position & (capacity - 1)
-    first = min(size, capacity - start)
-    copy(ring + DATA + start, source, first)
-    if first < size:
-        copy(ring + DATA, source + first, size - first)
-
-
-@njit
-def copy_out(ring, capacity, position, to, size):
-    """Copy out of the ring, in two parts where it wraps. The bytes belong to the receiver."""
-    start = position & (capacity - 1)
-    first = min(size, capacity - start)
-    copy(to, ring + DATA + start, first)
-    if first < size:
-        copy(to + first, ring + DATA, size - first)
+def frame_at(body, size, position):
+    """The same for a frame, the head of which is a word."""
+    return body + DATA + (position & (size - FRAME))
 
 
 @njit
@@ -128,94 +140,212 @@ def frame_bytes(size):
 
 
 @njit
-def send_message(ring, capacity, source, size):
+def send_message(body, capacity, seen, source, size):
     """Copy one message in and publish it: 0, FULL or CORRUPT."""
-    position = reserve(ring, capacity, frame_bytes(size))
+    position = reserve(body, capacity, seen, frame_bytes(size))
     if position < 0:
         return position
-    store_relaxed(
-        ring + DATA + (position & (capacity - FRAME)), size
-    )  # ours until published; never wraps: 8 divides it
-    copy_in(ring, capacity, position + FRAME, source, size)
-    publish(ring, position + frame_bytes(size))
+    frame = frame_at(body, capacity, position)
+    store_relaxed(frame, size)  # ours until published
+    copy(frame + FRAME, source, size)
+    publish(body, position + frame_bytes(size))
     return 0
 
 
 @njit
-def next_message(ring, capacity):
-    """Length of the oldest message, EMPTY or CORRUPT."""
-    there = readable(ring, capacity)
+def begin(body):
+    """A message in pieces begins where the sender is."""
+    store_release(body + BEGUN, load_relaxed(body + WRITE))  # edge C
+
+
+@njit
+def abandon(body):
+    """No more pieces will come of what was begun. Also for who takes over: its sender may have died over it."""
+    store_release(body + BEGUN, load_relaxed(body + WRITE))  # edge C
+
+
+@njit
+def send_piece(body, capacity, seen, source, size, total, is_first):
+    """Copy a piece in and publish it: 0, FULL or CORRUPT."""
+    head = FRAME if is_first else 0
+    position = reserve(body, capacity, seen, frame_bytes(head + size))
+    if position < 0:
+        return position
+    if is_first:
+        begin(body)
+    frame = frame_at(body, capacity, position)
+    store_relaxed(frame, (head + size) | (FIRST if is_first else MORE))  # ours until published
+    if is_first:
+        store_relaxed(frame + FRAME, total)
+    copy(frame + FRAME + head, source, size)
+    publish(body, position + frame_bytes(head + size))
+    return 0
+
+
+# --- the receiver -------------------------------------------------------------------------------------------
+
+
+@njit
+def readable(body, room, seen, position):
+    """How many bytes the receiver may read from a position on, which is READ or later; 0: none; or CORRUPT.
+
+    Args:
+        seen: address of WRITE_SEEN, a word of private memory.
+    """
+    there = load_relaxed(seen) - position
+    if there <= 0 or there > room:
+        write = load_acquire(body + WRITE)  # edge A: seen, therefore whole
+        there = write - position
+        if there < 0 or there > room:
+            return CORRUPT
+        store_relaxed(seen, write)
+    return there
+
+
+@njit
+def read_position(body):
+    """Where the receiver is."""
+    return load_relaxed(body + READ)  # only the receiver writes it
+
+
+@njit
+def release(body, position):
+    """Everything before `position` becomes the sender's again."""
+    store_release(body + READ, position)  # edge B: copied before it is given back
+
+
+@njit
+def head_at(body, capacity, seen, position):
+    """The head of the frame at a position, which is READ or later; EMPTY or CORRUPT."""
+    there = readable(body, capacity, seen, position)
     if there <= 0:
         return EMPTY if there == 0 else CORRUPT
-    # The receiver's since edge A. The mask keeps the word inside also when somebody has changed READ meanwhile.
-    size = load_relaxed(ring + DATA + (load_relaxed(ring + READ) & (capacity - FRAME)))
-    if size <= 0 or size > there - FRAME or frame_bytes(size) > there:
+    head = load_relaxed(frame_at(body, capacity, position))  # the receiver's since edge A
+    size = head & ~KIND
+    if size <= 0 or size > there - FRAME or head < 0 or head & KIND == KIND:
         return CORRUPT
-    return size
+    return head
 
 
 @njit
-def take_message(ring, capacity, to, size):
+def next_message(body, capacity, seen):
+    """Size of the oldest message; EMPTY, CORRUPT, or PIECES, it is in pieces."""
+    head = head_at(body, capacity, seen, read_position(body))
+    return head if head < FIRST else PIECES
+
+
+@njit
+def take_message(body, capacity, to, size):
     """Copy the oldest message out, of `size` bytes as `next_message` said, and give its bytes back."""
-    read = load_relaxed(ring + READ)
-    copy_out(ring, capacity, read + FRAME, to, size)
-    release(ring, read + frame_bytes(size))
+    read = read_position(body)
+    copy(to, frame_at(body, capacity, read) + FRAME, size)
+    release(body, read + frame_bytes(size))
 
 
 @njit
-def take_bytes(ring, capacity, to, most):
-    """Copy out up to `most` published bytes of fixed-size items; returns how many, or CORRUPT.
+def total_of(body, capacity, position):
+    """Bytes of the message that this FIRST begins."""
+    return load_relaxed(frame_at(body, capacity, position) + FRAME)
 
-    `most` is a multiple of the item's size, and so is everything that is ever published.
+
+@njit
+def is_cut(body, room, seen, start, position):
+    """Whether no more will come of the message in pieces that begins at `start`: there was nothing at `position`.
+
+    When BEGUN has gone on, then either all pieces are published (edge C), and we see them now; or they never will be.
     """
-    size = readable(ring, capacity)
-    if 0 < size < most:  # what the receiver had seen is a hint; look again for what has come since
-        store_relaxed(ring + WRITE_SEEN, 0)
-        size = readable(ring, capacity)
-    if size <= 0:
-        return size
-    size = min(size, most)
-    read = load_relaxed(ring + READ)
-    copy_out(ring, capacity, read, to, size)
-    release(ring, read + size)
-    return size
+    return load_acquire(body + BEGUN) > start and readable(body, room, seen, position) == 0  # edge C
+
+
+# --- items --------------------------------------------------------------------------------------------------
 
 
 @njit
-def set_sleeps(ring, flag, value):
-    """Say that this side is about to sleep (1); look again afterwards, and only then sleep. Or that it woke (0)."""
-    store_relaxed(ring + flag, value)
-    fence()  # edge S
+def send_items(body, size, room, seen, item_bytes, source, count):
+    """Copy in as many items as there is room for, and publish them: how many, 0, or CORRUPT."""
+    write = load_relaxed(body + WRITE)  # only the sender writes it
+    free = room - (write - load_relaxed(seen))
+    if free < count * item_bytes or free > room:
+        read = load_acquire(body + READ)  # edge B
+        free = room - (write - read)
+        if free < 0 or free > room or read < 0:
+            return CORRUPT
+        store_relaxed(seen, read)
+        if free < count * item_bytes:
+            count = free // item_bytes
+            if count == 0:
+                return 0
+    copy_items(at(body, size, write), source, count, item_bytes)
+    publish(body, write + count * item_bytes)
+    return count
 
 
 @njit
-def must_wake(ring, flag):
-    """After publishing or releasing: whether the other side sleeps. The first to ask has to wake it."""
-    fence()  # edge S
-    if load_relaxed(ring + flag) == 0:
-        return False
-    store_relaxed(ring + flag, 0)
-    return True
+def take_items(body, size, room, seen, item_bytes, to, most):
+    """Copy out up to `most` items, and give their bytes back: how many, 0, or CORRUPT."""
+    read = read_position(body)
+    there = load_relaxed(seen) - read
+    if there < most * item_bytes or there > room:
+        write = load_acquire(body + WRITE)  # edge A
+        there = write - read
+        if there < 0 or there > room:
+            return CORRUPT
+        store_relaxed(seen, write)
+        if there < most * item_bytes:
+            most = there // item_bytes
+            if most == 0:
+                return 0
+    copy_items(to, at(body, size, read), most, item_bytes)
+    release(body, read + most * item_bytes)
+    return most
 
 
 @njit
-def create(ring, capacity):
-    """Lay out a ring in zeroed memory of DATA + capacity bytes."""
-    store_relaxed(ring + VERSION, LAYOUT)
-    store_relaxed(ring + CAPACITY, capacity)
-    store_release(ring + MAGIC, IDENTITY)
+def copy_items(to, source, count, item_bytes):
+    """memcpy(3), as a few instructions for one item of a size that the compiler knows."""
+    if count == 1:
+        copy(to, source, item_bytes)
+    else:
+        copy(to, source, count * item_bytes)
+
+
+# --- anybody ------------------------------------------------------------------------------------------------
 
 
 @njit
-def identity(ring, capacity):
-    """0 when the memory is a ring of this layout and capacity, else the number of the field that is wrong."""
-    if load_acquire(ring + MAGIC) != IDENTITY:
-        return 1
-    if load_relaxed(ring + VERSION) != LAYOUT:
-        return 2
-    if load_relaxed(ring + CAPACITY) != capacity:
-        return 3
-    write, read = load_acquire(ring + WRITE), load_acquire(ring + READ)
-    if read < 0 or write < read or write - read > capacity:
-        return 4
-    return 0
+def published(body):
+    """WRITE, as anybody sees it."""
+    return load_acquire(body + WRITE)  # edge A
+
+
+@njit
+def used(body, room):
+    """Bytes in the ring, or CORRUPT."""
+    read = load_acquire(body + READ)
+    there = load_acquire(body + WRITE) - read
+    return there if 0 <= there <= room or load_acquire(body + READ) != read else CORRUPT
+
+
+@njit
+def length(body, capacity):
+    """How many messages there are, the last perhaps not yet complete; or CORRUPT.
+
+    It counts them. What it reads may be overwritten meanwhile, unless it is the receiver who asks: then READ has gone
+    on, and it begins again.
+    """
+    count = 0
+    for _ in range(100):
+        read = load_acquire(body + READ)  # edge B
+        write = load_acquire(body + WRITE)  # edge A
+        position, count = read, 0
+        while 0 <= read <= position < write <= read + capacity:
+            head = load_acquire(frame_at(body, capacity, position))  # acquire: READ is loaded after it
+            size = head & ~KIND
+            if size <= 0 or size > capacity:
+                break
+            position += frame_bytes(size)
+            if head & KIND != MORE or position > write:
+                count += 1
+        if load_acquire(body + READ) == read:
+            return count if position == write else CORRUPT
+    return count

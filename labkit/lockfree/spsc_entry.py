@@ -1,114 +1,540 @@
-"""The ring's builtins: `ring_send`, `ring_receive` and `ring_spin`, called from Python at the price of list.append."""
+"""Spsc's builtins: `send` and `receive` themselves are compiled functions, at a price near that of list.append.
+
+The public ones do the common case, and leave the rest (waiting, large messages, errors, taking a role) to a Python
+function, which they call with the arguments that they got. That one uses the plain builtins, which never wait, and say
+why not.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from numba import cfunc, njit, types
 
-from labkit.lockfree import spsc
-from labkit.lockfree.atomics import load_relaxed, on_stack, pause
+from labkit.lockfree import bells, spsc
+from labkit.lockfree.atomics import compiler_fence, copy, fence, load_relaxed, on_stack, pause, store_relaxed
 from labkit.lockfree.entry import (
+    APART,
     BUFFER_SIZE,
     BUFFER_START,
     BUILTIN,
+    CORRUPT,
+    FASTCALL,
+    FULL,
+    METH_ANY,
     METH_NOARGS,
     METH_O,
     MOST,
     OWN,
+    REFUSED,
     RING,
     RING_BYTES,
+    SENT,
     SOURCES,
     WORD,
+    WRITABLE,
     Entry,
+    Py_DecRef,
+    PyBool_FromLong,
     PyBuffer_Release,
     PyBytes_AsString,
     PyBytes_FromStringAndSize,
     PyEval_RestoreThread,
     PyEval_SaveThread,
-    PyLong_AsLong,
     PyLong_AsVoidPtr,
     PyLong_FromLongLong,
     PyObject_GetBuffer,
+    PyObject_Vectorcall,
+    answer,
     callables,
+    given_bytes,
+    many_of,
     none,
 )
 
-SPINS = OWN  # how often to look before sleeping is cheaper
-BELL = OWN + 8  # descriptor of the lifeline: one byte through it wakes the other side
-FLAG = OWN + 16  # offset in the ring at which this side says that it sleeps
+# The private state of one Spsc object in one process. RING is the body of the segment, RING_BYTES the size of its data,
+# a power of two; MOST the bytes of the largest message, or of an item.
+SENDS, RECEIVES = OWN, OWN + 8  # 0: we have not the role; READY; BUSY
+ITEM_BYTES = OWN + 16  # 0: messages
+ROOM = OWN + 24  # bytes that may be in the ring: RING_BYTES, or the capacity in items
+READ_SEEN, WRITE_SEEN = OWN + 32, OWN + 40  # see labkit.lockfree.spsc
+PRIVATE = OWN + 48  # address of the segment's private words
+SPINS = OWN + 56  # how often to look before sleeping is cheaper
+ITEMS_BELL, ITEMS_FD, ROOM_BELL, ROOM_FD = OWN + 64, OWN + 72, OWN + 80, OWN + 88
+SEND_REST, RECEIVE_REST, TRY_SEND_REST, TRY_RECEIVE_REST = OWN + 96, OWN + 104, OWN + 112, OWN + 120
+DONE = OWN + 128  # how far the last batch came
+LARGE = OWN + 136  # larger messages are sent in pieces
+PIECE = OWN + 144  # bytes in a piece
+SENT_BYTES = OWN + 152  # of the large message that is being sent
+# The large message that is being received: a bytes object (0: none), where it begins, how far it is, how large it is.
+OBJECT, START, NEXT, GOT_BYTES, TOTAL = OWN + 160, OWN + 168, OWN + 176, OWN + 184, OWN + 192
+KEEPS = OWN + 200  # 1: it is not released when it is complete
 
-REFUSED, FULL, CLOSED, CORRUPT, SENT = range(5)
-"""What `ring_send` returns; REFUSED: empty or too large. `ring_receive` returns bytes, None when empty, or CORRUPT."""
+READY, BUSY = 1, 2
+"""Of a role that we have: BUSY, a loan (or a borrowed message) is out, or a thread is at a large message."""
+IN_PIECES, AGAIN, TOO_LARGE, NOT_RECEIVER = 5, 6, 7, 8
+"""What is returned besides the words of labkit.lockfree.entry. IN_PIECES: the message is too large to be sent at once,
+or was; AGAIN: something else has come to be the next; TOO_LARGE: for the buffer given; NOT_RECEIVER: APART, of a
+receiver in compiled code."""
+STREAMING = 16384  # from this size on NumPy may use streaming stores, which no release store orders: x86
+LONG = 2000  # how often to look for the next piece, at most
+SENDER, RECEIVER = 0, 1  # labkit.lockfree.segment
 
-send = types.ExternalFunction("send", WORD(types.int32, WORD, WORD, types.int32))  # send(2)
-MSG_DONTWAIT_NOSIGNAL = 0x40 | 0x4000
+
+# --- for builtins, and for the reader's own loops -----------------------------------------------------------
 
 
 @njit
-def ring_bell(state):
-    """Wake the other side. A full socket already holds a ring, and a dead peer is found out when we wait for it."""
-    send(load_relaxed(state + BELL), state, 1, MSG_DONTWAIT_NOSIGNAL)
+def tell_receiver(state):
+    """Something was published."""
+    bells.ring(load_relaxed(state + ITEMS_BELL), load_relaxed(state + ITEMS_FD))
+
+
+@njit
+def tell_sender(state):
+    """Something was released. A sender that waits is left asleep until half of the ring is free, to wake it seldom."""
+    bell = load_relaxed(state + ROOM_BELL)
+    compiler_fence()  # edge S
+    if load_relaxed(bell + bells.WAITERS) != 0:
+        room = load_relaxed(state + ROOM)
+        if load_relaxed(bell + bells.WAITERS) & bells.FENCED or 2 * spsc.used(load_relaxed(state + RING), room) <= room:
+            bells.ring(bell, load_relaxed(state + ROOM_FD))
+
+
+@njit
+def copy_bytes(to, source, size):
+    """memcpy(3), as one instruction for words."""
+    if size == 8:
+        copy(to, source, 8)
+    else:
+        copy(to, source, size)
+
+
+@njit
+def put_bytes(state, source, size):
+    """One message, or one item: SENT or why not. `tell_receiver` comes later."""
+    if load_relaxed(state + SENDS) != READY:
+        return APART
+    if size <= 0 or size > load_relaxed(state + MOST):
+        return REFUSED
+    if size > load_relaxed(state + LARGE) and not fits_at_once_only(state, size):
+        return IN_PIECES
+    body, ring = load_relaxed(state + RING), load_relaxed(state + RING_BYTES)
+    item_bytes = load_relaxed(state + ITEM_BYTES)
+    if item_bytes:
+        if size != item_bytes:
+            return REFUSED
+        sent = spsc.send_items(body, ring, load_relaxed(state + ROOM), state + READ_SEEN, item_bytes, source, 1)
+        return SENT if sent == 1 else FULL if sent == 0 else CORRUPT
+    position = spsc.reserve(body, ring, state + READ_SEEN, spsc.frame_bytes(size))
+    if position < 0:
+        return FULL if position == spsc.FULL else CORRUPT
+    frame = spsc.frame_at(body, ring, position)
+    store_relaxed(frame, size)  # ours until published
+    copy_bytes(frame + spsc.FRAME, source, size)
+    spsc.publish(body, position + spsc.frame_bytes(size))
+    return SENT
+
+
+@njit
+def fits_at_once_only(state, size):
+    """Whether a message is so large that it fits in the ring as a whole, but not with the heads of all its pieces."""
+    room = load_relaxed(state + ROOM)
+    return spsc.frame_bytes(size) <= room and bytes_in_pieces(state, size) > room
+
+
+@njit
+def send_bytes(state, source, size):
+    """The same, and tell."""
+    sent = put_bytes(state, source, size)
+    if sent == SENT:
+        tell_receiver(state)
+    return sent
+
+
+@njit
+def send_pieces(state, source, size):
+    """Go on with a large message, of which SENT_BYTES are sent: SENT, FULL or CORRUPT."""
+    body, ring = load_relaxed(state + RING), load_relaxed(state + RING_BYTES)
+    done, looks = load_relaxed(state + SENT_BYTES), 0
+    while done < size:
+        piece = min(size - done, load_relaxed(state + PIECE))
+        sent = spsc.send_piece(body, ring, state + READ_SEEN, source + done, piece, size, done == 0)
+        if sent == spsc.CORRUPT:
+            return CORRUPT
+        if sent == 0:
+            done += piece
+            looks = 0
+            store_relaxed(state + SENT_BYTES, done)
+            tell_receiver(state)
+        elif looks == LONG:
+            return FULL
+        else:
+            looks += 1
+            pause()
+    return SENT
+
+
+@njit
+def take_bytes(state):
+    """A new bytes object, 0 with an exception set, or -FULL (nothing), -CORRUPT, -APART, -IN_PIECES."""
+    if load_relaxed(state + RECEIVES) != READY:
+        return -APART
+    if load_relaxed(state + OBJECT):
+        return -IN_PIECES
+    body, ring = load_relaxed(state + RING), load_relaxed(state + RING_BYTES)
+    size = spsc.next_message(body, ring, state + WRITE_SEEN)
+    if size < 0:
+        return -FULL if size == spsc.EMPTY else -CORRUPT if size == spsc.CORRUPT else -IN_PIECES
+    message = PyBytes_FromStringAndSize(0, size)
+    if message != 0:  # else MemoryError is set, and the message stays where it is
+        read = spsc.read_position(body)
+        copy_bytes(PyBytes_AsString(message), spsc.frame_at(body, ring, read) + spsc.FRAME, size)
+        spsc.release(body, read + spsc.frame_bytes(size))
+    return message
+
+
+@njit
+def receive_bytes(state):
+    """The same, and tell."""
+    message = take_bytes(state)
+    if message > 0:
+        tell_sender(state)
+    return message
+
+
+@njit
+def drop(state):
+    """Forget the large message of which a part has come."""
+    message = load_relaxed(state + OBJECT)
+    store_relaxed(state + OBJECT, 0)
+    if message != 0:
+        Py_DecRef(message)
+
+
+@njit
+def take_pieces(state):
+    """The same, of a message in pieces: as far as it has come, and a little longer, without the GIL. Or -AGAIN."""
+    body, ring, seen = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), state + WRITE_SEEN
+    store_relaxed(state + RECEIVES, BUSY)  # for other threads
+    thread = PyEval_SaveThread()
+    looks, why, passed_over = 0, WORD(0), False
+    while why == 0:
+        is_open = load_relaxed(state + OBJECT) != 0
+        position = load_relaxed(state + NEXT) if is_open else spsc.read_position(body)
+        head = spsc.head_at(body, ring, seen, position)
+        if head == spsc.EMPTY:
+            if is_open and spsc.is_cut(body, ring, seen, load_relaxed(state + START), position):
+                why = 1
+            elif is_open and looks < LONG:
+                looks += 1
+                pause()
+            else:
+                why = -FULL
+            continue
+        if head < 0:
+            why = -CORRUPT
+            continue
+        looks, size, kind = 0, head & ~spsc.KIND, head & spsc.KIND
+        after, frame = position + spsc.frame_bytes(size), spsc.frame_at(body, ring, position) + spsc.FRAME
+        if kind == spsc.MORE and not is_open:  # the rest of a message of which another receiver had a part
+            spsc.release(body, after)
+            tell_sender(state)
+            passed_over = True
+        elif kind != spsc.MORE and is_open:
+            why = 1
+        elif kind == spsc.WHOLE or passed_over:
+            why = 2
+        else:
+            if kind == spsc.FIRST:
+                total = load_relaxed(frame)
+                frame, size = frame + spsc.FRAME, size - spsc.FRAME
+                if size <= 0 or total <= 0 or total > load_relaxed(state + MOST):
+                    why = -CORRUPT
+                    continue
+                PyEval_RestoreThread(thread)
+                made = PyBytes_FromStringAndSize(0, total)
+                thread = PyEval_SaveThread()
+                if made == 0:
+                    why = 3
+                    continue
+                store_relaxed(state + OBJECT, made)
+                store_relaxed(state + START, position)
+                store_relaxed(state + TOTAL, total)
+                store_relaxed(state + GOT_BYTES, 0)
+            got, total = load_relaxed(state + GOT_BYTES), load_relaxed(state + TOTAL)
+            if size > total - got:
+                why = -CORRUPT
+                continue
+            copy(PyBytes_AsString(load_relaxed(state + OBJECT)) + got, frame, size)
+            store_relaxed(state + NEXT, after)
+            store_relaxed(state + GOT_BYTES, got + size)
+            # What fits in the ring is released at the end; what does not makes room as soon as it can.
+            is_too_large = bytes_in_pieces(state, total) > ring
+            if is_too_large or (got + size == total and load_relaxed(state + KEEPS) == 0):
+                spsc.release(body, after)
+                tell_sender(state)
+            if got + size == total:
+                why = 4
+    PyEval_RestoreThread(thread)
+    store_relaxed(state + RECEIVES, READY)
+    if why == 1:  # it was cut off: what there is of it goes, and we begin again behind it
+        position = load_relaxed(state + NEXT)
+        drop(state)
+        spsc.release(body, position)
+        tell_sender(state)
+        return -AGAIN
+    if why == 2:
+        return -AGAIN
+    if why == 3:
+        return 0
+    if why == 4:
+        message = load_relaxed(state + OBJECT)
+        store_relaxed(state + OBJECT, 0)
+        return message
+    if why == -CORRUPT:
+        drop(state)
+    return why
+
+
+@njit
+def total_of(state):
+    """Bytes of the large message that is the next; 0: none, only the rest of one."""
+    body, ring = load_relaxed(state + RING), load_relaxed(state + RING_BYTES)
+    read = spsc.read_position(body)
+    head = spsc.head_at(body, ring, state + WRITE_SEEN, read)
+    return spsc.total_of(body, ring, read) if head > 0 and head & spsc.KIND == spsc.FIRST else 0
+
+
+@njit
+def position_of(state):
+    """Where the receiver looks for something to come."""
+    if load_relaxed(state + OBJECT):
+        return load_relaxed(state + NEXT)
+    return spsc.read_position(load_relaxed(state + RING))
+
+
+@njit
+def is_there(state):
+    """Whether it is worth while to receive. It changes nothing, so that any thread may ask."""
+    return spsc.published(load_relaxed(state + RING)) != position_of(state)
+
+
+@njit
+def has_room(state, size):
+    """Whether so many bytes fit in now. It changes nothing."""
+    room = load_relaxed(state + ROOM)
+    there = spsc.used(load_relaxed(state + RING), room)
+    return there < 0 or there <= room - size
+
+
+@njit
+def bytes_in_ring(state, size):
+    """Bytes that one message, or one item, takes in the ring in one piece."""
+    return size if load_relaxed(state + ITEM_BYTES) else spsc.frame_bytes(size)
+
+
+@njit
+def bytes_in_pieces(state, size):
+    """Bytes that a large message takes in the ring, at most."""
+    return spsc.frame_bytes(size) + (2 + size // load_relaxed(state + PIECE)) * spsc.FRAME
+
+
+send_one, _, _ = many_of(send_bytes, receive_bytes)
+_, put_many, take_many = many_of(put_bytes, take_bytes)
+
+
+# --- builtins -----------------------------------------------------------------------------------------------
+
+
+@cache
+def spsc_entries() -> dict[str, Entry]:
+    """The compiled functions, made on first use: some seconds on a machine that has never run them, else at once."""
+    return _compile(SOURCES)
 
 
 def _compile(key: str) -> dict[str, Entry]:
-    @cfunc(BUILTIN, cache=True)
-    def ring_send(self, message):
-        """Send one bytes-like object, or say why not."""
+    @cfunc(FASTCALL, cache=True)
+    def send(self, arguments, count, names):
+        """send(message, timeout=30): send one message."""
+        key  # see SOURCES
+        state, buffer = PyLong_AsVoidPtr(self), on_stack()
+        if given_bytes(arguments, count, names, buffer):
+            sent = send_bytes(state, load_relaxed(buffer), load_relaxed(buffer + 8))
+            if sent == SENT:
+                return none(state)
+        return PyObject_Vectorcall(load_relaxed(state + SEND_REST), arguments, count, names)
+
+    @cfunc(FASTCALL, cache=True)
+    def try_send(self, arguments, count, names):
+        """try_send(message): send one message if there is room for it now; whether it was."""
+        key  # see SOURCES
+        state, buffer = PyLong_AsVoidPtr(self), on_stack()
+        if given_bytes(arguments, count, names, buffer):
+            sent = send_bytes(state, load_relaxed(buffer), load_relaxed(buffer + 8))
+            if sent == SENT:
+                return PyBool_FromLong(1)
+        return PyObject_Vectorcall(load_relaxed(state + TRY_SEND_REST), arguments, count, names)
+
+    @cfunc(FASTCALL, cache=True)
+    def receive(self, arguments, count, names):
+        """receive(timeout=30): the next message."""
         key  # see SOURCES
         state = PyLong_AsVoidPtr(self)
-        buffer = on_stack()
+        if count == 0 and names == 0:
+            message = receive_bytes(state)
+            if message >= 0:
+                return message
+        return PyObject_Vectorcall(load_relaxed(state + RECEIVE_REST), arguments, count, names)
+
+    @cfunc(FASTCALL, cache=True)
+    def try_receive(self, arguments, count, names):
+        """try_receive(): the next message, or None."""
+        key  # see SOURCES
+        state = PyLong_AsVoidPtr(self)
+        if count == 0 and names == 0:
+            message = receive_bytes(state)
+            if message >= 0:
+                return message
+        return PyObject_Vectorcall(load_relaxed(state + TRY_RECEIVE_REST), arguments, count, names)
+
+    @cfunc(BUILTIN, cache=True)
+    def spsc_send(self, message):
+        """Send the bytes of one object, or say why not."""
+        key  # see SOURCES
+        sent = send_one(PyLong_AsVoidPtr(self), message)
+        return PyLong_FromLongLong(sent) if sent >= 0 else 0
+
+    @cfunc(BUILTIN, cache=True)
+    def spsc_send_pieces(self, message):
+        """Go on sending the bytes of one object in pieces, without the GIL: SENT, FULL or CORRUPT."""
+        key  # see SOURCES
+        state, buffer = PyLong_AsVoidPtr(self), on_stack()
         if PyObject_GetBuffer(message, buffer, 0) != 0:
-            return 0  # TypeError or BufferError is set
-        source, size = load_relaxed(buffer + BUFFER_START), load_relaxed(buffer + BUFFER_SIZE)
-        ring, capacity = load_relaxed(state + RING), load_relaxed(state + RING_BYTES)
-        result = REFUSED
-        if 0 < size <= load_relaxed(state + MOST):
-            if load_relaxed(ring + spsc.RECEIVER_GONE):
-                result = CLOSED
-            else:
-                sent = spsc.send_message(ring, capacity, source, size)
-                if sent == spsc.FULL:
-                    result = FULL
-                elif sent == spsc.CORRUPT:
-                    result = CORRUPT
-                else:
-                    result = SENT
-                    if spsc.must_wake(ring, spsc.RECEIVER_SLEEPS):
-                        ring_bell(state)
-        PyBuffer_Release(buffer)
-        return PyLong_FromLongLong(result)
-
-    @cfunc(BUILTIN, cache=True)
-    def ring_receive(self, ignored):
-        """The next message, None when the ring is empty, CORRUPT."""
-        key  # see SOURCES
-        state = PyLong_AsVoidPtr(self)
-        ring, capacity = load_relaxed(state + RING), load_relaxed(state + RING_BYTES)
-        size = spsc.next_message(ring, capacity)
-        if size == spsc.EMPTY:
-            return none(state)
-        if size == spsc.CORRUPT:
-            return PyLong_FromLongLong(CORRUPT)
-        message = PyBytes_FromStringAndSize(0, size)
-        if message != 0:  # else MemoryError is set, and the message stays where it is
-            spsc.take_message(ring, capacity, PyBytes_AsString(message), size)
-            # A sender that waits for room is left asleep until half of the ring is free, to wake it seldom.
-            if spsc.readable(ring, capacity) <= capacity // 2 and spsc.must_wake(ring, spsc.SENDER_SLEEPS):
-                ring_bell(state)
-        return message
-
-    @cfunc(BUILTIN, cache=True)
-    def ring_spin(self, ignored):
-        """Watch an empty ring for a few microseconds with the GIL released; 1 when something came."""
-        key  # see SOURCES
-        state = PyLong_AsVoidPtr(self)
-        ring, capacity = load_relaxed(state + RING), load_relaxed(state + RING_BYTES)
+            return 0
         thread = PyEval_SaveThread()
-        came = 0
+        sent = send_pieces(state, load_relaxed(buffer + BUFFER_START), load_relaxed(buffer + BUFFER_SIZE))
+        PyEval_RestoreThread(thread)
+        PyBuffer_Release(buffer)
+        return PyLong_FromLongLong(sent)
+
+    @cfunc(BUILTIN, cache=True)
+    def spsc_receive(self, ignored):
+        """The next message, None when there is none, APART, CORRUPT or IN_PIECES."""
+        key  # see SOURCES
+        state = PyLong_AsVoidPtr(self)
+        return answer(state, receive_bytes(state))
+
+    @cfunc(BUILTIN, cache=True)
+    def spsc_receive_pieces(self, ignored):
+        """The next message, which is in pieces: None when it is not complete, APART, CORRUPT or AGAIN."""
+        key  # see SOURCES
+        state = PyLong_AsVoidPtr(self)
+        if load_relaxed(state + RECEIVES) != READY:
+            return PyLong_FromLongLong(APART)
+        return answer(state, take_pieces(state))
+
+    @cfunc(BUILTIN, cache=True)
+    def spsc_send_many(self, messages):
+        """Send a list of bytes-like objects, as many as there is room for: SENT or why not; DONE says how many."""
+        key  # see SOURCES
+        state = PyLong_AsVoidPtr(self)
+        why = put_many(state, messages, DONE)
+        if load_relaxed(state + DONE) > 0:
+            tell_receiver(state)
+        return PyLong_FromLongLong(why) if why >= 0 else 0
+
+    @cfunc(BUILTIN, cache=True)
+    def spsc_receive_many(self, most):
+        """A list of the messages that are there, up to so many; None when there is none, or as spsc_receive."""
+        key  # see SOURCES
+        state = PyLong_AsVoidPtr(self)
+        messages = take_many(state, most)
+        if messages > 0:
+            tell_sender(state)
+        return answer(state, messages)
+
+    @cfunc(BUILTIN, cache=True)
+    def spsc_send_items(self, items):
+        """Send the items of a contiguous array, as many as there is room for: SENT or why not; DONE says how many."""
+        key  # see SOURCES
+        state, buffer = PyLong_AsVoidPtr(self), on_stack()
+        store_relaxed(state + DONE, 0)
+        if PyObject_GetBuffer(items, buffer, 0) != 0:
+            return 0
+        source, size = load_relaxed(buffer + BUFFER_START), load_relaxed(buffer + BUFFER_SIZE)
+        item_bytes, why = load_relaxed(state + ITEM_BYTES), SENT
+        if item_bytes == 0 or size % item_bytes:
+            why = REFUSED
+        elif load_relaxed(state + SENDS) != READY:
+            why = APART
+        elif size > 0:
+            body, ring, room = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + ROOM)
+            sent = spsc.send_items(body, ring, room, state + READ_SEEN, item_bytes, source, size // item_bytes)
+            if sent > 0:
+                tell_receiver(state)
+                store_relaxed(state + DONE, sent)
+            if sent != size // item_bytes:
+                why = FULL if sent >= 0 else CORRUPT
+        PyBuffer_Release(buffer)
+        return PyLong_FromLongLong(why)
+
+    @cfunc(BUILTIN, cache=True)
+    def spsc_receive_into(self, room):
+        """Fill a writable buffer with items, as many as there are, or with the next message.
+
+        How many items or bytes it was; 0 when there is nothing; or -APART, -CORRUPT, -TOO_LARGE, -IN_PIECES. DONE says
+        how large the message is in these two cases.
+        """
+        key  # see SOURCES
+        state, buffer = PyLong_AsVoidPtr(self), on_stack()
+        if PyObject_GetBuffer(room, buffer, WRITABLE) != 0:
+            return 0
+        to, size = load_relaxed(buffer + BUFFER_START), load_relaxed(buffer + BUFFER_SIZE)
+        body, ring, item_bytes = (
+            load_relaxed(state + RING),
+            load_relaxed(state + RING_BYTES),
+            load_relaxed(state + ITEM_BYTES),
+        )
+        done = WORD(0)
+        if load_relaxed(state + RECEIVES) != READY:
+            done = -APART
+        elif load_relaxed(state + OBJECT):
+            done = -IN_PIECES
+            store_relaxed(state + DONE, load_relaxed(state + TOTAL))
+        elif item_bytes:
+            limit = load_relaxed(state + ROOM)
+            done = spsc.take_items(body, ring, limit, state + WRITE_SEEN, item_bytes, to, size // item_bytes)
+            if done < 0:
+                done = -CORRUPT
+        else:
+            done = spsc.next_message(body, ring, state + WRITE_SEEN)
+            if done == spsc.EMPTY:
+                done = WORD(0)
+            elif done < 0:
+                done = -CORRUPT if done == spsc.CORRUPT else -IN_PIECES
+                store_relaxed(state + DONE, total_of(state))
+            elif done > size:
+                store_relaxed(state + DONE, done)
+                done = -TOO_LARGE
+            else:
+                spsc.take_message(body, ring, to, done)
+        PyBuffer_Release(buffer)
+        if done > 0:
+            tell_sender(state)
+        return PyLong_FromLongLong(done)
+
+    @cfunc(BUILTIN, cache=True)
+    def spsc_spin(self, ignored):
+        """Watch an empty queue for a few microseconds with the GIL released; 1 when something came."""
+        key  # see SOURCES
+        state = PyLong_AsVoidPtr(self)
+        body, position, came = load_relaxed(state + RING), position_of(state), 0
+        thread = PyEval_SaveThread()
         for _ in range(load_relaxed(state + SPINS)):
-            if spsc.readable(ring, capacity) != 0:
+            if spsc.published(body) != position:
                 came = 1
                 break
             pause()
@@ -116,50 +542,241 @@ def _compile(key: str) -> dict[str, Entry]:
         return PyLong_FromLongLong(came)
 
     @cfunc(BUILTIN, cache=True)
-    def ring_sleeps(self, value):
-        """Say that this side is about to sleep (1) or has woken (0)."""
+    def spsc_spin_for_room(self, ignored):
+        """Watch a full queue for a few microseconds with the GIL released; 1 when a quarter of it is free."""
         key  # see SOURCES
-        state = PyLong_AsVoidPtr(self)
-        number = PyLong_AsLong(value)
-        if number == -1:
-            return 0  # TypeError or OverflowError is set
-        spsc.set_sleeps(load_relaxed(state + RING), load_relaxed(state + FLAG), number)
-        return none(state)
+        state, came = PyLong_AsVoidPtr(self), 0
+        thread = PyEval_SaveThread()
+        for _ in range(load_relaxed(state + SPINS)):
+            if has_room(state, load_relaxed(state + ROOM) // 4):
+                came = 1
+                break
+            pause()
+        PyEval_RestoreThread(thread)
+        return PyLong_FromLongLong(came)
 
-    return {
-        "sleeps": Entry(ring_sleeps, METH_O),
-        "send": Entry(ring_send, METH_O),
-        "receive": Entry(ring_receive, METH_NOARGS),
-        "spin": Entry(ring_spin, METH_NOARGS),
-    }
+    taking_any = send, try_send, receive, try_receive
+    taking_one = spsc_send, spsc_send_pieces, spsc_send_many, spsc_receive_many, spsc_send_items, spsc_receive_into
+    taking_none = spsc_receive, spsc_receive_pieces, spsc_spin, spsc_spin_for_room
+    entries = {f.__name__: Entry(f, METH_ANY) for f in taking_any}
+    entries |= {f.__name__: Entry(f, METH_O) for f in taking_one}
+    return entries | {f.__name__: Entry(f, METH_NOARGS) for f in taking_none}
 
 
 @cache
-def ring_functions() -> dict[str, Any]:
-    """`create`, `identity` and `take_bytes` of labkit.lockfree.spsc, for calling from Python."""
+def spsc_functions() -> dict[str, Callable[..., int]]:
+    """What is called more seldom, for calling from Python with the address of the state."""
 
     def compiled(key: str) -> dict[str, Any]:
-        @cfunc(types.void(WORD, WORD), cache=True)
-        def create(ring, capacity):
+        @cfunc(WORD(WORD, WORD), cache=True)
+        def claim_slot(state, size):
+            """Position of a frame, or an item, to fill; -FULL or -CORRUPT."""
             key  # see SOURCES
-            spsc.create(ring, capacity)
+            body, room = load_relaxed(state + RING), load_relaxed(state + ROOM)
+            position = spsc.reserve(body, room, state + READ_SEEN, bytes_in_ring(state, size))
+            if position >= 0:
+                return position
+            return -FULL if position == spsc.FULL else -CORRUPT
+
+        @cfunc(types.void(WORD, WORD, WORD), cache=True)
+        def publish_slot(state, position, size):
+            key  # see SOURCES
+            body, ring = load_relaxed(state + RING), load_relaxed(state + RING_BYTES)
+            if size >= STREAMING:
+                fence()
+            if load_relaxed(state + ITEM_BYTES):
+                spsc.publish(body, position + size)
+            else:
+                store_relaxed(spsc.frame_at(body, ring, position), size)  # ours until published
+                spsc.publish(body, position + spsc.frame_bytes(size))
+            tell_receiver(state)
+
+        @cfunc(WORD(WORD), cache=True)
+        def look(state):
+            """Size of the next message or item where it lies; 0: there is none; -CORRUPT; -IN_PIECES."""
+            key  # see SOURCES
+            body, ring, item_bytes = (
+                load_relaxed(state + RING),
+                load_relaxed(state + RING_BYTES),
+                load_relaxed(state + ITEM_BYTES),
+            )
+            if item_bytes:
+                read = spsc.read_position(body)
+                there = spsc.readable(body, load_relaxed(state + ROOM), state + WRITE_SEEN, read)
+                if there < 0:
+                    return -CORRUPT
+                return item_bytes if there >= item_bytes else WORD(0)
+            size = spsc.next_message(body, ring, state + WRITE_SEEN)
+            if size == spsc.PIECES or load_relaxed(state + OBJECT):
+                return -IN_PIECES
+            if size < 0:
+                return WORD(0) if size == spsc.EMPTY else -CORRUPT
+            return size
+
+        @cfunc(WORD(WORD), cache=True)
+        def reading(state):
+            """The position of the next message."""
+            key  # see SOURCES
+            return spsc.read_position(load_relaxed(state + RING))
+
+        @cfunc(types.void(WORD, WORD), cache=True)
+        def release_to(state, position):
+            key  # see SOURCES
+            spsc.release(load_relaxed(state + RING), position)
+            tell_sender(state)
 
         @cfunc(WORD(WORD, WORD), cache=True)
-        def identity(ring, capacity):
+        def offset(state, position):
+            """From the body to the message at a position."""
             key  # see SOURCES
-            return spsc.identity(ring, capacity)
+            ring = load_relaxed(state + RING_BYTES)
+            if load_relaxed(state + ITEM_BYTES):
+                return spsc.at(0, ring, position)
+            return spsc.frame_at(0, ring, position) + spsc.FRAME
 
-        @cfunc(WORD(WORD, WORD, WORD, WORD), cache=True)
-        def take_bytes(ring, capacity, to, most):
+        @cfunc(WORD(WORD, WORD), cache=True)
+        def fits(state, size):
+            """Whether a large message has room: 1 now, 0 not now, -1 never at once."""
             key  # see SOURCES
-            return spsc.take_bytes(ring, capacity, to, most)
+            needed = bytes_in_pieces(state, size)
+            if needed > load_relaxed(state + ROOM):
+                return -1
+            return 1 if has_room(state, needed) else 0
 
-        return {f.__name__: f for f in (create, identity, take_bytes)}
+        @cfunc(types.void(WORD), cache=True)
+        def abandon(state):
+            key  # see SOURCES
+            spsc.abandon(load_relaxed(state + RING))
+            tell_receiver(state)
+
+        @cfunc(types.void(WORD), cache=True)
+        def forget(state):
+            key  # see SOURCES
+            drop(state)
+
+        @cfunc(types.void(WORD), cache=True)
+        def drop_rest(state):
+            """There is nothing new, and the sender of the large message of which we have a part is dead."""
+            key  # see SOURCES
+            if load_relaxed(state + OBJECT):
+                drop(state)
+                spsc.release(load_relaxed(state + RING), load_relaxed(state + NEXT))
+                tell_sender(state)
+
+        @cfunc(WORD(WORD), cache=True)
+        def length(state):
+            key  # see SOURCES
+            body, room, item_bytes = (
+                load_relaxed(state + RING),
+                load_relaxed(state + ROOM),
+                load_relaxed(state + ITEM_BYTES),
+            )
+            if item_bytes:
+                there = spsc.used(body, room)
+                return there // item_bytes if there >= 0 else there
+            return spsc.length(body, room)
+
+        @cfunc(WORD(WORD), cache=True)
+        def anything(state):
+            key  # see SOURCES
+            return 1 if is_there(state) else 0
+
+        made = (
+            claim_slot, publish_slot, look, reading, release_to, offset, fits, abandon, forget, drop_rest, length,
+            anything,
+        )  # fmt: skip
+        return {f.__name__: f for f in made}
 
     return callables(compiled(SOURCES))
 
 
+# --- for @njit: labkit.lockfree.compiled --------------------------------------------------------------------
+
+
 @cache
-def ring_entries() -> dict[str, Entry]:
-    """The compiled functions, made on first use: some seconds on a machine that has never run them, else at once."""
-    return _compile(SOURCES)
+def item_operations(item_bytes: int) -> dict[str, Any]:
+    """`send` and `receive` of items of a size that the compiler knows, so that one is a few instructions."""
+
+    @njit
+    def send(state, source, count):
+        """Send items: how many, 0 when it is full, or trouble."""
+        if load_relaxed(state + SENDS) != READY:
+            return -APART
+        body, ring, room = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + ROOM)
+        sent = spsc.send_items(body, ring, room, state + READ_SEEN, item_bytes, source, count)
+        if sent > 0:
+            tell_receiver(state)
+            return sent
+        return sent if sent == 0 else -CORRUPT
+
+    @njit
+    def receive(state, to, most):
+        """Receive items: how many, 0 when there are none, or trouble."""
+        if load_relaxed(state + RECEIVES) != READY:
+            return -NOT_RECEIVER
+        body, ring, room = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + ROOM)
+        came = spsc.take_items(body, ring, room, state + WRITE_SEEN, item_bytes, to, most)
+        if came > 0:
+            tell_sender(state)
+            return came
+        return came if came == 0 else -CORRUPT
+
+    return {"send": send, "receive": receive}
+
+
+@njit
+def become_sender(state):
+    """After APART: whether we are now."""
+    if load_relaxed(state + SENDS) or not bells.take_role(load_relaxed(state + PRIVATE), SENDER):
+        return False
+    spsc.abandon(load_relaxed(state + RING))
+    store_relaxed(state + SENDS, READY)
+    return True
+
+
+@njit
+def become_receiver(state):
+    """After NOT_RECEIVER: whether we are now."""
+    if load_relaxed(state + RECEIVES) or not bells.take_role(load_relaxed(state + PRIVATE), RECEIVER):
+        return False
+    store_relaxed(state + RECEIVES, READY)
+    return True
+
+
+@njit
+def may_receive(state):
+    return is_there(state)
+
+
+@njit
+def may_send(state):
+    return has_room(state, load_relaxed(state + ROOM) // 4)
+
+
+@njit
+def items_bell(state):
+    return load_relaxed(state + ITEMS_BELL)
+
+
+@njit
+def room_bell(state):
+    return load_relaxed(state + ROOM_BELL)
+
+
+@njit
+def sender_gone(state):
+    if load_relaxed(state + SENDS):
+        return False  # it is we
+    return bells.is_role_gone(load_relaxed(state + PRIVATE), SENDER)
+
+
+@njit
+def receiver_gone(state):
+    if load_relaxed(state + RECEIVES):
+        return False  # it is we
+    return bells.is_role_gone(load_relaxed(state + PRIVATE), RECEIVER)
+
+
+@njit
+def spins(state):
+    return load_relaxed(state + SPINS)
