@@ -21,11 +21,12 @@ const CSS = `
 .labkit-ring .circle { flex: 1 1 300px; max-width: 430px; margin: 0 auto; min-width: 0; } .labkit-ring .circle svg { display: block; width: 100%; font: inherit; }
 .labkit-ring .memory { flex: 1 1 330px; min-width: 0; }
 .labkit-ring .memory h4 { margin: 0 0 4px; font-size: 12px; font-weight: 400; color: var(--lk-weak); }
-.labkit-ring .row { display: flex; flex-wrap: wrap; align-items: center; gap: 1px 8px; padding: 2px 0; }
-.labkit-ring .row .at { width: 5.6em; white-space: nowrap; flex: none; text-align: right; color: var(--lk-weak); font-size: 11px; font-variant-numeric: tabular-nums; }
-.labkit-ring .row .cells { display: grid; grid-template-columns: repeat(8, minmax(0, 1fr)); flex: 0 1 232px; min-width: 170px; border: 1px solid var(--lk-line); border-radius: 4px; overflow: hidden; }
+.labkit-ring .row { display: grid; grid-template-columns: 5.4em minmax(150px, 232px) minmax(70px, 1fr); align-items: center; gap: 1px 8px; padding: 2px 0; }
+.labkit-ring .row .at { white-space: nowrap; text-align: right; color: var(--lk-weak); font-size: 11px; font-variant-numeric: tabular-nums; }
+.labkit-ring .row .cells { display: grid; grid-template-columns: repeat(8, minmax(0, 1fr)); border: 1px solid var(--lk-line); border-radius: 4px; overflow: hidden; }
 .labkit-ring .row.shared .cells { border: 2px solid var(--lk-killed); }
-.labkit-ring .row .what { flex: 1 1 130px; min-width: 0; font-size: 11px; color: var(--lk-weak); overflow-wrap: anywhere; line-height: 1.25; } .labkit-ring .row .what b { color: var(--lk-killed); font-weight: 600; }
+.labkit-ring .row .what { min-width: 0; font-size: 11px; color: var(--lk-weak); overflow-wrap: anywhere; line-height: 1.25; } .labkit-ring .row .what b { color: var(--lk-killed); font-weight: 600; }
+@container (max-width: 420px) { .labkit-ring .row .what { grid-column: 2 / -1; } }
 .labkit-ring .octet { height: 22px; font-size: 11px; line-height: 22px; text-align: center; overflow: hidden; white-space: nowrap; border-left: 1px solid var(--lk-faint); color: var(--lk-strong); font-variant-numeric: tabular-nums; background: var(--lk-card); }
 .labkit-ring .octet:first-child { border-left: 0; }
 .labkit-ring .octet.word { background: var(--c); color: var(--lk-on); font-weight: 600; }
@@ -74,12 +75,12 @@ function changes(table, before, now) {
 
 // ---------------------------------------------------------------- view
 
-let views = 0;
+let views = 0; // each widget loads a module of its own: only with the key of its model is a number one of a kind
 
 class RingView extends View {
   constructor(store, el) {
     super(el, "ring", "A queue in shared memory, slot by slot", CSS);
-    Object.assign(this, { store, at: 0, follows: true, id: `ring-${++views}`, changed: [], shared: [] });
+    Object.assign(this, { store, at: 0, follows: true, id: `ring-${store.key}-${++views}`, changed: [], shared: [] });
     this.build();
     this.heard = () => this.onStore();
     store.listeners.add(this.heard);

@@ -244,11 +244,16 @@ class Ring(Live):
     def _take(self, label: str, always: bool) -> None:
         with self._lock:
             values, slots, people, dead = self._seen.look()
-            owners = {number: self._owner(number, pid) for number, pid in people.items()}
+            busy = {slot[2] for slot in slots}
+            owners = {  # who died before and has left nothing here is not told of
+                number: self._owner(number, pid)
+                for number, pid in people.items()
+                if number not in dead or number in busy or (number, pid) in self._numbers
+            }
             for slot in slots:
                 if slot[2] is not None and slot[2] != UNKNOWN:
                     slot[2] = owners.get(slot[2], UNKNOWN)
-            gone = sorted(owners[number] for number in dead)
+            gone = sorted(owners[number] for number in dead if number in owners)
             newest = (values, slots, gone)
             if not always and newest == self._newest:
                 return
