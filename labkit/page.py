@@ -228,10 +228,15 @@ class NotebookRenderer:
                 text = "".join(_text(output["text"]) for output in group)
                 yield self.output({"output_type": kind, "name": name, "text": scrub(text)})
                 continue
-            for output in group:
-                if not (alive and STANDS_IN in output.get("metadata", {})):
+            these = list(group)
+            for output, following in zip(these, [*these[1:], {}], strict=True):
+                view = output.get("data", {}).get(WIDGET_VIEW)
+                lost = view and view.get("model_id") not in self.models
+                gives_way = alive and STANDS_IN in output.get("metadata", {})
+                has_picture = STANDS_IN in following.get("metadata", {}) and "image/png" in following["data"]
+                if not (gives_way or (lost and has_picture)):
                     yield self.output(_scrubbed(output))
-                alive = output.get("data", {}).get(WIDGET_VIEW, {}).get("model_id") in self.models
+                alive = bool(view) and not lost
 
     def output(self, output: Any) -> str:
         if output["output_type"] == "stream":

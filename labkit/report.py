@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import os
 import re
@@ -200,13 +199,8 @@ def set_parameters(notebooks: Sequence[Any], values: Mapping[str, Any]) -> None:
 
 
 def _assigned(source: str) -> list[str]:
-    """The names that a cell sets at its top level."""
-    targets = [
-        target
-        for statement in ast.parse(source).body
-        for target in getattr(statement, "targets", [getattr(statement, "target", None)])
-    ]
-    return [target.id for target in targets if isinstance(target, ast.Name)]
+    """The names that a cell sets, one a line; it may hold what only IPython understands."""
+    return re.findall(r"^(\w+)\s*(?::[^=\n]+)?=(?!=)", source, re.MULTILINE)
 
 
 def _failures_of(notebooks: list[tuple[Path, Any]]) -> list[str]:
