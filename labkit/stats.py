@@ -105,7 +105,7 @@ class Throughput:
         return plot_throughputs([self], ax)
 
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5B5B5B", "#8C6D1F")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A7A7A", "#8C6D1F")
 """Okabe and Ito's palette, which colour-blind readers can tell apart (jfly.uni-koeln.de/color, 2008)."""
 LINES = ("-", "--", "-.", ":")
 
@@ -127,7 +127,8 @@ def _axes(ax: Any, width: float, height: float) -> Any:
 
 def plot_latencies(latencies: list[Latency], ax: Any = None) -> Any:
     """Several latencies in one picture: the further left, the faster; the steeper, the steadier."""
-    ax = _axes(ax, 7, 3.2)
+    lines = -(-len(latencies) // 2)  # of the legend, which stands below the curves
+    ax = _axes(ax, 7, 3.0 + 0.22 * lines)
     for number, latency in enumerate(latencies):
         if latency.n:
             share = np.arange(1, latency.n + 1) / latency.n
@@ -139,7 +140,7 @@ def plot_latencies(latencies: list[Latency], ax: Any = None) -> Any:
     ax.set(xscale="log", xlabel="latency of a message (µs)", ylabel="share of messages", ylim=(0, 1.02))
     ax.grid(alpha=0.25, which="both")
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, loc="best", fontsize="small")
+        ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, fontsize="small")
     return Picture(ax)
 
 
@@ -191,7 +192,7 @@ class Comparison:
         """Latency on the left, throughput on the right."""
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(10, 3.4), layout="constrained")
+        figure = Figure(figsize=(10, 3.2 + 0.22 * -(-len(self.latencies) // 2)), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         plot_latencies(self.latencies, left)
         return plot_throughputs(self.throughputs, right)
@@ -232,10 +233,15 @@ PIXELS = 100
 """To an inch of a picture on a screen."""
 STANDS_IN = "labkit-picture"
 """Marks, in its metadata, an output that is seen where the view before it is not alive."""
+INK = "#727a85"
+"""Words and axes: a grey that can be read on a light and on a dark page; a picture does not know on which it is."""
 
 
 class Picture:
-    """Axes that a notebook shows. Made without pyplot, whose global state is not safe outside the main thread."""
+    """Axes that a notebook shows, on no ground of their own.
+
+    Made without pyplot, whose global state is not safe outside the main thread.
+    """
 
     def __init__(self, axes: Any):
         self.axes = axes
@@ -245,12 +251,21 @@ class Picture:
         from io import StringIO
 
         from matplotlib import rc_context
+        from matplotlib.text import Text
 
-        out = StringIO()
+        figure, out = self.axes.figure, StringIO()
+        for axes in figure.axes:
+            axes.set_facecolor("none")
+            axes.tick_params(which="both", color=INK)
+            for spine in axes.spines.values():
+                spine.set_edgecolor(INK)
+        for words in figure.findobj(Text):
+            if words.get_color() == "black":
+                words.set_color(INK)
         # Letters as text: the reader's machine has fonts for what matplotlib's own font lacks, and it is half the size.
         with rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from font")
-            self.axes.figure.savefig(out, format="svg", facecolor="white")
+            figure.savefig(out, format="svg", facecolor="none")
         text = out.getvalue()
         return text[text.index("<svg") :]
 

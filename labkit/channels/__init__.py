@@ -127,6 +127,10 @@ class FactsTable(dict[str, Facts]):
     def rows(self) -> list[dict[str, Any]]:
         return [{"kind": kind, **asdict(facts)} for kind, facts in self.items()]
 
+    def meanings(self) -> dict[str, str]:
+        """What each column says, by its name."""
+        return _meanings()
+
     def __repr__(self) -> str:
         heads, rows = list(_meanings()), []
         for kind, fact in self.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from labkit.events import messages, of_channels
@@ -27,7 +29,11 @@ class Flow(Live):
         self._tally.add(events)
 
     def _record(self) -> bytes:
-        return recording.record(self._trace, self._tally.epoch, self.most)
+        return recording.record(self._trace, self._tally.epoch, self.most, self._more())
+
+    def _more(self) -> dict[str, Any]:
+        """What a view needs beyond the messages."""
+        return {}
 
     def picture(self) -> Picture:
         return pictures.flow(self._trace)
@@ -48,6 +54,7 @@ class Flow(Live):
         moved = found[np.isin(found["message"], events["message"])]
         median = recording.median_latency(moved)
         self._median = median if median is not None else self._median
-        batch = recording.describe(self._trace, tally) | {"every": self._every.tolist(), "median": self._median}
+        batch = recording.describe(self._trace, tally) | self._more()
+        batch |= {"every": self._every.tolist(), "median": self._median}
         matrix = recording.rows(moved, tally.epoch or 0)
         self.send({"kind": "batch", **batch}, buffers=[matrix.tobytes(), tally.checkpoint().tobytes()])

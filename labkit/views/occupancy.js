@@ -172,9 +172,11 @@ export class OccupancyView extends TimeView {
 
 // ---------------------------------------------------------------- depth
 
+/** A message counts until its receive has returned, a moment longer than the kernel holds it: never more than there is room for. */
 function measured(at, value, c, end) {
   let most = 0, fullFor = 0;
   for (let i = 0; i < at.length; i++) {
+    if (c.capacity && value[i] > c.capacity) value[i] = c.capacity;
     if (value[i] > most) most = value[i];
     if (c.capacity && value[i] >= FULL * c.capacity) fullFor += (at[i + 1] ?? end) - at[i];
   }

@@ -169,7 +169,7 @@ def median_latency(found: np.ndarray) -> float | None:
     return float(np.median(received["receive_ends"] - received["send_begins"])) if len(received) else None
 
 
-def record(trace: Trace, epoch: int | None = None, limit: int = 100_000) -> bytes:
+def record(trace: Trace, epoch: int | None = None, limit: int = 100_000, more: dict[str, Any] | None = None) -> bytes:
     """All of a trace as flow.js replays it: gzip of a JSON header and byte planes; at most about `limit` messages."""
     events = of_channels(trace.events())
     every = sparsity(events, max([c.number for c in trace.channels], default=-1) + 1, limit)
@@ -181,14 +181,18 @@ def record(trace: Trace, epoch: int | None = None, limit: int = 100_000) -> byte
         moments.append(tally.checkpoint())
     found = messages(sample(events, every)) if len(events) else np.zeros(0, MESSAGE)
     found = found[np.argsort(found["channel"], kind="stable")]  # neighbours alike: it compresses far better
-    header = describe(trace, tally) | {
-        "every": every.tolist(),
-        "median": median_latency(found),
-        "rows": len(found),
-        "moments": len(moments),
-        "waits": _empty_receives(events, tally),
-        "figures": figures(trace, tally, found),
-    }
+    header = (
+        describe(trace, tally)
+        | (more or {})
+        | {
+            "every": every.tolist(),
+            "median": median_latency(found),
+            "rows": len(found),
+            "moments": len(moments),
+            "waits": _empty_receives(events, tally),
+            "figures": figures(trace, tally, found),
+        }
+    )
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     body = np.array([len(text)], "<i8").tobytes() + text + np.stack(moments).tobytes() + _planes(found, tally)

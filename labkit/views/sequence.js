@@ -2,12 +2,13 @@
 // to the end of its receive, so that its slope is its latency. A lifeline is thick while its process is inside send or
 // receive. What is denser than the screen is drawn as far as it can be told apart, and the rest is counted in words.
 
-import { ASKED, CHANNEL, ENTERED, GIVEN_UP, ID, Messages, NOT_RECEIVED, OVERTAKEN, RECEIVED, RECEIVER, SENDER, SENT } from "./messages.js";
+import { ASKED, CHANNEL, ENTERED, GIVEN_UP, ID, Messages, NOT_RECEIVED, OVERTAKEN, RECEIVED, RECEIVER, SENDER, SENT, before } from "./messages.js";
 import { SHAPES, button, duration, element, number, plural, setText, widget } from "./shared.js";
 import { TimeView } from "./timeline.js";
 
 const SEGMENTS = 5000; // arrows in a picture
 const SINGLE = 400; // up to so many have heads and shapes of their own
+const AT_ONCE = 40_000; // messages looked at one by one in a picture
 const TOP = 24; // the axis
 
 const CSS = `.labkit-sequence .legend button.trouble { margin-left: auto; color: var(--lk-killed); border-color: var(--lk-killed); }`;
@@ -128,20 +129,24 @@ export class SequenceView extends TimeView {
     const { store, timeline, scale } = this, { columns, fate, from, to } = store, [sent, entered, asked, received] = [SENT, ENTERED, ASKED, RECEIVED].map((k) => columns[k]);
     const now = timeline.now, begin = timeline.from, until = Math.min(timeline.to, now), all = timeline.hidden.size === 0 && !this.filter;
     this.covers = this.emptied(this.covers, 2 * this.order.length);
-    const spread = this.spreader(now);
+    const spread = this.spreader(now), pixel = 1 / scale, low = before(sent, begin, store.count), inside = before(sent, until, store.count) - low;
+    // Of very many every n-th, by a hash of its place, stands for n; calls as long as a pixel and lost messages are always seen.
+    const nth = all ? Math.max(1, Math.ceil(inside / AT_ONCE)) : 1;
     const last = new Float64Array(store.pairs), kept = [], troubled = [], wide = 65536;
-    let shown = 0;
+    let shown = all ? inside : 0;
     const visit = (grain) => (i) => {
+      const early = i < low, picked = nth === 1 || early || (Math.imul(i, 0x9e3779b1) >>> 8) % nth === 0, gone = fate[i];
+      const inSend = gone & GIVEN_UP ? 0 : entered[i] - sent[i], inReceive = received[i] - asked[i];
+      if (!picked && !gone && inSend < pixel && inReceive < pixel) return;
       const a = from[i] < 0 ? -1 : this.lanes[from[i]], b = to[i] < 0 ? -1 : this.lanes[to[i]];
       if (grain === 1) {
-        if (a >= 0) spread(this.covers[2 * a], sent[i], fate[i] & GIVEN_UP ? sent[i] : entered[i]);
-        if (b >= 0 && asked[i] <= now) spread(this.covers[2 * b + 1], asked[i], received[i]);
+        if (a >= 0 && (picked || inSend >= pixel)) spread(this.covers[2 * a], sent[i], sent[i] + inSend, inSend < pixel && !early ? nth : 1);
+        if (b >= 0 && asked[i] <= now && (picked || inReceive >= pixel)) spread(this.covers[2 * b + 1], asked[i], received[i], inReceive < pixel && !early ? nth : 1);
       }
       if (a < 0 || !(all || this.picked(i))) return;
       if ((received[i] < Infinity ? received[i] : sent[i]) < begin) return;
-      if (grain === 1) shown++;
-      if (fate[i] && grain === 1) return void troubled.push(i);
-      if (fate[i]) return;
+      if (grain === 1 && (!all || early)) shown++;
+      if (gone) return void (grain === 1 && troubled.push(i));
       // two arrows between the same pixels look like one
       const place = Math.floor(((sent[i] - begin) * scale) / grain) * wide + Math.floor(((Math.min(received[i], until + timeline.span) - begin) * scale) / grain);
       if (last[store.pair[i]] === place) return;
@@ -160,7 +165,6 @@ export class SequenceView extends TimeView {
     }
     this.shown = shown;
     const step = Math.ceil(troubled.length / 1500); // of those in trouble at least every so many is drawn
-    this.drawnOf = shown;
     return [...kept, ...troubled.filter((_, n) => n % step === 0)];
   }
 

@@ -125,7 +125,7 @@ const ICONS = {
   next: "M9.8 1.5H12v11H9.8zM2 1.5v11L9 7z",
 };
 
-export function icon(name) {
+function icon(name) {
   const svg = drawn("svg", { viewBox: "0 0 14 14", "aria-hidden": "true" });
   svg.append(drawn("path", { d: ICONS[name] }));
   return svg;
@@ -147,7 +147,7 @@ export function showPlaying(made, playing) {
   made.replaceChildren(icon(playing ? "pause" : "play"));
 }
 
-export const SPEEDS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6];
+const SPEEDS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6];
 /** A speed at which so many ns take some ten seconds. */
 export const fittingSpeed = (length) => SPEEDS.find((s) => (length * s) / 1e9 >= 9) ?? SPEEDS.at(-1);
 

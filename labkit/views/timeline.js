@@ -14,7 +14,7 @@ const LIVE = 5e9; // ns in the window while live
 
 export class Timeline {
   constructor(store) {
-    Object.assign(this, { store, from: 0, to: 1, u: Infinity, mode: "whole", playing: false, speed: 1, chosen: null, hidden: new Set(), listeners: new Set(), used: 0 });
+    Object.assign(this, { store, from: 0, to: 1, u: Infinity, mode: "whole", playing: false, speed: 1, chosen: null, hidden: new Set(), listeners: new Set(), gutters: new Map(), used: 0 });
     this.heard = (what) => this.onStore(what);
     store.listeners.add(this.heard);
   }
@@ -159,7 +159,7 @@ export class TimeView extends View {
   constructor(store, el, name, label, { timeline = null, css = "", controls = true } = {}) {
     super(el, name, label, CSS + css);
     this.root.classList.add("labkit-time");
-    Object.assign(this, { store, kind: name, own: !timeline, timeline: timeline ?? new Timeline(store), height: 100, width: 0, left: 100, drawnOf: 1 });
+    Object.assign(this, { store, kind: name, own: !timeline, timeline: timeline ?? new Timeline(store), height: 100, width: 0, left: 100 });
     this.canvas = element("canvas", { role: "img", tabindex: 0, "aria-label": label });
     this.spacer = element("div");
     this.stage = element("div", { class: "stage" }, this.canvas, this.spacer);
@@ -281,6 +281,7 @@ export class TimeView extends View {
     cancelAnimationFrame(this.asked);
     if (this.counted) this.timeline.used--;
     this.timeline.listeners.delete(this.heard);
+    this.timeline.gutters.delete(this);
     if (this.own) this.timeline.close();
     super.close();
   }
@@ -312,7 +313,10 @@ export class TimeView extends View {
   gutter(texts, size = 13) {
     this.pen.font(size, 600);
     const widest = Math.max(0, ...texts.slice(0, 300).map((text) => this.pen.ctx.measureText(text).width));
-    this.left = Math.round(Math.max(70, Math.min(widest + 26, 190, this.width * 0.26)));
+    this.timeline.gutters.set(this, Math.round(Math.max(70, Math.min(widest + 26, 190, this.width * 0.26))));
+    const left = Math.max(...this.timeline.gutters.values()); // views of one timeline stand in line
+    if (left !== this.left) for (const view of this.timeline.gutters.keys()) view.ask();
+    this.left = left;
   }
 
   /** Moments along the top, as exact as the window asks for: from a base when zoomed far in. */
@@ -350,7 +354,8 @@ export class TimeView extends View {
     if (key === this.legendKey) return;
     this.legendKey = key;
     const focused = this.legend.contains(document.activeElement) ? document.activeElement.dataset.channel : undefined;
-    this.legend.replaceChildren(...this.chips(), ...parts());
+    const chips = this.chips(), more = parts();
+    this.legend.replaceChildren(...(chips.length > 12 ? [...more, ...chips] : [...chips, ...more])); // many chips scroll
     if (focused !== undefined) this.legend.querySelector(`[data-channel="${focused}"]`)?.focus();
   }
 
@@ -367,16 +372,16 @@ export class TimeView extends View {
   /** A function that adds to each pixel which share of it lies between two times, up to `now`. */
   spreader(now) {
     const { scale } = this, { from } = this.timeline, wide = Math.ceil(this.width - this.left - 10);
-    return (bins, a, b) => {
+    return (bins, a, b, weight = 1) => {
       let x = (a - from) * scale, end = ((b < now ? b : now) - from) * scale;
       if (end <= 0 || x >= wide || end <= x) return;
       if (x < 0) x = 0;
       if (end > wide) end = wide;
       const i = x | 0, j = end | 0;
-      if (i === j) return void (bins[i] += end - x);
-      bins[i] += i + 1 - x;
-      for (let k = i + 1; k < j; k++) bins[k] += 1;
-      bins[j] += end - j;
+      if (i === j) return void (bins[i] += (end - x) * weight);
+      bins[i] += (i + 1 - x) * weight;
+      for (let k = i + 1; k < j; k++) bins[k] += weight;
+      bins[j] += (end - j) * weight;
     };
   }
 

@@ -291,6 +291,13 @@ def occupancy(trace):
 lines = {"a reader in time": occupancy(calm), "a reader too slow": occupancy(busy)}
 plot_lines(lines, "time (ms)", "messages in the queue", style="steps")
 
+# %% [markdown]
+# `watch` draws the same, and below it when the station was inside `send` and the reader inside `receive`. Where the queue is full
+# the station is blocked (hatched): that is *backpressure*. The reader in time waits instead (framed).
+
+# %%
+watch(busy, view="occupancy")
+
 # %%
 for label, trace in (("in time", calm), ("too slow", busy)):
     messages = trace.messages()

@@ -141,6 +141,13 @@ for n, end in enumerate(senders):
 print("received:", await counting)
 
 # %% [markdown]
+# The same messages as arrows over time, one line a process. Zoom in (the buttons, or Ctrl and the wheel) until single messages
+# have a slope: the flatter, the longer it took. The receiver's line is framed while it sleeps.
+
+# %%
+watch(trace, view="sequence")
+
+# %% [markdown]
 # The receiver sleeps in epoll(7) until any of the connections has something, and serves them in turn. It ended by itself: when
 # the last connection was closed and nobody waited to be accepted.
 #

@@ -1,0 +1,32 @@
+"""The comparison table of all mechanisms, to sort and to search: facts.js."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import uuid
+from typing import Any
+
+import anywidget
+import traitlets
+
+from labkit.channels import FactsTable
+from labkit.views.esm import module
+
+
+class FactsView(anywidget.AnyWidget):
+    """Shows labkit.facts(), a row a mechanism. Nothing is sent back."""
+
+    _esm = module("facts")
+    key = traitlets.Unicode().tag(sync=True)
+    recording = traitlets.Bytes().tag(sync=True)
+
+    def __init__(self, table: FactsTable, **options: Any):
+        super().__init__(key=uuid.uuid4().hex, recording=record(table), **options)
+
+
+def record(table: FactsTable) -> bytes:
+    """The table as facts.js draws it, gzip of JSON: columns with their meanings, rows."""
+    columns = [{"name": name, "meaning": meaning} for name, meaning in table.meanings().items()]
+    rows = [[row["kind"], *(row[column["name"]] for column in columns)] for row in table.rows()]
+    return gzip.compress(json.dumps({"columns": columns, "rows": rows}).encode(), 6, mtime=0)
