@@ -6,7 +6,7 @@ import nbformat
 import pytest
 
 from labkit.explore import Explorer, acquire, release
-from labkit.page import Page, in_base64
+from labkit.page import Page
 from labkit.views.explorer import Steps
 from tests.browser import chromium, in_browser, jupyterlab, opened, state, until
 from tests.roles import eventually
@@ -51,7 +51,7 @@ def pages(tmp_path_factory):
     folder, addresses = tmp_path_factory.mktemp("explorer"), {}
     for name, explorer in explorers().items():
         page = Page(name)
-        buffers = [{"path": ["table"], "data": in_base64(explorer.table())}]
+        buffers = [(["table"], explorer.table())]
         page.body.append(page.view(name, {"_esm": str(Steps._esm)}, buffers))
         path = folder / f"{name}.html"
         path.write_text(page.html())

@@ -7,7 +7,7 @@ const CSS = `
 .labkit-facts .wide { overflow: auto; max-height: 640px; } .labkit-facts table { border-collapse: separate; border-spacing: 0; color: inherit; font-size: 13px; margin: 0; }
 .labkit-facts :is(th, td) { padding: 4px 9px; border-bottom: 1px solid var(--lk-faint); text-align: left; white-space: nowrap; background: var(--lk-ground); color: inherit; font-variant-numeric: tabular-nums; }
 .labkit-facts thead th { position: sticky; top: 0; z-index: 1; vertical-align: bottom; padding: 0; border-bottom: 1px solid var(--lk-line); } .labkit-facts :is(thead, tbody) th:first-child { position: sticky; left: 0; } .labkit-facts thead th:first-child { z-index: 2; }
-.labkit-view.labkit-facts thead button { border: 0; background: none; padding: 6px 9px; font-weight: 600; text-align: left; white-space: normal; max-width: 9.5em; color: var(--lk-weak); } 
+.labkit-view.labkit-facts thead button { border: 0; background: none; padding: 6px 9px; font-weight: 600; text-align: left; white-space: normal; max-width: 9.5em; color: var(--lk-weak); }
 .labkit-view.labkit-facts th[aria-sort] button { color: var(--lk-waiting); }
 .labkit-facts .number { text-align: right; } .labkit-facts .no { color: var(--lk-weak); } .labkit-facts .yes { color: var(--lk-running); font-weight: 600; } .labkit-facts tbody tr:hover :is(th, td) { background: var(--lk-card); }
 .labkit-facts .bar input { flex: 0 1 16em; } .labkit-facts .bar span { color: var(--lk-weak); flex: 1 1 200px; }
