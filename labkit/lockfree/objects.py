@@ -25,6 +25,7 @@ import mmap
 import multiprocessing.reduction  # noqa: F401  where _Reducers looks
 import os
 import pickle
+import resource
 import sys
 import time
 import weakref
@@ -77,6 +78,8 @@ LENT = 1 << 16
 """Bytes from which on a buffer stays out of the pickle, and is read where it lies."""
 MOST_MEMORY = 1 << 36
 """Bytes of addresses for blocks, at most, so that a process may have hundreds of queues."""
+RESERVED = 1 << 24
+"""Bytes of slots, at most, whose memory is reserved when a queue is made: those of 65,000 objects."""
 FEW_BLOCKS = 64
 KEPT = 4096
 """Blocks, 16 MiB, whose memory is kept. What is idle beyond is given back by a receiver that waits, now and then."""
@@ -121,12 +124,15 @@ class Objects(Mpmc):
         if not 0 < capacity <= MOST_SLOTS:
             raise ValueError(f"a queue holds 1 to {MOST_SLOTS:,} objects, not {capacity:,}")
         stride, _ = _layout(INLINE_BYTES, False)
-        number = int(min(MOST_MEMORY, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE"))) // BLOCK
+        most = min(MOST_MEMORY, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE"))
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:  # of addresses, which we are lavish with elsewhere
+            most = min(most, limit // 16)
+        number = most // BLOCK
         start = _pool_start(capacity, stride)
         geometry = capacity, INLINE_BYTES, False, number, counting
-        segment = Segment.new(
-            KIND, LAYOUT, geometry, start + blocks.pool_bytes(number), reserve=start + blocks.WORDS
-        )  # fmt: skip
+        reserve = min(start + blocks.WORDS, RESERVED)
+        segment = Segment.new(KIND, LAYOUT, geometry, start + blocks.pool_bytes(number), reserve=reserve)
         self._begin(segment, None)
 
     def _build(self, segment: Segment, capacity: int, size: int, stride: int, offset: int) -> None:

@@ -507,7 +507,8 @@ def _map(fd: int, size: int, twice: int = 0) -> np.ndarray:
     # for all of it, so that nothing else can come to lie where the second mapping will.
     whole = size + max(0, size - twice) if twice else size
     start = _mmap(ffi.NULL, whole, PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-    owned = ffi.gc(ffi.cast("char *", start), lambda start: libc.munmap(start, whole))
+    # A default argument: at exit a module's names may be gone before its objects.
+    owned = ffi.gc(ffi.cast("char *", start), lambda start, munmap=libc.munmap: munmap(start, whole))
     _mmap(start, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | MAP_FIXED, fd, 0)
     if whole > size:
         again = ffi.cast("char *", start) + size
