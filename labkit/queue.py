@@ -42,6 +42,7 @@ from queue import Empty, Full
 from typing import Any
 
 from labkit.lockfree.face import LOOK_AGAIN, Watch, until, whole
+from labkit.lockfree.mpmc_entry import SENDS
 from labkit.lockfree.objects import NothingCame, Objects, Packed
 
 SLOTS = 8192
@@ -69,6 +70,16 @@ class _Ring(Objects):
 
     def get_now(self, timeout: float | None) -> Any:
         return super()._get(timeout)
+
+    def room_comes(self) -> bool:
+        """After "full": whether there is room in a moment. It watches as long as somebody is making some."""
+        before = self.number()
+        while not self._mpmc_spin_for_room():
+            now = self.number()
+            if now >= before:
+                return False
+            before = now
+        return True
 
     def _queue(self) -> Queue:
         queue = self.queue()
@@ -181,6 +192,12 @@ class Queue:
             except TimeoutError:
                 raise Full from None
             return
+        # A thread would be dearer than the moment that a quick consumer takes.
+        while not self._waiting:
+            if self._ring.offer(packed):
+                return
+            if not self._ring.room_comes():
+                break
         with self._lock:
             if not self._waiting and self._ring.offer(packed):
                 return
@@ -299,7 +316,13 @@ class Queue:
         return self._ring.number() + len(self._waiting)
 
     def empty(self) -> bool:
-        """Whether there is nothing to get; others may change that at once."""
+        """Whether there is nothing to get; others may change that at once.
+
+        Raises:
+            OSError: this queue is closed, and this process had put something into it. (The original is as strange.)
+        """
+        if self._closed and self._ring._state[SENDS // 8]:
+            raise OSError("handle is closed")
         return not self._ring.holds_message()
 
     def full(self) -> bool:

@@ -335,8 +335,13 @@ def test_closed_is_closed(q):
     for use in (lambda: q.put(1), lambda: q.put(1, False), lambda: q.put_many([1]), q.get, q.get_nowait, q.get_many):
         with pytest.raises(ValueError, match="is closed"):
             use()
-    assert q.qsize() == 1 and not q.empty() and not q.full()
+    assert q.qsize() == 1 and not q.full()
+    with pytest.raises(OSError, match="is closed"):
+        q.empty()
     q.join_thread()
+    unused = Queue()
+    unused.close()
+    assert unused.empty()
 
 
 @pytest.mark.parametrize("wrong", ["3", 1.5, None])
