@@ -35,6 +35,8 @@ HOLD = """
     blocks
     blocks -DKILLS=2 -DRECEIVERS=1
     blocks -DRUN=1 -DREUSE -DRECEIVERS=1
+    broadcast -DKILLS=2
+    broadcast -DMARKS
 """
 
 FAIL = {
@@ -72,6 +74,13 @@ FAIL = {
     "holders -DNO_COUNT": WRONG,
     "holders -DCOUNT_LATE": WRONG,
     "holders -DLOCKS_STAY": HANGS,
+    "broadcast -DEDGE_A": WRONG,
+    "broadcast -DEDGE_A_LOAD": WRONG,
+    "broadcast -DEDGE_O": WRONG,
+    "broadcast -DEDGE_O_LOAD": WRONG,
+    "broadcast -DEDGE_N": WRONG,
+    "broadcast -DNO_ROOM": WRONG,
+    "broadcast -DOLDEST_ONLY": WRONG,
 }
 
 

