@@ -31,10 +31,10 @@ HOLD = """
     mpmc -DCAPACITY=1 -DFIRST=1 -DSECOND=0 -DKILLS=2
     mpmc -DCAPACITY=1 -DFIRST=1 -DSECOND=0 -DLOANS
     mpmc -DCAPACITY=1 -DFIRST=1 -DSECOND=0 -DREUSE
-    holders -DKILLS=2
     blocks
     blocks -DKILLS=2 -DRECEIVERS=1
     blocks -DRUN=1 -DREUSE -DRECEIVERS=1
+    holders -DKILLS=1
     broadcast -DKILLS=2
     broadcast -DMARKS
 """
@@ -93,6 +93,7 @@ def search(what: str, folder: Path, compiling: str) -> str:
     model = shutil.copy(MODELS / f"{name}.pml", folder)
     command = ["spin", *options, "-run", compiling, "-DSAFETY", f"-DMEMLIM={MEGABYTES}", "-m1000000", "-w20", model]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert re.search(r"errors: \d+", done.stdout), done.stdout + done.stderr
     assert "max search depth too small" not in done.stdout and "out of memory" not in done.stdout, done.stdout
     return done.stdout

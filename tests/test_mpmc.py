@@ -723,6 +723,18 @@ def test_its_descriptor_is_readable_when_something_may_be_there(queue):
     assert not queue.pending()
 
 
+def test_who_polls_is_not_told_again_and_again_of_what_others_have_received(queue):
+    hints = queue._segment.memory[4096:].view(np.int64)
+    for message in (b"a", b"b", b"c"):
+        queue.send(message)
+        queue.receive()
+    hints[mpmc.READ // 8] = 0  # whoever received them was killed before it told how far it had come
+    assert not queue.pending()
+    queue.send(b"d")
+    assert queue.pending()
+    assert queue.receive() == b"d"
+
+
 def test_a_named_queue_is_found_opened_and_removed():
     name = f"mpmc-{os.getpid()}"
     with Mpmc(4, 32, name=name) as q:

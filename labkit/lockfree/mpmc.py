@@ -38,7 +38,8 @@ Invariants
 Why a lagging hint is harmless. A sender starts at the hint and goes from q to q + 1 only when it has seen q claimed:
 the word is of q's lap and not FREE, or of a later lap, which it reaches by being claimed only. With H at the start, C
 holds at each step, and its CAS of FREE(lap of p) claims p once. A thread that is stopped between its claim and the
-store of its hint, for however many laps, turns the hint back. Then the next sender walks: it finds words of a later lap
+store of its hint, for however many laps, turns the hint back; a batch stores its hint only after HINT_AFTER slots; who
+is killed never stores it. Then the next sender walks: it finds words of a later lap
 L and goes on behind the position that the slot had in lap L - 1 at once, so that it looks at each slot three times at
 most, and its own hint repairs the damage. To turn it back seldom, a hint that has gone further is left alone.
     So positions are in the order of the claims: a message sent after another was sent has a later position, and by T
@@ -113,6 +114,7 @@ FULL, EMPTY, CORRUPT = -1, -1, -2
 FEW_PAUSES, MOST_PAUSES = 4, 64
 FEW, MANY = 2, 64  # messages
 TRY_AFTER = 16
+HINT_AFTER = 16
 
 SENDS, RECEIVES, MAY = 1, 2, 4
 NEVER, TAKEN, GONE = 0, 1, 2
@@ -198,7 +200,7 @@ def has_left(body, capacity, stride, position):
 
 
 @njit
-def _help_on(hint, position):
+def help_on(hint, position):
     """Store a hint, unless somebody has stored a later one."""
     if load_relaxed(hint) < position:
         store_release(hint, position)  # edge H
@@ -210,7 +212,18 @@ def _help_on(hint, position):
 @njit
 def claim(body, capacity, stride, me):
     """Claim the next slot: its position, FULL or CORRUPT. Then fill it, and `publish` it or `give_up`."""
-    position = load_acquire(body + WRITE)  # edge H
+    position = claim_at(body, capacity, stride, me, load_acquire(body + WRITE))  # edge H
+    if position >= 0:
+        help_on(body + WRITE, after(capacity, position))
+    return position
+
+
+@njit
+def claim_at(body, capacity, stride, me, position):
+    """The same, from a position on that a hint said, or which comes after one that we have claimed ourselves.
+
+    For batches: store the hint, by `help_on`, after some of them, at most HINT_AFTER.
+    """
     index = index_of(capacity, position)
     if position < 0 or index >= capacity:
         return CORRUPT
@@ -218,10 +231,7 @@ def claim(body, capacity, stride, me):
     # Without a look: to fetch the slot's cache line once to read it and once more to write it would take twice as long.
     free = lap << 16
     word = compare_exchange(slot, free, free | me << 8 | FILLING)  # edge B
-    if word == free:
-        _help_on(body + WRITE, after(capacity, position))
-        return position
-    return _walk_to_claim(body, capacity, stride, me, position, word)
+    return position if word == free else _walk_to_claim(body, capacity, stride, me, position, word)
 
 
 @njit
@@ -244,7 +254,6 @@ def _walk_to_claim(body, capacity, stride, me, position, word):
         if word == free:
             word = compare_exchange(slot, free, free | me << 8 | FILLING)
             if word == free:
-                _help_on(body + WRITE, after(capacity, position))
                 return position
 
 
@@ -287,7 +296,15 @@ def take(body, capacity, stride, me):
 
     EMPTY is also said when the oldest is still being filled, even if later ones are complete.
     """
-    position = load_acquire(body + READ)  # edge H
+    position = take_at(body, capacity, stride, me, load_acquire(body + READ))  # edge H
+    if position >= 0:
+        help_on(body + READ, after(capacity, position))
+    return position
+
+
+@njit
+def take_at(body, capacity, stride, me, position):
+    """The same, from a position on that a hint said, or which comes after one that we have taken: as `claim_at`."""
     while True:
         index = index_of(capacity, position)
         if position < 0 or index >= capacity:
@@ -301,7 +318,6 @@ def take(body, capacity, stride, me):
         if ahead == 0:
             if state == FULL_:
                 if compare_exchange(slot, word, lap << 16 | me << 8 | TAKING) == word:
-                    _help_on(body + READ, after(capacity, position))
                     return position
                 continue
             if state == POISON:
@@ -328,13 +344,20 @@ def hand_back(body, slot):
 
 @njit
 def is_there(body, capacity, stride):
-    """Whether it is worth while to `take`. It only looks, and disturbs nobody."""
+    """Whether it is worth while to `take`. It only looks, and disturbs nobody.
+
+    It goes the way of `take`: what an old hint says is there, others may have taken, and who polls would poll for ever.
+    """
     position = load_acquire(body + READ)  # edge H
-    if position < 0 or index_of(capacity, position) >= capacity:
-        return True  # CORRUPT: let take say so
-    lap = lap_of(capacity, position)
-    word = load_acquire(slot_at(body, capacity, stride, position))
-    return _ahead(word, lap) > 0 or (_ahead(word, lap) == 0 and word & STATE >= FULL_)
+    while True:
+        index = index_of(capacity, position)
+        if position < 0 or index >= capacity:
+            return True  # CORRUPT: let take say so
+        word = load_acquire(body + SLOTS + index * stride)
+        ahead, state = _ahead(word, lap_of(capacity, position)), word & STATE
+        if ahead < 0 or (ahead == 0 and state != TAKING):
+            return ahead < -1 or (ahead == 0 and state >= FULL_)
+        position = _jump(capacity, position, max(0, ahead - 1))
 
 
 @njit

@@ -17,7 +17,7 @@ from typing import Any
 from numba import cfunc, njit, types
 
 from labkit.lockfree import bells, mpmc
-from labkit.lockfree.atomics import compiler_fence, copy, load_relaxed, on_stack, store_relaxed
+from labkit.lockfree.atomics import compiler_fence, copy, load_acquire, load_relaxed, on_stack, store_relaxed
 from labkit.lockfree.bells import ME
 from labkit.lockfree.entry import (
     BUFFER_SIZE,
@@ -33,7 +33,6 @@ from labkit.lockfree.entry import (
     WORD,
     Entry,
     PyBuffer_Release,
-    PyBytes_AsString,
     PyBytes_FromStringAndSize,
     PyEval_RestoreThread,
     PyEval_SaveThread,
@@ -191,6 +190,89 @@ def put_bytes(state, source, size):
 
 
 @njit
+def receive_first(state, to):
+    """One item, also of those that the dead have left when THOROUGHLY says so: 1, 0 when there is none, or trouble."""
+    position = take(state)
+    if position < 0:
+        return 0 if position == -FULL else position
+    copy_bytes(to, slot_of(state, position) + load_relaxed(state + OFFSET), load_relaxed(state + ITEM_BYTES))
+    release(state, position)
+    tell_senders(state)
+    return 1
+
+
+# A batch claims (or takes) from slot to slot, and tells others only now and then how far it has come.
+
+
+@njit
+def sender(state):
+    """Our number, when we have joined as a sender under it; else 0."""
+    me = load_relaxed(load_relaxed(state + PRIVATE) + ME)
+    return me if load_relaxed(state + SENDS) == me else 0
+
+
+@njit
+def put_at(state, me, position, source, size):
+    """One message, or one item, that fits, into the first free slot from `position` on: where, -FULL or -CORRUPT."""
+    body, capacity, stride = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE)
+    position = mpmc.claim_at(body, capacity, stride, me, position)
+    if position < 0:
+        return -FULL if position == mpmc.FULL else -CORRUPT
+    slot = mpmc.slot_at(body, capacity, stride, position)
+    if load_relaxed(state + ITEM_BYTES) == 0:
+        store_relaxed(slot + 8, size)  # ours until published
+    copy_bytes(slot + load_relaxed(state + OFFSET), source, size)
+    mpmc.publish(slot, mpmc.lap_of(capacity, position))
+    return position
+
+
+@njit
+def put_items(state, me, source, count):
+    """Items, as many as there is room for: how many, or -CORRUPT when that is why there are none."""
+    body, capacity, item_bytes = (
+        load_relaxed(state + RING),
+        load_relaxed(state + RING_BYTES),
+        load_relaxed(state + ITEM_BYTES),
+    )
+    position, done, at = load_acquire(body + mpmc.WRITE), 0, 0  # edge H
+    while done < count:
+        at = put_at(state, me, position, source + done * item_bytes, item_bytes)
+        if at < 0:
+            break
+        done += 1
+        position = mpmc.after(capacity, at)
+        if done % mpmc.HINT_AFTER == 0:
+            mpmc.help_on(body + mpmc.WRITE, position)
+    if done > 0:
+        mpmc.help_on(body + mpmc.WRITE, position)
+        tell_receivers(state)
+    return -CORRUPT if done == 0 and at == -CORRUPT else done
+
+
+@njit
+def take_items(state, me, to, most):
+    """Items, as many as are there: how many, or -CORRUPT when that is why there are none."""
+    body, capacity, stride = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE)
+    item_bytes, offset = load_relaxed(state + ITEM_BYTES), load_relaxed(state + OFFSET)
+    position, done, at = load_acquire(body + mpmc.READ), 0, 0  # edge H
+    while done < most:
+        at = mpmc.take_at(body, capacity, stride, me, position)
+        if at < 0:
+            break
+        slot = mpmc.slot_at(body, capacity, stride, at)
+        copy_bytes(to + done * item_bytes, slot + offset, item_bytes)
+        mpmc.release(slot, mpmc.lap_of(capacity, at))
+        done += 1
+        position = mpmc.after(capacity, at)
+        if done % mpmc.HINT_AFTER == 0:
+            mpmc.help_on(body + mpmc.READ, position)
+    if done > 0:
+        mpmc.help_on(body + mpmc.READ, position)
+        tell_senders(state)
+    return -CORRUPT if done == 0 and at == mpmc.CORRUPT else done
+
+
+@njit
 def send_bytes(state, source, size):
     """The same, and tell."""
     sent = put_bytes(state, source, size)
@@ -205,16 +287,21 @@ def receive_bytes(state):
     position = take(state)
     if position < 0:
         return position
+    return bytes_at(state, position)
+
+
+@njit
+def bytes_at(state, position):
+    """The same, of a slot that we have taken."""
     slot = slot_of(state, position)
     size = size_of(state, slot)
     if size == 0:
         release(state, position)
         return -CORRUPT
-    message = PyBytes_FromStringAndSize(0, size)
+    message = PyBytes_FromStringAndSize(slot + load_relaxed(state + OFFSET), size)
     if message == 0:  # MemoryError is set; somebody else may have the message
         mpmc.hand_back(load_relaxed(state + RING), slot)
         return 0
-    copy_bytes(PyBytes_AsString(message), slot + load_relaxed(state + OFFSET), size)
     release(state, position)
     return message
 
@@ -324,24 +411,38 @@ def _compile(key: str) -> dict[str, Entry]:
         number = PySequence_Size(messages)
         if number < 0:
             return 0
-        buffer, why, done = on_stack(), SENT, 0
+        me, body, capacity = sender(state), load_relaxed(state + RING), load_relaxed(state + RING_BYTES)
+        buffer, why, done, most = on_stack(), SENT if me else APART, 0, load_relaxed(state + MOST)
+        position = load_acquire(body + mpmc.WRITE)  # edge H
         while done < number and why == SENT:
             message = PySequence_GetItem(messages, done)
             if message == 0:
                 break
-            if PyBytes_AsStringAndSize(message, buffer, buffer + 8) == 0:
-                why = put_bytes(state, load_relaxed(buffer), load_relaxed(buffer + 8))
+            is_bytes = PyBytes_AsStringAndSize(message, buffer, buffer + 8) == 0
+            if is_bytes:
+                start, size = load_relaxed(buffer), load_relaxed(buffer + 8)
             else:
                 PyErr_Clear()
                 if PyObject_GetBuffer(message, buffer, 0) != 0:
                     Py_DecRef(message)
                     break
-                why = put_bytes(state, load_relaxed(buffer + BUFFER_START), load_relaxed(buffer + BUFFER_SIZE))
+                start, size = load_relaxed(buffer + BUFFER_START), load_relaxed(buffer + BUFFER_SIZE)
+            if size <= 0 or size > most:
+                why = REFUSED
+            else:
+                at = put_at(state, me, position, start, size)
+                if at < 0:
+                    why = -at
+                else:
+                    position = mpmc.after(capacity, at)
+                    done += 1
+                    if done % mpmc.HINT_AFTER == 0:
+                        mpmc.help_on(body + mpmc.WRITE, position)
+            if not is_bytes:
                 PyBuffer_Release(buffer)
             Py_DecRef(message)
-            if why == SENT:
-                done += 1
         if done > 0:
+            mpmc.help_on(body + mpmc.WRITE, position)
             tell_receivers(state)
         store_relaxed(state + DONE, done)
         if why == SENT and done < number:
@@ -359,9 +460,23 @@ def _compile(key: str) -> dict[str, Entry]:
         messages = PyList_New(0)
         if messages == 0:
             return 0
-        taken = 0
+        taken, me = 0, load_relaxed(load_relaxed(state + PRIVATE) + ME)
+        body, capacity, stride = (
+            load_relaxed(state + RING),
+            load_relaxed(state + RING_BYTES),
+            load_relaxed(state + STRIDE),
+        )
+        position = 0
         while taken < number:
-            message = receive_bytes(state)
+            if taken == 0:
+                message = receive_bytes(state)
+                position = load_acquire(body + mpmc.READ)  # edge H
+            else:
+                at = mpmc.take_at(body, capacity, stride, me, position)
+                if at < 0:
+                    break
+                position = mpmc.after(capacity, at)
+                message = bytes_at(state, at)
             if message <= 0:
                 if taken > 0:  # what is wrong will be found again
                     PyErr_Clear()
@@ -376,6 +491,9 @@ def _compile(key: str) -> dict[str, Entry]:
                 Py_DecRef(messages)
                 return 0
             taken += 1
+            if taken % mpmc.HINT_AFTER == 0:
+                mpmc.help_on(body + mpmc.READ, position)
+        mpmc.help_on(body + mpmc.READ, position)
         tell_senders(state)
         return messages
 
@@ -389,17 +507,16 @@ def _compile(key: str) -> dict[str, Entry]:
         if PyObject_GetBuffer(items, buffer, 0) != 0:
             return 0
         source, size = load_relaxed(buffer + BUFFER_START), load_relaxed(buffer + BUFFER_SIZE)
-        item_bytes, why, done = load_relaxed(state + ITEM_BYTES), SENT, 0
+        item_bytes, why, me = load_relaxed(state + ITEM_BYTES), SENT, sender(state)
         if item_bytes == 0 or size % item_bytes:
             why = REFUSED
+        elif me == 0:
+            why = APART
         else:
-            while done < size and why == SENT:
-                why = put_bytes(state, source + done, item_bytes)
-                if why == SENT:
-                    done += item_bytes
-            if done > 0:
-                tell_receivers(state)
-            store_relaxed(state + DONE, done // item_bytes)
+            done = put_items(state, me, source, size // item_bytes)
+            store_relaxed(state + DONE, max(0, done))
+            if done * item_bytes < size:
+                why = CORRUPT if done < 0 else FULL
         PyBuffer_Release(buffer)
         return PyLong_FromLongLong(why)
 
@@ -412,19 +529,14 @@ def _compile(key: str) -> dict[str, Entry]:
         if PyObject_GetBuffer(room, buffer, WRITABLE) != 0:
             return 0
         to, size = load_relaxed(buffer + BUFFER_START), load_relaxed(buffer + BUFFER_SIZE)
-        item_bytes, offset, done, why = load_relaxed(state + ITEM_BYTES), load_relaxed(state + OFFSET), 0, 0
-        while 0 < item_bytes <= size - done * item_bytes:
-            position = take(state)
-            if position < 0:
-                why = 0 if position == -FULL else position
-                break
-            copy_bytes(to + done * item_bytes, slot_of(state, position) + offset, item_bytes)
-            release(state, position)
-            done += 1
+        done, most = 0, size // max(1, load_relaxed(state + ITEM_BYTES))
+        if most > 0:
+            done = receive_first(state, to)
+            if 0 < done < most:
+                me = load_relaxed(load_relaxed(state + PRIVATE) + ME)
+                done += max(0, take_items(state, me, to + load_relaxed(state + ITEM_BYTES), most - done))
         PyBuffer_Release(buffer)
-        if done > 0:
-            tell_senders(state)
-        return PyLong_FromLongLong(done if done > 0 else why)
+        return PyLong_FromLongLong(done)
 
     @cfunc(BUILTIN, cache=True)
     def mpmc_spin(self, ignored):
@@ -573,21 +685,7 @@ def send_items(state, source, count):
     if load_relaxed(state + SENDS) != me:
         mpmc.join(load_relaxed(state + RING), me, mpmc.SENDS)
         store_relaxed(state + SENDS, me)
-    body, capacity, stride = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE)
-    item_bytes, offset = load_relaxed(state + ITEM_BYTES), load_relaxed(state + OFFSET)
-    sent, position = 0, 0
-    while sent < count:
-        position = mpmc.claim(body, capacity, stride, me)
-        if position < 0:
-            break
-        slot = mpmc.slot_at(body, capacity, stride, position)
-        copy_bytes(slot + offset, source + sent * item_bytes, item_bytes)
-        mpmc.publish(slot, mpmc.lap_of(capacity, position))
-        sent += 1
-    if sent > 0:
-        tell_receivers(state)
-        return sent
-    return 0 if position == mpmc.FULL else -CORRUPT
+    return put_items(state, me, source, count)
 
 
 @njit
@@ -599,45 +697,20 @@ def receive_items(state, to, most):
     if load_relaxed(state + RECEIVES) != me:
         mpmc.join(load_relaxed(state + RING), me, mpmc.RECEIVES)
         store_relaxed(state + RECEIVES, me)
-    body, capacity, stride = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE)
-    item_bytes, offset = load_relaxed(state + ITEM_BYTES), load_relaxed(state + OFFSET)
-    done, position = 0, 0
-    while done < most:
-        position = mpmc.take(body, capacity, stride, me)
-        if position < 0:
-            break
-        slot = mpmc.slot_at(body, capacity, stride, position)
-        copy_bytes(to + done * item_bytes, slot + offset, item_bytes)
-        mpmc.release(slot, mpmc.lap_of(capacity, position))
-        done += 1
-    came = load_relaxed(state + CAME)
+    done, came = take_items(state, me, to, most), load_relaxed(state + CAME)
     if done > 0:
         store_relaxed(state + CAME, came + done)
-        tell_senders(state)
         return done
-    if position != mpmc.EMPTY:
-        return -CORRUPT
+    if done < 0:
+        return done
     store_relaxed(state + PATIENCE, mpmc.patience_after(load_relaxed(state + PATIENCE), came))
     store_relaxed(state + CAME, 0)
     empty = load_relaxed(state + EMPTIES) + 1
     store_relaxed(state + EMPTIES, empty)
     if empty % LOOK_SELDOM == 0 or load_relaxed(state + THOROUGHLY):
-        return _receive_thoroughly(state, to)
+        store_relaxed(state + THOROUGHLY, 1)
+        return receive_first(state, to)
     return 0
-
-
-@njit
-def _receive_thoroughly(state, to):
-    """One item of those that the dead have left."""
-    store_relaxed(state + THOROUGHLY, 1)
-    position = take(state)
-    if position < 0:
-        return 0 if position == -FULL else position
-    slot = slot_of(state, position)
-    copy(to, slot + load_relaxed(state + OFFSET), load_relaxed(state + ITEM_BYTES))
-    release(state, position)
-    tell_senders(state)
-    return 1
 
 
 @njit

@@ -194,6 +194,7 @@ class Mpmc:
 
     def _build(self, segment: Segment, capacity: int, size: int, stride: int, offset: int) -> None:
         self.capacity, self.max_message = capacity, size
+        self._is_plain = self._item is not None and self._item.kind in "iufc"  # its arrays give their bytes as they are
         self._items, self._room = segment.bell(ITEMS), segment.bell(ROOM)
         self._state = state = new_state(segment.body, capacity, size)
         self._address = int(state.ctypes.data)
@@ -277,15 +278,22 @@ class Mpmc:
 
         Errors as for `send`; what comes before a wrong message is sent, and so is what there was room for in time.
         """
-        self._must_be_open()
-        many: Any
+        many: Any = messages
         if self._item is None:
-            many = messages if isinstance(messages, list | tuple) else list(messages)
-            put, left = self._mpmc_send_many, len(many)
+            if many.__class__ is not list:
+                many = list(many)
+            put, step = self._mpmc_send_many, 1
         else:
-            many = as_items(messages, self._item, (-1,))
-            put, left = self._mpmc_send_items, many.size // self.max_message
-        step, start = (1, 0) if self._item is None else (self.max_message, 0)
+            if not (self._is_plain and many.__class__ is np.ndarray and many.dtype is self._item and many.ndim == 1):
+                many = as_items(many, self._item, (-1,))
+            elif not many.flags.c_contiguous:
+                many = np.ascontiguousarray(many)
+            put, step = self._mpmc_send_items, self.max_message // many.itemsize
+        if put(many) == SENT:
+            return
+        self._must_be_open()
+        start = int(self._state[DONE // 8]) * step
+        left = (len(many) - start) // step
 
         def attempt() -> Any:
             nonlocal left, start
@@ -379,11 +387,15 @@ class Mpmc:
 
     def receive_many(self, most: int = 1024, timeout: float | None = DEFAULT_TIMEOUT) -> Any:
         """What is there, up to `most` messages (a list) or items (an array), at least one. Errors as for `receive`."""
-        most = whole(most, "how many to receive")
+        if most.__class__ is not int:
+            most = whole(most, "how many to receive")
         if most < 1:
             raise ValueError(f"receive at least 1 message, not {most}")
         if self._item is not None:
             return self._fill(min(most, self.capacity), timeout)
+        some = self._mpmc_receive_many(most)
+        if some.__class__ is list:
+            return some
 
         def attempt() -> Any:
             got = self._mpmc_receive_many(most)
@@ -398,7 +410,10 @@ class Mpmc:
         """Up to so many items."""
         assert self._item is not None
         array = np.empty(most, self._item)
-        room = array.reshape(-1).view(np.uint8)
+        room = array if self._is_plain else array.reshape(-1).view(np.uint8)
+        count = self._mpmc_receive_items(room)
+        if count == most:
+            return array
 
         def attempt() -> Any:
             count = self._mpmc_receive_items(room)
@@ -407,7 +422,8 @@ class Mpmc:
                 count = self._mpmc_receive_items(room)
             return count or None
 
-        count = self._until_message(attempt, timeout)
+        if count <= 0:
+            count = self._until_message(attempt, timeout)
         return array if count == most else array[:count].copy()
 
     def _until_message(self, attempt: Callable[[], Any], timeout: float | None) -> Any:

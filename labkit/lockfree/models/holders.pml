@@ -97,13 +97,11 @@ proctype Sender(byte me) {
 #ifdef AT_FIRST_SEND
     parts[mine] = NOTHING;
 #endif
-    atomic { MAY_DIE };
-    parts[mine] = SENDS;        /* join */
+    atomic { MAY_DIE; parts[mine] = SENDS };                            /* join */
     ever = 1;
-    atomic { MAY_DIE };
-    sent++;
-    atomic { MAY_DIE };
-    leave(mine);
+    atomic { MAY_DIE; sent++ };
+    atomic { MAY_DIE; parts[mine] = NOTHING };                          /* leave */
+    locked[mine] = 0;
     goto ends;
 dies:
 #ifndef LOCKS_STAY

@@ -122,7 +122,7 @@ bit published[TOTAL], received[TOTAL];
     :: kills < KILLS && me != heir -> kills++; dead[me] = 1; goto dies \
     fi
 
-inline help_on(hint) {                                          /* _help_on: another may come in between */
+inline help_on(hint) {                                          /* help_on: another may come in between */
     atomic {
         MAY_DIE;
         if
