@@ -68,3 +68,9 @@ def test_what_is_not_installed_is_skipped_with_a_reason(monkeypatch):
     peer = peers.cpp_stream("rigtorp", "spsc8", 10)
     assert peer == Missing("rigtorp", "no C++ compiler here")
     assert pairs.processors(4)[0] == pairs.processors(4)[2]
+
+
+@pytest.mark.parametrize("name", ["Mpmc", "Broadcast"])
+def test_the_row_about_waiting_runs(name):
+    row = queue_cost.waiting(name, getattr(queue_cost, name), seconds=0.1)
+    assert row.measured.endswith(" ms")

@@ -19,12 +19,13 @@ NAMES = ("import", "launch", "channels", "trace", "events", "view", "report", "q
 
 @dataclass(frozen=True)
 class Row:
-    """One measured figure: what, how much, the goal, and whether it is reached."""
+    """One measured figure: what, how much, the goal, whether it is reached, and why not when that is known."""
 
     what: str
     measured: str
     goal: str
     reached: bool
+    why: str = ""
 
 
 def paired(a: Callable[[], float], b: Callable[[], float], runs: int, progress: Callable[[], None]) -> list[float]:
@@ -56,12 +57,16 @@ def main(names: list[str]) -> int:
             raise ValueError(f"no benchmark called {name!r}; there are: {', '.join(NAMES)}")
     console = Console()
     table = Table("what", "measured", "goal", "", title="labkit bench: medians of paired runs")
+    reasons = []
     with Progress(console=console, transient=True) as progress:
         for name in names or list(NAMES):
             task = progress.add_task(name, total=None)
             module = importlib.import_module(f"labkit.bench.{name}_cost")
             for row in module.run(lambda task=task: progress.advance(task)):
                 table.add_row(row.what, row.measured, row.goal, "[green]reached" if row.reached else "[yellow]missed")
+                reasons += [f"{row.what}: {row.why}"] if row.why else []
             progress.update(task, total=1, completed=1)
     console.print(table)
+    for reason in reasons:
+        console.print(reason)
     return 0

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <new>
+#include <sched.h>
 
 #if __has_include(<boost/lockfree/queue.hpp>)
 #include <boost/lockfree/queue.hpp>
@@ -25,6 +26,15 @@ static inline void relax() { asm volatile("yield"); }
 #else
 static inline void relax() {}
 #endif
+
+// Who has looked often lets others run, of whom it may be one that it waits for: as labkit.bench.loops_entry.patient.
+static inline void patient(int &looked) {
+    relax();
+    if (++looked == 20000) {
+        sched_yield();
+        looked = 0;
+    }
+}
 
 constexpr std::size_t LINE = 64;
 
@@ -169,20 +179,22 @@ template <class Q> static Q &at(std::int64_t address) { return *reinterpret_cast
 
 template <class Q, class T> static void produce(Q &queue, std::int64_t count) {
     T item{};
+    int looked = 0;
     for (std::int64_t n = 0; n < count; n++) {
         item.value = static_cast<std::uint64_t>(n);
         whole(item);
         while (!queue.try_push(item))
-            relax();
+            patient(looked);
     }
 }
 
 template <class Q, class T> static std::int64_t consume(Q &queue, std::int64_t count) {
     T item;
     std::uint64_t sum = 0;
+    int looked = 0;
     for (std::int64_t n = 0; n < count; n++) {
         while (!queue.try_pop(item))
-            relax();
+            patient(looked);
         whole(item);
         sum += item.value;
     }
