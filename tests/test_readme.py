@@ -34,6 +34,12 @@ def test_the_table_of_mechanisms_says_what_the_facts_say():
         assert (many == "yes") == fact.many_senders
 
 
+def test_every_lab_is_in_the_table_of_labs():
+    labs = README[README.index("## Labs") : README.index("## The command")]
+    for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
+        assert f"| [{path.stem}](notebooks/{path.name}) |" in labs
+
+
 def test_every_command_of_the_readme_exists():
     listed = re.findall(r"^    labkit (\w+)", README, re.MULTILINE)
     help_text = subprocess.run([sys.executable, "-m", "labkit", "--help"], capture_output=True, text=True).stdout
