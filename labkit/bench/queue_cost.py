@@ -304,7 +304,7 @@ def crowds() -> list[Line]:
 def copied(size: int, count: int) -> Side:
     """Arrays, into new memory of the receiver's, as the peers do it."""
     roles = functools.partial(send_arrays, size), functools.partial(receive_arrays, size)
-    return Side("labkit", rings, roles, count)
+    return Side("labkit", functools.partial(rings, 1, 4 * size), roles, count)
 
 
 def lent(size: int) -> Side:
