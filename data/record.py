@@ -1,13 +1,19 @@
-"""Records the runs in data/recorded/ again: `python data/record.py`. Real processes; small, since they are in git.
+"""Records the runs in data/recorded/ and data/cells/ again: `python data/record.py`. Real processes; small, for git.
 
-The processes send records of weather-jfk-2013.csv and never their own names or places. It prints the rows of README.md.
+It takes root, and a machine that allows namespaces. The processes send records of weather-jfk-2013.csv and never their
+own names or places. It prints the rows of README.md.
 """
 
 import hashlib
 import time
 from pathlib import Path
 
+import nbformat
+
 from labkit import Trace, channel, launch
+from labkit.boundary import boundary
+from labkit.replay import record_cells
+from labkit.report import run
 from labkit.sync import PosixSemaphore
 
 HERE = Path(__file__).parent
@@ -68,7 +74,18 @@ def locks():
         return trace
 
 
+def cells():
+    """What the cells of lab 12 show, and the table that it measures."""
+    path = HERE.parent / "notebooks" / "12-isolation.ipynb"
+    notebook = nbformat.read(path, 4)
+    if failures := run(path, notebook, timeout=120):
+        raise SystemExit("\n".join(failures))
+    record_cells(notebook, HERE / "cells" / "12-isolation.json")
+    boundary().save(HERE / "cells" / "boundary.json")
+
+
 def main():
+    cells()
     runs = {name: channels(kinds) for name, kinds in KINDS.items()} | {"05-semaphores": locks()}
     for name, trace in sorted(runs.items()):
         path = trace.to_csv(HERE / "recorded" / f"{name}.csv.gz")

@@ -40,6 +40,8 @@ _HOME = {
     "replay": "labkit.replay",
     "report": "labkit.report",
     "doctor": "labkit.doctor",
+    "namespace": "labkit.isolation",
+    "objects": "labkit.objects",
 }
 
 _MODULES = ("draw", "explore", "exercises", "sync")
@@ -50,7 +52,9 @@ if TYPE_CHECKING:
     from labkit.channels import KINDS, channel, facts, receiver, sender, unlink
     from labkit.channels.base import Closed, Facts
     from labkit.doctor import doctor
+    from labkit.isolation import namespace
     from labkit.launch import Job, RemoteError, jobs, launch, stop_all
+    from labkit.objects import objects
     from labkit.queue import JoinableQueue, Queue, SimpleQueue
     from labkit.replay import replay
     from labkit.report import report

@@ -115,6 +115,43 @@ def clean(
         raise typer.Exit(removed < len(unused))
 
 
+@app.command("ls")
+def list_objects(
+    kinds: Annotated[
+        list[str] | None, typer.Argument(help='Kinds, or how they begin: "System V", "POSIX queue", FIFO, TCP ...')
+    ] = None,
+    inside: Annotated[
+        int | None, typer.Option(help="As seen by this process, in its namespaces.", metavar="PID")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List the IPC objects of this machine: who uses them, and which look abandoned."""
+    from labkit.objects import objects
+
+    if inside is None:
+        found = objects()
+    else:
+        from labkit.isolation import those_of
+        from labkit.launch import RemoteError
+
+        try:
+            found = those_of(inside).run(objects)
+        except (OSError, RemoteError) as refused:
+            _fail(f"the namespaces of process {inside} cannot be entered: {str(refused).splitlines()[-1]}.")
+    found = found.of(*kinds) if kinds else found
+    if json:
+        from json import dumps
+
+        print(dumps({"objects": found.rows(), "unseen": found.unseen}, indent=2))
+        return
+
+    print(found)
+    abandoned = sum(bool(one.abandoned) for one in found)
+    print(f"{len(found)} objects" + (f", {abandoned} of them look abandoned." if abandoned else "."))
+    for sentence in found.unseen:
+        print(f"Not seen: {sentence}.")
+
+
 @app.command()
 def report(
     notebooks: Annotated[

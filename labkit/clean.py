@@ -20,6 +20,7 @@ from typing import Literal
 
 from labkit.channels import names, notes
 from labkit.channels.base import making, runtime_dir
+from labkit.holders import uses
 
 OURS = re.compile(r"labkit-([1-9][0-9]*)-[0-9a-f]+")
 SHM, MQUEUE = Path("/dev/shm"), Path("/dev/mqueue")
@@ -80,7 +81,7 @@ def leftovers() -> list[Leftover]:
     Named objects that belong to another user are left out. Queues that labkit named itself can be listed only where the
     queue file system is mounted (/dev/mqueue, mq_overview(7)); they have a name for a moment only.
     """
-    users = _users()
+    users = uses().paths
     found = []
     for folder in (SHM, MQUEUE):
         for path in sorted(folder.glob("labkit-*")) if folder.is_dir() else ():
@@ -217,36 +218,7 @@ def _remove(leftover: Leftover) -> bool:
 
 def hidden_processes() -> int:
     """How many processes we may not look into: 0 for root, those of other users for anybody else."""
-    return sum(not os.access(folder / "fd", os.R_OK) for folder in _processes())
-
-
-def _users() -> defaultdict[str, tuple[int, ...]]:
-    """Who has what open or mapped: a path, or the name of a POSIX queue, to pids."""
-    users: defaultdict[str, tuple[int, ...]] = defaultdict(tuple)
-    for process in _processes():
-        found = set()
-        try:
-            with os.scandir(process / "fd") as descriptors:
-                found = {_link(descriptor.path) for descriptor in descriptors}
-            # A line of maps is: address permissions offset device inode path, see proc_pid_maps(5).
-            lines = (process / "maps").read_text(errors="surrogateescape").splitlines()
-            found |= {line.split(maxsplit=5)[5] for line in lines if line.count(" ") > 4 and "/" in line}
-        except OSError:  # it has just ended, or is not ours
-            pass
-        for name in found:
-            users[name] += (int(process.name),)
-    return users
-
-
-def _processes() -> list[Path]:
-    return [path for path in Path("/proc").iterdir() if path.name.isdigit()]
-
-
-def _link(path: str) -> str:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return ""
+    return uses().hidden
 
 
 def _size_if_ours(path: Path) -> int | None:

@@ -304,11 +304,11 @@ PROBES: list[tuple[str, Callable[[], tuple[str, Verdict]], str]] = [
     ),
     ("memfd with seals", _memfd, "No shm_ring and no traces: both live in such memory."),
     ("pidfd", _pidfd, "Lab 07 cannot poll a process; labkit itself notices the death of a child through a pipe."),
-    ("user namespaces", _user_namespace, "Nothing yet: no lab makes a namespace so far."),
+    ("user namespaces", _user_namespace, "Lab 12 shows a recorded run, unless this is root with CAP_SYS_ADMIN."),
     (
         "IPC namespaces",
         _ipc_namespace,
-        "msg_max cannot be raised privately: a queue holds at most 10 messages.",
+        "Lab 12 shows a recorded run; msg_max cannot be raised privately: a queue holds at most 10 messages.",
     ),
     ("ptrace", _ptrace, "strace shows nothing: the system calls of a process cannot be watched."),
     ("browser", _browser, "No PDF reports, and the browser tests are skipped; HTML reports and the notebooks work."),

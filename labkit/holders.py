@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections import defaultdict
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import IO
+
+from labkit.table import Table
 
 
 @dataclass(frozen=True)
@@ -26,28 +28,14 @@ class Holder:
     """What the descriptor was opened for: reading, writing or both."""
 
 
-class Holders(list[Holder]):
-    """Descriptors, shown as a table in a notebook."""
+class Holders(Table):
+    """Descriptors."""
 
-    def _cells(self) -> list[tuple[str, ...]]:
-        head = ("process", "pid", "descriptor", "open for")
-        return [head, *((holder.name, str(holder.pid), str(holder.fd), holder.access) for holder in self)]
+    columns = "process", "pid", "descriptor", "open for"
+    empty = "nobody"
 
-    def __repr__(self) -> str:
-        if not self:
-            return "nobody"
-        lines = self._cells()
-        widths = [max(len(line[i]) for line in lines) for i in range(4)]
-        return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-    def _repr_html_(self) -> str:
-        if not self:
-            return "<p>nobody</p>"
-        head, *rows = self._cells()
-        left = "style='text-align:left'"
-        heads = "".join(f"<th {left}>{escape(cell)}</th>" for cell in head)
-        body = "".join("<tr>" + "".join(f"<td {left}>{escape(c)}</td>" for c in row) + "</tr>" for row in rows)
-        return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+    def cells(self, row: Holder) -> tuple[str, ...]:
+        return row.name, str(row.pid), str(row.fd), row.access
 
 
 def holders(where: int | str | Path) -> Holders:
@@ -64,7 +52,7 @@ def holders(where: int | str | Path) -> Holders:
     found = os.stat(where)
     wanted = found.st_dev, found.st_ino
     result = Holders()
-    for process in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
+    for process in processes():
         with contextlib.suppress(OSError):  # it has ended, or is not ours
             for fd in sorted(int(entry) for entry in os.listdir(f"/proc/{process}/fd")):
                 with contextlib.suppress(OSError):
@@ -72,6 +60,61 @@ def holders(where: int | str | Path) -> Holders:
                     if (there.st_dev, there.st_ino) == wanted:
                         result.append(Holder(process, _name(process), fd, _access(process, fd)))
     return result
+
+
+@dataclass
+class Uses:
+    """What the processes that we may look into have open and mapped.
+
+    Attributes:
+        files: of which file (device and inode, as stat(2) has them) which pids have a descriptor or mapping.
+        paths: the same by what readlink(2) says of the descriptor, or the path of the mapping.
+        shared: what is mapped shared and writable: device and inode to the path, see proc_pid_maps(5).
+        hidden: how many processes we may not look into.
+    """
+
+    files: defaultdict[tuple[int, int], tuple[int, ...]]
+    paths: defaultdict[str, tuple[int, ...]]
+    shared: dict[tuple[int, int], str]
+    hidden: int
+
+
+def uses() -> Uses:
+    """Look at all processes: proc_pid_fd(5), proc_pid_maps(5). Ten to a hundred milliseconds."""
+    found = Uses(defaultdict(tuple), defaultdict(tuple), {}, 0)
+    for pid in processes():
+        files, paths = set(), set()
+        try:
+            with os.scandir(f"/proc/{pid}/fd") as descriptors:
+                for descriptor in descriptors:
+                    with contextlib.suppress(OSError):
+                        there = descriptor.stat()
+                        files.add((there.st_dev, there.st_ino))
+                        paths.add(os.readlink(descriptor.path))
+            # address permissions offset device inode path
+            for line in Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape").splitlines():
+                _, permissions, _, device, inode, *path = line.split(maxsplit=5)
+                if path and inode != "0":
+                    major, minor = (int(part, 16) for part in device.split(":"))
+                    file = os.makedev(major, minor), int(inode)
+                    files.add(file)
+                    paths.add(path[0])
+                    if permissions[1] == "w" and permissions[3] == "s":
+                        found.shared[file] = path[0]
+        except PermissionError:
+            found.hidden += 1
+        except OSError:  # it has just ended
+            pass
+        for file in files:
+            found.files[file] += (pid,)
+        for name in paths:
+            found.paths[name] += (pid,)
+    return found
+
+
+def processes() -> list[int]:
+    """Pids of all processes that /proc shows."""
+    return sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit())
 
 
 def _name(pid: int) -> str:

@@ -36,6 +36,7 @@ import dill
 import multiprocess
 from multiprocess import connection, forkserver, popen_forkserver, reduction, spawn
 
+from labkit import machine
 from labkit.channels.base import Endpoint, all_have_arrived
 
 START_TIMEOUT = 60.0
@@ -62,9 +63,9 @@ class RemoteError(RuntimeError):
 class Job:
     """A running child. It is awaitable: `await job` lets a notebook's widgets work meanwhile."""
 
-    def __init__(self, process: Any, report: Any, leash: Any, name: str):
+    def __init__(self, process: Any, pid: int, report: Any, leash: Any, name: str):
         self.name = name
-        self.pid: int = process.pid
+        self.pid = pid
         self.exitcode: int | None = None
         """The exit status, negative for a signal's number, None while it runs: waitpid(2)."""
         self._process = process
@@ -192,7 +193,7 @@ _jobs: set[Job] = set()  # a job that runs is here, and kept alive by its thread
 _start = threading.Lock()
 
 
-def launch(f: Callable[..., Any], *args: Any, name: str | None = None) -> Job:
+def launch(f: Callable[..., Any], *args: Any, name: str | None = None, inside: Any = None) -> Job:
     """Run f(*args) in a process of its own; returns when that process runs.
 
     Endpoints among the arguments (also inside a list, tuple or dict) are given away: the child has them, our copies are
@@ -203,6 +204,7 @@ def launch(f: Callable[..., Any], *args: Any, name: str | None = None) -> Job:
         f: any function.
         args: its arguments.
         name: what views and errors call the process, f's own name unless given.
+        inside: namespaces in which it is to run: labkit.isolation.namespace.
 
     Raises:
         TypeError: f or an argument cannot be sent to another process; the text says which and why.
@@ -219,7 +221,9 @@ def launch(f: Callable[..., Any], *args: Any, name: str | None = None) -> Job:
         with _ctrl_c_waits():
             report, report_there = _pipe(undo)
             leash_there, leash = _pipe(undo)
-            process = _Process(target=_run, args=(payload, report_there, leash_there, _Parcel(name, args)), name=name)
+            process = _Process(
+                target=_run, args=(payload, report_there, leash_there, _Parcel(name, args), inside), name=name
+            )
             with _start:
                 _preload()
                 _begin(process)
@@ -232,7 +236,7 @@ def launch(f: Callable[..., Any], *args: Any, name: str | None = None) -> Job:
         try:
             if not report.poll(START_TIMEOUT):
                 raise RemoteError(f"{name} (pid {process.pid}) did not come up within {START_TIMEOUT:g} s")
-            report.recv()
+            pid = _came_up(report.recv(), name)
         except (EOFError, OSError):
             process.join()
             raise RemoteError(
@@ -241,15 +245,23 @@ def launch(f: Callable[..., Any], *args: Any, name: str | None = None) -> Job:
                 exitcode=process.exitcode,
             ) from None
         with _ctrl_c_waits():
-            job = Job(process, report, leash, name)
+            job = Job(process, pid, report, leash, name)
             undo.pop_all()  # from here on they are the job's
     for clear_up in {end.aftermath for end in ends}:
         job.when_ended(lambda _, clear_up=clear_up: clear_up())  # type: ignore[misc]
     traced = (getattr(thing, "trace", None) for thing in (*ends, *_traced_locks(args)))
     for trace in {trace for trace in traced if trace}:
-        trace.add_process(job.pid, name)
+        trace.add_process(job.pid, name, ", ".join(inside.kinds) if inside else "")
         job.when_ended(lambda job, trace=trace: trace.process_ended(job.pid, job.status))  # type: ignore[misc]
     return job
+
+
+def _came_up(said: tuple[str, Any], name: str) -> int:
+    """The pid of the child, from its first words; or what kept it from coming up."""
+    kind, value = said
+    if kind == "error":
+        raise RemoteError(f"{name} did not come up\n\n{value}", value)
+    return int(value)
 
 
 def _pipe(undo: contextlib.ExitStack) -> tuple[Any, Any]:
@@ -314,15 +326,19 @@ def stop_all(grace: float = 1.0) -> None:
 atexit.register(stop_all)  # before multiprocess's own exit handler, which would wait for the children instead
 
 
-def _run(payload: bytes, report: Any, leash: Any, parcel: bytes) -> None:
+def _run(payload: bytes, report: Any, leash: Any, parcel: bytes, inside: Any) -> None:
     """The child's main function."""
     code: Any = 0
     args: tuple[Any, ...] = ()
     outcome: tuple[str, bytes | str]
     try:
+        if inside is not None:
+            inside.fork_through(report.close)
         _die_with_parent(leash.fileno())
-        report.send(("running", None))
+        report.send(("running", machine.known_pid()))
         args = dill.loads(parcel)
+        if inside is not None:  # with what it was handed outside, as a process has its descriptors
+            inside.go_through()
         outcome = ("result", _result_of(dill.loads(payload), args))
     except BaseException as error:
         tb = error.__traceback__

@@ -97,6 +97,7 @@ ffi.cdef(
     int open(const char *path, int flags, ...);
     int fcntl(int fd, int command, ...);
     int flock(int fd, int operation);
+    int setns(int fd, int kind);         /* namespaces(7) */
 
     void *mmap(void *address, size_t size, int protection, int flags, int fd, long offset);
     int munmap(void *address, size_t size);

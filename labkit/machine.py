@@ -1,4 +1,4 @@
-"""How much of the machine is ours: what a control group grants, and what is left of it. cgroups(7), proc_meminfo(5)."""
+"""What of the machine is ours: what a control group grants, what is left of it, and our pid. cgroups(7)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ import re
 import sys
 import time
 from pathlib import Path
+
+_known_as: tuple[int, int] | None = None
+
+
+def known_pid() -> int:
+    """Our pid as those know it who launched us: in a PID namespace getpid(2) returns another. pid_namespaces(7)."""
+    return _known_as[1] if _known_as and _known_as[0] == os.getpid() else os.getpid()
+
+
+def is_known_as(pid: int) -> None:
+    """Say what `known_pid` is to return in this process."""
+    global _known_as
+    _known_as = os.getpid(), pid
 
 
 def facts() -> dict[str, str]:

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from labkit import export
+from labkit import export, machine
 from labkit.channels.base import (
     DEFAULT_TIMEOUT,
     TAG_BYTES,
@@ -82,6 +82,8 @@ class ProcessInfo:
     """How it ended, for example "exited 0" or "killed by SIGKILL"; None while it runs."""
     ended_ns: int | None = None
     """When the trace was told so, CLOCK_MONOTONIC."""
+    wall: str = ""
+    """The kinds of namespaces that it runs in, "ipc, net"; "" when it runs in those of who launched it."""
 
 
 class Trace:
@@ -233,10 +235,10 @@ class Trace:
             self._collector = None
             return True
 
-    def add_process(self, pid: int, name: str) -> None:
-        """Tell the trace what a process is called."""
+    def add_process(self, pid: int, name: str, wall: str = "") -> None:
+        """Tell the trace what a process is called, and which namespaces it is inside."""
         with self._lock:
-            self.processes[pid] = ProcessInfo(pid, name)
+            self.processes[pid] = ProcessInfo(pid, name, wall=wall)
             self._changed = True
             self._wake()
 
@@ -535,7 +537,7 @@ class _Traced:
         self.aftermath = inner.aftermath
         ring = _map(memory, number)
         self._state = state = new_state(ring.ctypes.data, _RING_BYTES, getattr(inner, "max_message", 0))
-        state[[TAG // 8, PID // 8, ORIGIN // 8]] = tag, os.getpid(), channel | number << 16
+        state[[TAG // 8, PID // 8, ORIGIN // 8]] = tag, machine.known_pid(), channel | number << 16
         self._record = {name: entry.builtin(state, ring) for name, entry in trace_entries().items()}
 
     def fileno(self) -> int:
@@ -648,7 +650,7 @@ class TracedLock(Held, Shared):
         self._records = []  # one dictionary for each semaphore in it
         for lock in range(first, first + len(_counts(inner))):
             state = new_state(ring.ctypes.data, _LOCK_RING_BYTES, 0)
-            state[[PID // 8, ORIGIN // 8]] = os.getpid(), lock | number << 16
+            state[[PID // 8, ORIGIN // 8]] = machine.known_pid(), lock | number << 16
             entries = trace_entries().items()
             self._records.append({name: e.builtin(state, ring) for name, e in entries if name.startswith("lock_")})
             self._records[-1]["lock_opened"]()

@@ -28,10 +28,14 @@ FLOORS = {
     "labkit.doctor": 4,  # the report asks it for the browser
     "labkit.draw": 4,
     "labkit.holders": 1,
+    "labkit.table": 0,
     "labkit.preload": 4,  # what the fork server loads: floor 3 and all below it
     "labkit.rings": 3.5,  # runs a ring in processes
     "labkit.trace": 3,
     "labkit.launch": 3,
+    "labkit.isolation": 3.2,
+    "labkit.boundary": 3.4,
+    "labkit.objects": 1.1,
     "labkit.trace_entry": 2,
     "labkit.export": 2,  # reads and writes what the trace above it gives
     "labkit.queue": 2,

@@ -470,7 +470,7 @@ function position(row, u, pace, scene, store) {
   if (row[DROPPED]) {
     const age = (u - row[SENT]) / (LEG * pace), fall = age - 1;
     if (fall > 1) return null;
-    const [x, y] = along(curve(sender, queue), ease(Math.min(1, age)) * 0.96);
+    const [x, y] = along(curve(sender, queue), ease(Math.min(1, age)) * (sender.wall ? 0.12 : 0.96));
     return fall > 0 ? { x, y: y + 22 * fall * fall, fade: 1 - fall, lost: true } : { x, y, fade: 1 };
   }
   if (u < arrives) {
@@ -640,8 +640,23 @@ class Painter extends Pen {
     this.text(this.either([`${dots} messages`, dots], room), x, line, theme.weak, { align: "center", width: room });
   }
 
+  /** The namespaces around a process. */
+  wall({ x, y, w, h, wall }, small) {
+    const { ctx, theme } = this, d = small ? 5 : 8;
+    ctx.beginPath();
+    ctx.roundRect(x - w / 2 - d, y - h / 2 - d, w + 2 * d, h + 2 * d, 3);
+    ctx.lineWidth = 5;
+    ctx.strokeStyle = theme.weak;
+    ctx.setLineDash([13, 2]); // bricks
+    ctx.stroke();
+    ctx.setLineDash([]);
+    this.font(small ? 10.5 : 11.5);
+    this.text(this.either([`namespaces: ${wall}`, wall], w + 2 * d), x, y + h / 2 + d + 10, theme.weak, { align: "center", width: w + 2 * d });
+  }
+
   node(node, state, small) {
     const { ctx, theme } = this, { x, y, w, h } = node, left = x - w / 2, top = y - h / 2;
+    if (node.wall) this.wall(node, small);
     const colour = theme[state.name] ?? theme.weak, gone = state.name === "ended" || state.name === "killed";
     ctx.beginPath();
     ctx.roundRect(left, top, w, h, 9);

@@ -100,6 +100,7 @@ def describe(trace: Trace, tally: Tally) -> dict[str, Any]:
             "pid": pid,
             "name": ended[pid].name if pid in ended else "",
             "ended": ended[pid].ended if pid in ended else None,
+            "wall": ended[pid].wall if pid in ended else "",
             "seen": tally.seen.get(pid),
         }
         for pid in known
