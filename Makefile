@@ -30,7 +30,7 @@ help:  ## list these commands
 		sed -n 's/^\([a-z-]*\):.*## /  make \1   /p' Makefile
 	@echo 'The first use makes .venv/ (Python >= 3.11, chosen with PYTHON=/path/to/python3).'
 
-lab: .venv/.lab  ## open JupyterLab on the start page (PORT=8888, BROWSER=none prints the address only)
+lab: .venv/.compiled  ## open JupyterLab on the start page (PORT=8888, BROWSER=none prints the address only)
 	@exec $(BIN)/labkit lab --port '$(PORT)' --browser '$(BROWSER)'
 
 test: .venv/.test browser fonts spin  ## everything that CI runs (PYTEST='-k pipe' passes options on to the last step)
@@ -40,7 +40,7 @@ test: .venv/.test browser fonts spin  ## everything that CI runs (PYTEST='-k pip
 	echo "== all tests$${failed:+ (already FAILED, see above:$$failed)}"; \
 	$(BIN)/python -m pytest $(IN_LANES) $(PYTEST) && test -z "$$failed"
 
-report: .venv/.lab  ## run every notebook without a window and write reports/ipclab.html
+report: .venv/.compiled  ## run every notebook without a window and write reports/ipclab.html
 	@exec $(BIN)/labkit report
 
 clean:  ## remove caches and built reports
@@ -96,6 +96,12 @@ endef
 .venv/.lab: .venv/.made pyproject.toml constraints.txt
 	@echo '== installing the labs into .venv (a minute or two, the first time only)'
 	@$(call install,.venv,--editable .)
+	@touch $@
+
+# Numba keeps its machine code beside the sources; without this the first cell that starts a process would wait for it.
+.venv/.compiled: .venv/.lab $(wildcard labkit/*_entry.py labkit/*/*.py)
+	@echo '== compiling the queues (half a minute, once)'
+	@$(BIN)/python -c 'import labkit.preload'
 	@touch $@
 
 .venv/.test: .venv/.made pyproject.toml constraints.txt
