@@ -107,6 +107,18 @@ def receive_batches(rings: list[Spsc], count: int) -> None:
         left -= len(receive_many(min(64, left)))
 
 
+def send_items(rings: list[Spsc], count: int) -> None:
+    send_many, batch = rings[0].send_many, np.arange(64)
+    for _ in itertools.repeat(None, count // 64):
+        send_many(batch)
+
+
+def receive_items(rings: list[Spsc], count: int) -> None:
+    receive_into, room, left = rings[0].receive_into, np.empty(64, np.int64), count // 64 * 64
+    while left:
+        left -= receive_into(room if left >= 64 else room[:left])
+
+
 def ping(rings: list[Spsc], count: int) -> None:
     send, receive = rings[0].send, rings[1].receive
     for _ in itertools.repeat(None, count):
@@ -241,8 +253,13 @@ def lines() -> list[Line]:
             300,
         ),
         Line(
-            "Python, send_many and receive_many of 64, 8 B",
+            "Python, send_many and receive_many of 64, lists of 8 B",
             Side("labkit", rings, (send_batches, receive_batches), 128_000),
+            None,
+        ),
+        Line(
+            "Python, send_many and receive_into of 64, arrays of 8 B",
+            Side("labkit", functools.partial(rings, 1, MB, np.int64), (send_items, receive_items), 256_000),
             None,
             35,
             60,

@@ -85,6 +85,18 @@ def store_seq_cst(typingctx, address, value):
 
 
 @intrinsic
+def load_constant(typingctx, address):
+    """Read a word that nobody writes while compiled code can see it: the compiler may read it once for a whole loop."""
+
+    def code(context, builder, signature, arguments):
+        word = builder.load(_pointer(builder, arguments[0]), align=8, typ=WORD)
+        word.set_metadata("invariant.load", builder.module.add_metadata([]))
+        return word
+
+    return types.int64(types.int64), code
+
+
+@intrinsic
 def load_plain(typingctx, address):
     """Read a word that nobody else writes meanwhile: the compiler may leave the load out, repeat it or move it."""
 

@@ -73,7 +73,7 @@ _getpid = types.ExternalFunction("getpid", types.int32())
 _write = types.ExternalFunction("write", _WORD(types.int32, _WORD, _WORD))
 
 
-@njit
+@njit(forceinline=True)
 def ring(bell, descriptor):
     """After publishing (or releasing): wake who waits for it. One load when nobody does.
 

@@ -233,9 +233,13 @@ def teach(queue: type, ops: Operations | Callable[[np.dtype], Operations]) -> No
     make_attribute_wrapper(Type, "state", "_state")
 
     @functools.cache
+    def operations(item: np.dtype) -> Operations:
+        return ops(item) if callable(ops) else ops
+
+    @functools.cache
     def receiving(item: np.dtype) -> Any:
         """`try_receive` and `receive`."""
-        of = ops(item) if callable(ops) else ops
+        of = operations(item)
         ended = "there was a sender, none is left, and everything is received"
         late = "nothing came within the timeout"
         return _waiting(of.receive, of.can_receive, of.items_bell, of.senders_gone, ended, late, of)
@@ -243,7 +247,7 @@ def teach(queue: type, ops: Operations | Callable[[np.dtype], Operations]) -> No
     @functools.cache
     def sending(item: np.dtype) -> Any:
         """`try_send` and `send`."""
-        of = ops(item) if callable(ops) else ops
+        of = operations(item)
         ended, late = "it is full, and there is no receiver any more", "it stayed full for the timeout"
         return _waiting(of.send, of.can_send, of.room_bell, of.receivers_gone, ended, late, of)
 
@@ -277,11 +281,16 @@ def teach(queue: type, ops: Operations | Callable[[np.dtype], Operations]) -> No
 
     @overload_method(Type, "send")
     def _(q, item, timeout=DEFAULT_TIMEOUT):
-        address_of, (_, send) = _sender(q.item), sending(q.item)
+        address_of, (_, send), of = _sender(q.item), sending(q.item), operations(q.item)
+        at_once, trouble = of.send, of.trouble
 
         def method(q, item, timeout=DEFAULT_TIMEOUT):
             given = address_of(item)
-            send(q._state, given[0], 1, timeout)
+            done = at_once(q._state, given[0], 1)
+            if done <= 0:
+                if done < 0:
+                    trouble(q._state, done)
+                send(q._state, given[0], 1, timeout)
 
         return method
 
@@ -309,11 +318,16 @@ def teach(queue: type, ops: Operations | Callable[[np.dtype], Operations]) -> No
 
     @overload_method(Type, "receive")
     def _(q, timeout=DEFAULT_TIMEOUT):
-        (room, value), (_, receive) = _receiver(q.item), receiving(q.item)
+        (room, value), (_, receive), of = _receiver(q.item), receiving(q.item), operations(q.item)
+        at_once, trouble = of.receive, of.trouble
 
         def method(q, timeout=DEFAULT_TIMEOUT):
             place = room()
-            receive(q._state, place[0], 1, timeout)
+            done = at_once(q._state, place[0], 1)
+            if done <= 0:
+                if done < 0:
+                    trouble(q._state, done)
+                receive(q._state, place[0], 1, timeout)
             return value(place)
 
         return method

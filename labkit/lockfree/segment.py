@@ -75,6 +75,8 @@ BODY = 4096
 IDENTITY = int.from_bytes(b"LABKITQ1", "little")
 GEOMETRY_WORDS = 7
 LARGEST = 1 << 40
+FAULTED_IN = 1 << 27
+"""A ring of up to so many bytes, both its mappings together, is faulted in when it is opened."""
 PROT_NONE, MAP_FIXED = 0, 0x10
 FOLDER = "lockfree"
 
@@ -509,10 +511,12 @@ def _map(fd: int, size: int, twice: int = 0) -> np.ndarray:
     start = _mmap(ffi.NULL, whole, PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
     # A default argument: at exit a module's names may be gone before its objects.
     owned = ffi.gc(ffi.cast("char *", start), lambda start, munmap=libc.munmap: munmap(start, whole))
-    _mmap(start, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | MAP_FIXED, fd, 0)
+    rights, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | MAP_FIXED
+    if twice and whole <= FAULTED_IN:  # it is all reserved: a fault for each page costs more than copying into it
+        flags |= mmap.MAP_POPULATE
+    _mmap(start, size, rights, flags, fd, 0)
     if whole > size:
-        again = ffi.cast("char *", start) + size
-        _mmap(again, whole - size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | MAP_FIXED, fd, twice)
+        _mmap(ffi.cast("char *", start) + size, whole - size, rights, flags, fd, twice)
     return np.frombuffer(ffi.buffer(owned, whole), np.uint8)
 
 

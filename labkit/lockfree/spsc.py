@@ -115,13 +115,13 @@ def reserve(body, room, seen, size):
     return write
 
 
-@njit
+@njit(forceinline=True)
 def publish(body, position):
     """Everything before `position` becomes the receiver's."""
     store_release(body + WRITE, position)  # edge A: the bytes are whole before they are seen
 
 
-@njit
+@njit(forceinline=True)
 def at(body, size, position):
     """Address of a position in a ring of so many bytes; as many follow there, thanks to the second mapping."""
     return body + DATA + (position & (size - 1))
@@ -202,13 +202,13 @@ def readable(body, room, seen, position):
     return there
 
 
-@njit
+@njit(forceinline=True)
 def read_position(body):
     """Where the receiver is."""
     return load_relaxed(body + READ)  # only the receiver writes it
 
 
-@njit
+@njit(forceinline=True)
 def release(body, position):
     """Everything before `position` becomes the sender's again."""
     store_release(body + READ, position)  # edge B: copied before it is given back
@@ -260,7 +260,7 @@ def is_cut(body, room, seen, start, position):
 # --- items --------------------------------------------------------------------------------------------------
 
 
-@njit
+@njit(forceinline=True)
 def send_items(body, size, room, seen, item_bytes, source, count):
     """Copy in as many items as there is room for, and publish them: how many, 0, or CORRUPT."""
     write = load_relaxed(body + WRITE)  # only the sender writes it
@@ -280,7 +280,7 @@ def send_items(body, size, room, seen, item_bytes, source, count):
     return count
 
 
-@njit
+@njit(forceinline=True)
 def take_items(body, size, room, seen, item_bytes, to, most):
     """Copy out up to `most` items, and give their bytes back: how many, 0, or CORRUPT."""
     read = read_position(body)
@@ -300,7 +300,7 @@ def take_items(body, size, room, seen, item_bytes, to, most):
     return most
 
 
-@njit
+@njit(forceinline=True)
 def copy_items(to, source, count, item_bytes):
     """memcpy(3), as a few instructions for one item of a size that the compiler knows."""
     if count == 1:

@@ -14,7 +14,16 @@ from typing import Any
 from numba import cfunc, njit, types
 
 from labkit.lockfree import bells, spsc
-from labkit.lockfree.atomics import compiler_fence, copy, fence, load_relaxed, on_stack, pause, store_relaxed
+from labkit.lockfree.atomics import (
+    compiler_fence,
+    copy,
+    fence,
+    load_constant,
+    load_relaxed,
+    on_stack,
+    pause,
+    store_relaxed,
+)
 from labkit.lockfree.entry import (
     APART,
     BUFFER_SIZE,
@@ -80,6 +89,7 @@ or was; AGAIN: something else has come to be the next; TOO_LARGE: for the buffer
 receiver in compiled code."""
 STREAMING = 16384  # from this size on NumPy may use streaming stores, which no release store orders: x86
 LONG = 2000  # how often to look for the next piece, at most
+BRIEFLY = 60  # how often to look for the next message with the GIL: some microseconds
 SENDER, RECEIVER = 0, 1  # labkit.lockfree.segment
 
 
@@ -89,13 +99,13 @@ SENDER, RECEIVER = 0, 1  # labkit.lockfree.segment
 @njit
 def tell_receiver(state):
     """Something was published."""
-    bells.ring(load_relaxed(state + ITEMS_BELL), load_relaxed(state + ITEMS_FD))
+    bells.ring(load_constant(state + ITEMS_BELL), load_constant(state + ITEMS_FD))
 
 
 @njit
 def tell_sender(state):
     """Something was released. A sender that waits is left asleep until half of the ring is free, to wake it seldom."""
-    bell = load_relaxed(state + ROOM_BELL)
+    bell = load_constant(state + ROOM_BELL)
     compiler_fence()  # edge S
     if load_relaxed(bell + bells.WAITERS) != 0:
         room = load_relaxed(state + ROOM)
@@ -323,6 +333,17 @@ def is_there(state):
 
 
 @njit
+def comes_soon(state):
+    """Watch an empty ring for a moment, with the GIL: to call Python for it costs more than most waits are long."""
+    body, position = load_relaxed(state + RING), position_of(state)
+    for _ in range(min(load_relaxed(state + SPINS), BRIEFLY)):
+        if spsc.published(body) != position:
+            return True
+        pause()
+    return False
+
+
+@njit
 def has_room(state, size):
     """Whether so many bytes fit in now. It changes nothing."""
     room = load_relaxed(state + ROOM)
@@ -385,6 +406,8 @@ def _compile(key: str) -> dict[str, Entry]:
         state = PyLong_AsVoidPtr(self)
         if count == 0 and names == 0:
             message = receive_bytes(state)
+            if message == -FULL and comes_soon(state):
+                message = receive_bytes(state)
             if message >= 0:
                 return message
         return PyObject_Vectorcall(load_relaxed(state + RECEIVE_REST), arguments, count, names)
@@ -697,24 +720,24 @@ def spsc_functions() -> dict[str, Callable[..., int]]:
 def item_operations(item_bytes: int) -> dict[str, Any]:
     """`send` and `receive` of items of a size that the compiler knows, so that one is a few instructions."""
 
-    @njit
+    @njit(forceinline=True)
     def send(state, source, count):
         """Send items: how many, 0 when it is full, or trouble."""
         if load_relaxed(state + SENDS) != READY:
             return -APART
-        body, ring, room = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + ROOM)
+        body, ring, room = load_constant(state + RING), load_constant(state + RING_BYTES), load_constant(state + ROOM)
         sent = spsc.send_items(body, ring, room, state + READ_SEEN, item_bytes, source, count)
         if sent > 0:
             tell_receiver(state)
             return sent
         return sent if sent == 0 else -CORRUPT
 
-    @njit
+    @njit(forceinline=True)
     def receive(state, to, most):
         """Receive items: how many, 0 when there are none, or trouble."""
         if load_relaxed(state + RECEIVES) != READY:
             return -NOT_RECEIVER
-        body, ring, room = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + ROOM)
+        body, ring, room = load_constant(state + RING), load_constant(state + RING_BYTES), load_constant(state + ROOM)
         came = spsc.take_items(body, ring, room, state + WRITE_SEEN, item_bytes, to, most)
         if came > 0:
             tell_sender(state)
