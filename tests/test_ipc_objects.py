@@ -173,6 +173,19 @@ def test_shared_mappings(program, tmp_path):
     assert found.users == (process.pid,) and found.bytes == 8192
 
 
+@pytest.mark.skipif(not shutil.which("lsof"), reason="no lsof here")
+def test_who_has_a_fifo_and_a_mapping_is_what_lsof_says(program, tmp_path):
+    fifo, path = tmp_path / "fifo", tmp_path / "file"
+    os.mkfifo(fifo)
+    path.write_bytes(bytes(4096))
+    code = f"import mmap, os; fd = os.open({str(fifo)!r}, os.O_RDWR); f = open({str(path)!r}, 'r+b')"
+    started = [python(program, code + "; m = mmap.mmap(f.fileno(), 0)") for _ in range(2)]
+    for kind, where in (("FIFO", fifo), ("shared mapping", path)):
+        said = subprocess.run(["lsof", "-t", str(where)], capture_output=True, text=True).stdout.split()
+        assert one(kind, str(where)).users == tuple(sorted(map(int, said)))
+        assert set(one(kind, str(where)).users) == {process.pid for process in started}
+
+
 def test_labkits_own_are_found_by_their_names(a_name):
     ends = [receiver(kind, a_name, create=True) for kind in ("fifo", "unix_stream")]
     ring = channel("shm_ring")

@@ -163,31 +163,60 @@ rx.close()
 # %% [markdown]
 # Each message ends at the wall: msgsnd(2) says EIDRM or EINVAL, there is no such queue.
 #
-# ## Limits of its own
+# ## POSIX queues as files
 #
-# Limits belong to a namespace, too. How many messages may a POSIX queue hold? `/proc/sys/fs/mqueue/msg_max` shows the answer of the
-# reader's namespace, and who is privileged there may change it. Outside nothing happens.
+# POSIX queues belong to the IPC namespace, too, and whoever mounts the file system *mqueue*(7) sees those of the namespace in which
+# it was mounted. Inside there is a mount namespace as well, so that the mount is nobody else's:
 
 
 # %%
 # %%needs_namespaces
+import os
 from pathlib import Path
 
-LIMIT = Path("/proc/sys/fs/mqueue/msg_max")
+import posix_ipc
 
 
-def raise_limit():
-    before = LIMIT.read_text().strip()
-    try:
-        LIMIT.write_text("100")
-    except OSError as refused:
-        return f"{before}, and raising it is refused: {refused.strerror}"
-    return f"{before}, raised to {LIMIT.read_text().strip()}"
+def list_queues():
+    posix_ipc.MessageQueue("/lab12", posix_ipc.O_CREX, max_messages=4, max_message_size=64).send(b"hello")
+    os.mkdir("/dev/shm/queues")
+    failed = ctypes.CDLL(None).mount(b"none", b"/dev/shm/queues", b"mqueue", 0, None)
+    files = {path.name: path.read_text().strip() for path in Path("/dev/shm/queues").iterdir()}
+    return f"mount(2) returned {failed}", files
+
+
+with namespace("ipc", "mount") as ns:
+    print("inside: ", *ns.run(list_queues))
+print("outside:", [one.name for one in objects().of("POSIX queue") if "lab12" in one.name])
+
+# %% [markdown]
+# ## Limits of its own
+#
+# Limits belong to a namespace, too: how many messages a POSIX queue may hold, how large a System V segment may be. The files of
+# `/proc/sys` show the values of the reader's namespace, and who is privileged there may change them. Outside nothing happens.
+
+
+# %%
+# %%needs_namespaces
+LIMITS = {Path("/proc/sys/fs/mqueue/msg_max"): "100", Path("/proc/sys/kernel/shmmax"): "65536"}
+
+
+def change_limits():
+    said = []
+    for limit, value in LIMITS.items():
+        before = limit.read_text().strip()
+        try:
+            limit.write_text(value)
+        except OSError as refused:
+            said.append(f"{limit.name} is {before}; changing it is refused: {refused.strerror}")
+        else:
+            said.append(f"{limit.name} was {before} and is {limit.read_text().strip()}")
+    return said
 
 
 with namespace("ipc") as ns:
-    print("inside: ", ns.run(raise_limit))
-print("outside:", LIMIT.read_text().strip())
+    print("inside: ", *ns.run(change_limits), sep="\n  ")
+print("outside:", *(f"{limit.name} is {limit.read_text().strip()}" for limit in LIMITS), sep="\n  ")
 
 # %% [markdown]
 # ## How long does it live?
@@ -198,10 +227,10 @@ print("outside:", LIMIT.read_text().strip())
 
 # %%
 # %%needs_namespaces
-import os
 import signal
 import time
 
+from labkit import RemoteError
 from labkit.isolation import those_of
 
 
@@ -218,7 +247,10 @@ with namespace("ipc") as ns:
     os.kill(ns.pid, signal.SIGKILL)
     print("after the holder:", len(those_of(job.pid).run(objects).of("System V queue")), "queue inside")
 rx.close()
-print(job)
+try:
+    job.wait()
+except RemoteError as ended:
+    print(ended)
 
 # %% [markdown]
 # Leaving the `with` ended the last process, and with it the namespace and its queue. Nobody has called msgctl(2) to remove it: System
@@ -301,9 +333,6 @@ for cell in (("POSIX queue", "ipc"), ("POSIX memory", "ipc"), ("signal to a pid"
 
 # %%
 # %%needs_namespaces
-import posix_ipc
-
-
 def makes():
     sysv_ipc.MessageQueue(77, sysv_ipc.IPC_CREX)
     posix_ipc.SharedMemory("/lab12", posix_ipc.O_CREX, size=4096).close_fd()
