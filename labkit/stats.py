@@ -153,7 +153,7 @@ def plot_throughputs(throughputs: list[Throughput], ax: Any = None) -> Any:
     ax.set(xlabel="messages per second")
     ax.xaxis.set_major_formatter(lambda value, _: amount(value))
     ax.invert_yaxis()
-    ax.margins(x=0.15)
+    ax.margins(x=0.3)
     return Picture(ax)
 
 
