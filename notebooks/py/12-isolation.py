@@ -214,6 +214,8 @@ def change_limits():
     return said
 
 
+# %%
+# %%needs_namespaces
 with namespace("ipc") as ns:
     print("inside: ", *ns.run(change_limits), sep="\n  ")
 print("outside:", *(f"{limit.name} is {limit.read_text().strip()}" for limit in LIMITS), sep="\n  ")
