@@ -340,6 +340,7 @@ def count_copies(label, word, *jobs):
         job.kill()
 
 
+# %%
 for kind in ("pipe", "posix_shm"):
     tx, rx = channel(kind)
     word = b"nowhere else in the world: " + os.urandom(4)

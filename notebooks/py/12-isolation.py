@@ -242,6 +242,8 @@ def stays(tx):
     time.sleep(60)
 
 
+# %%
+# %%needs_namespaces
 with namespace("ipc") as ns:
     tx, rx = channel("pipe")
     job = launch(stays, tx, inside=ns)
