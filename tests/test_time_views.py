@@ -16,6 +16,7 @@ from labkit.bench.view_cost import MadeUp
 from labkit.events import EVENT, Action, messages
 from labkit.page import Page
 from labkit.report import run
+from labkit.trace import ProcessInfo
 from labkit.views import recording, watch
 from labkit.views.occupancy import Occupancy
 from labkit.views.sequence import Sequence
@@ -125,7 +126,7 @@ def test_an_arrow_goes_from_the_send_to_the_receipt_of_its_message(browser, expo
         }
         assert now["messages"] == now["shown"] == len(exported.found)
         hits = [hit for hit in now["hits"] if math.isfinite(hit["received_ns"])]
-        assert len(hits) > 20
+        assert len(hits) >= 5  # those that were sent too close together for the width of the page are drawn as one
         for hit in hits:
             assert (hit["sent_ns"], hit["received_ns"], hit["sender"], hit["receiver"]) in times
             assert hit["x1"] >= hit["x0"]
@@ -343,7 +344,7 @@ def crowded(events):
 def named(trace):
     trace.channels[0].label = "<img src=x onerror=alert(1)> 管道 \U0001f600"
     trace.processes[1000].name = "<script>alert(2)</script> \u202e\x00"
-    trace.processes[7] = SimpleNamespace(pid=7, name="never speaks", ended=None)
+    trace.processes[7] = ProcessInfo(7, "never speaks")
     return trace
 
 

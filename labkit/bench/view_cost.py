@@ -18,7 +18,7 @@ import numpy as np
 
 from labkit.bench import Row
 from labkit.events import EVENT, Action, messages
-from labkit.trace import Trace
+from labkit.trace import ProcessInfo, Trace
 
 MESSAGES = 100_000
 SECONDS = 5.0
@@ -58,7 +58,7 @@ class MadeUp:
             for i, name in enumerate(names)
         ]
         self.processes = {
-            pid: SimpleNamespace(pid=pid, name=("producer", "consumer")[pid % 2], ended="exited 0")
+            pid: ProcessInfo(pid, ("producer", "consumer")[pid % 2], "exited 0")
             for pid in range(1000, 1000 + 2 * channels)
         }
         self.traced_locks: list[Any] = []
