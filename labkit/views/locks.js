@@ -431,12 +431,13 @@ class LocksView extends View {
 
   /** For tests: what is shown, read-only. Times in ns since the first event. */
   state() {
+    this.here ??= situation(this.table, this.now()); // it may be asked before it has room to be painted in
     const { table } = this, [sentence, wrong] = this.sentence();
     return {
       view: "locks", now_ns: this.now(), from_ns: this.from, to_ns: this.right(), over: table.over, spans: table.spans.length, sentence, wrong,
       locks: table.locks.map((l) => l.label), deadlocks: table.deadlocks.map((d) => d.sentence),
       lanes: table.actors.map((a, i) => ({ name: a.name, status: this.status(i) })), ticking: !!this.timer,
-      hits: this.hits.map(({ x, y, w, h, text }) => ({ x, y, w, h, text })),
+      hits: (this.hits ?? []).map(({ x, y, w, h, text }) => ({ x, y, w, h, text })),
     };
   }
 }
