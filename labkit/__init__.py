@@ -44,7 +44,7 @@ _HOME = {
     "objects": "labkit.objects",
 }
 
-_MODULES = ("draw", "explore", "exercises", "sync")
+_MODULES = ("draw", "electron", "explore", "exercises", "sync")
 
 __all__ = sorted(_HOME)
 

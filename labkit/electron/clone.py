@@ -520,6 +520,8 @@ class _Encoder:
     def parts(self, value: BaseException) -> None:
         if isinstance(value, Error):
             message, stack, cause = value.message, value.stack, value.cause
+            if stack is None:  # made here: JavaScript's always have one
+                stack = f"{value.name}: {message}" if message else value.name
         else:
             message = str(value) or None
             stack = "".join(traceback.format_exception(type(value), value, value.__traceback__, chain=False)).rstrip()

@@ -22,7 +22,7 @@ class Page:
     """Where the page is from, as its `location` says: "file:///..." or "data:text/html,..."."""
     html: str
     folder: Path | None
-    """Where scripts that the page names by a relative address are, and nothing outside; None for a data: page."""
+    """Where scripts that the page names by a relative address are looked for; None for a data: page."""
     preload: str | None
     """The path of the preload script, absolute."""
     context_isolation: bool

