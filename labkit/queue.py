@@ -417,6 +417,10 @@ class SimpleQueue(Queue):
     def __init__(self, *, ctx: Any = None):
         super().__init__(SLOTS)
 
+    def _begin(self, ring: _Ring, maxsize: int) -> None:
+        super()._begin(ring, maxsize)
+        self._rlock = self._wlock = threading.Lock()  # multiprocessing.Pool takes one when it ends; here nobody waits
+
     def empty(self) -> bool:
         """Whether there is nothing to get. OSError: this queue is closed."""
         if self._closed:
@@ -500,6 +504,10 @@ class Writer:
         """Whether the queue is closed here."""
         closed: bool = self._queue._closed
         return closed
+
+    def send(self, obj: Any) -> None:
+        """As `put`."""
+        self._queue.put(obj)
 
     def close(self) -> None:
         """Nothing: `Queue.close` closes."""

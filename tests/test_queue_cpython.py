@@ -112,3 +112,14 @@ def test_a_process_pool_works_with_it(monkeypatch, start_method):
         with pytest.raises(Exception, match="pickle"):
             pool.submit(len, (n for n in range(3))).result(30)
         assert pool.submit(abs, -3).result(30) == 3
+
+
+def test_a_pool_of_multiprocessing_works_with_it(monkeypatch, start_method):
+    context = multiprocessing.get_context(start_method)
+    monkeypatch.setattr(context, "SimpleQueue", labkit.SimpleQueue, raising=False)
+    with context.Pool(2) as pool:
+        assert pool.map(abs, range(-100, 100)) == [abs(n) for n in range(-100, 100)]
+        assert pool.apply(len, (bytes(1_000_000),)) == 1_000_000
+        with pytest.raises(ZeroDivisionError):
+            pool.apply(divmod, (1, 0))
+        assert sorted(pool.imap_unordered(abs, range(-10, 0))) == list(range(1, 11))
