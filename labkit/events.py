@@ -6,6 +6,7 @@ nanoseconds (clock_gettime(2)), one clock for every process of a machine.
 
 from __future__ import annotations
 
+import codecs
 from enum import IntEnum
 
 import numpy as np
@@ -30,6 +31,9 @@ class Action(IntEnum):
     LOCK_CLOSED = 13
 
 
+FIRST_BYTES = 16
+"""Of a message's payload, so many are recorded."""
+
 EVENT = np.dtype(
     [
         ("time_ns", "<i8"),
@@ -39,8 +43,9 @@ EVENT = np.dtype(
         ("channel", "<u2"),
         ("endpoint", "<u2"),
         ("action", "<u4"),
+        ("first", f"S{FIRST_BYTES}"),  # of SEND_BEGINS: how the payload begins; numpy takes zeros off its end
     ]
-)  # 32 bytes, two to a cache line
+)
 
 MESSAGE = np.dtype(
     [
@@ -54,8 +59,32 @@ MESSAGE = np.dtype(
         ("receive_begins", "<i8"),  # when the receiver began to wait for it, 0 while unknown
         ("receive_ends", "<i8"),  # 0 while nobody has received it
         ("dropped", "?"),
+        ("first", f"S{FIRST_BYTES}"),  # all zeros where the trace records no contents
     ]
 )
+
+
+def beginning(first: bytes, size: int) -> bytes:
+    """How a message of so many bytes begins, with the zeros that numpy has taken off."""
+    return first.ljust(min(size, FIRST_BYTES), b"\0")
+
+
+def in_words(begins: bytes, size: int) -> str:
+    """How a message begins, for people: “text…” where all of it is letters, else its bytes as 0a ff 00 …"""
+    more = size > len(begins)
+    try:
+        # What was cut off may be the rest of a character, which the decoder waits for.
+        text = _UTF8().decode(begins, final=not more).translate(_SIGNS)
+    except UnicodeDecodeError:
+        text = ""
+    if text and all(letter.isprintable() or letter == _JOINER for letter in text):
+        return f"“{text}{'…' * more}”"
+    return begins.hex(" ") + " …" * more
+
+
+_UTF8 = codecs.getincrementaldecoder("utf-8")
+_SIGNS = str.maketrans("\n\r\t", "↵␍⇥")
+_JOINER = "\u200d"  # of several emoji to one
 
 
 def of_channels(events: np.ndarray) -> np.ndarray:
@@ -91,7 +120,8 @@ def messages(events: np.ndarray) -> np.ndarray:
 
     rows = np.zeros(len(ids), MESSAGE)
     rows["message"] = ids
-    for field, source in (("channel", "channel"), ("sender", "pid"), ("size", "size"), ("send_begins", "time_ns")):
+    of = {"channel": "channel", "sender": "pid", "size": "size", "first": "first", "send_begins": "time_ns"}
+    for field, source in of.items():
         rows[field] = begun[source]
 
     def place(these: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from labkit.events import EVENT, Action, messages, of_channels
+from labkit.events import EVENT, FIRST_BYTES, Action, beginning, in_words, messages, of_channels
 from labkit.locks import FOREVER, GIVEN, GOT, HELD, IN_VAIN, History
 
-FORMAT = 1
+FORMAT = 2
 NUMBERS = ("time_ns", "action", "message", "size", "pid", "channel", "endpoint")
-COLUMNS = (*NUMBERS, "process", "label")
-"""Of a saved trace. The last two are for the eye: the header knows the names by their numbers."""
+COLUMNS = (*NUMBERS, "first", "process", "label")
+"""Of a saved trace; format 1 had no `first`. The last two are for the eye: the header knows the names by numbers."""
 MARK = "# labkit trace "
 WORDS = {action: action.name.lower().replace("_", " ") for action in Action}
 PARQUET_NEEDS = "Parquet is written and read by pyarrow, which is not installed: pip install pyarrow, or use to_csv()"
@@ -52,7 +52,9 @@ def to_csv(path: str | Path, events: np.ndarray, header: dict[str, Any]) -> Path
     text.write(MARK + json.dumps(_complete(header, events)) + "\r\n")
     table = csv.writer(text)
     table.writerow(COLUMNS)
-    table.writerows(zip(*_columns(events, header), strict=True))
+    columns = dict(zip(COLUMNS, _columns(events, header), strict=True))
+    columns["first"] = [first and first.hex() for first in columns["first"]]
+    table.writerows(zip(*columns.values(), strict=True))
     raw = text.getvalue().encode(errors="replace")
     return replace_file(path, gzip.compress(raw, 9, mtime=0) if str(path).endswith(".gz") else raw)
 
@@ -64,6 +66,8 @@ def to_parquet(path: str | Path, events: np.ndarray, header: dict[str, Any]) -> 
     for name, column in zip(COLUMNS, _columns(events, header), strict=True):
         if name in NUMBERS and name != "action":
             arrays[name] = pyarrow.array(events[name])
+        elif name == "first":
+            arrays[name] = pyarrow.array(column, pyarrow.binary())
         else:
             texts = [str(text).encode(errors="replace").decode() for text in column]
             arrays[name] = pyarrow.array(texts, pyarrow.string()).dictionary_encode()
@@ -109,10 +113,13 @@ def _complete(header: dict[str, Any], events: np.ndarray) -> dict[str, Any]:
 def _columns(events: np.ndarray, header: dict[str, Any]) -> Iterator[Iterable[Any]]:
     """The columns of a table of events, as Python's own types."""
     names = {process["pid"]: process["name"] for process in header["processes"]}
+    recorded = (events["action"] == Action.SEND_BEGINS) & header["contents"]
     labels = {False: [c["label"] for c in header["channels"]], True: [c["label"] for c in header["locks"]]}
     for column in NUMBERS:
         values = events[column].tolist()
         yield [WORDS[value] for value in values] if column == "action" else values
+    rows = zip(recorded.tolist(), events["first"].tolist(), events["size"].tolist(), strict=True)
+    yield [beginning(first, size) if known else None for known, first, size in rows]
     yield [names.get(pid, "") for pid in events["pid"].tolist()]
     of_lock = (events["action"] >= Action.LOCK_OPENED).tolist()
     yield [labels[kind][number] for kind, number in zip(of_lock, events["channel"].tolist(), strict=True)]
@@ -122,12 +129,16 @@ def _from_csv(text: str) -> tuple[np.ndarray, dict[str, Any]]:
     first, _, rest = text.partition("\n")
     header = _header(first.removeprefix(MARK))
     rows = list(csv.reader(io.StringIO(rest, newline="")))
-    if not rows or tuple(rows[0]) != COLUMNS or not text.endswith("\n"):
+    columns = tuple(name for name in COLUMNS if name != "first" or header["format"] > 1)
+    if not rows or tuple(rows[0]) != columns or not text.endswith("\n"):
         raise ValueError("is damaged or ends too early: copy it again from where it was saved")
     numbers = {word: int(action) for action, word in WORDS.items()}
     events = np.zeros(len(rows) - 1, EVENT)
-    for name, column in zip(NUMBERS, zip(*rows[1:], strict=False), strict=False):
+    for name, column in zip(columns[:-2], zip(*rows[1:], strict=False), strict=False):
         try:
+            if name == "first":
+                events[name] = _firsts(bytes.fromhex(word) for word in column)
+                continue
             values = [numbers[word] for word in column] if name == "action" else [int(word) for word in column]
             events[name] = np.array(values, EVENT[name])
         except (KeyError, ValueError, OverflowError) as reason:
@@ -148,9 +159,19 @@ def _from_parquet(raw: bytes) -> tuple[np.ndarray, dict[str, Any]]:
         for name in NUMBERS:
             column = table.column(name)
             events[name] = [numbers[word] for word in column.to_pylist()] if name == "action" else column.to_numpy()
+        if header["format"] > 1:
+            events["first"] = _firsts(first or b"" for first in table.column("first").to_pylist())
     except (pyarrow.ArrowException, OSError, KeyError) as reason:
         raise ValueError(f"is damaged or ends too early ({str(reason).splitlines()[0]})") from None
     return events, header
+
+
+def _firsts(column: Iterable[bytes]) -> list[bytes]:
+    """How messages begin, checked: numpy would cut off what is too much."""
+    found = list(column)
+    if (longest := max(map(len, found), default=0)) > FIRST_BYTES:
+        raise ValueError(f"{longest} bytes where {FIRST_BYTES} is the most")
+    return found
 
 
 def _header(text: str) -> dict[str, Any]:
@@ -162,7 +183,7 @@ def _header(text: str) -> dict[str, Any]:
         raise ValueError("is damaged: its header is not one of labkit's")
     if header["format"] > FORMAT:
         raise ValueError(f"was saved by a newer labkit (format {header['format']}, this one reads {FORMAT}): update it")
-    return header
+    return {"contents": False} | header
 
 
 def _check(events: np.ndarray, header: dict[str, Any]) -> None:
@@ -220,7 +241,7 @@ BEGIN, END, INSTANT, COUNTER = 1, 2, 3, 4
 _NAMES = ["send", "receive", "received", "gave up: not sent", "no message came", "closed"]
 _NAMES += ["waits", "waits in vain", "holds", "gave back"]
 _OF_SPAN = {GOT: "waits", IN_VAIN: "waits in vain", HELD: "holds"}
-_ANNOTATIONS = ["bytes", "message"]
+_ANNOTATIONS = ["bytes", "message", "begins"]
 
 
 def _varint(number: int) -> bytes:
@@ -304,7 +325,7 @@ def _calls(events: np.ndarray, header: dict[str, Any], tracks: _Tracks) -> Itera
     arrived = set(found["message"][found["receive_ends"] != 0].tolist())
     on_the_way = [0] * len(labels)
     ended = {Action.DROPPED: "gave up: not sent", Action.GAVE_UP: "no message came"}
-    for time, message, size, pid, channel, endpoint, action in events.tolist():
+    for time, message, size, pid, channel, endpoint, action, first in events.tolist():
         sends = action in (Action.SEND_BEGINS, Action.SEND_ENDS, Action.DROPPED)
         does = "an end of" if action == Action.CLOSED else "send to" if sends else "receive from"
         track = tracks.within(pid, ("end", endpoint), f"{does} {labels[channel]}")
@@ -315,6 +336,8 @@ def _calls(events: np.ndarray, header: dict[str, Any], tracks: _Tracks) -> Itera
         if action == Action.SEND_BEGINS:
             step = int(message in arrived)
             arrow = _fixed(47, message) if step else b""  # flow_ids: it leaves here
+            if header["contents"]:
+                about += _bytes(4, _number(1, 3) + _bytes(6, in_words(beginning(first, size), size)))  # string_value
             yield time, _event(BEGIN, track, "send", about + arrow)
         elif action == Action.RECEIVE_BEGINS:
             yield time, _event(BEGIN, track, "receive")

@@ -24,6 +24,7 @@ from typing import Any
 
 from labkit.machine import facts
 from labkit.stats import STANDS_IN
+from labkit.views.recording import without_secrets
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
@@ -47,9 +48,8 @@ def scrub(text: str) -> str:
     text = re.sub(r"[^\s'\"]*(?:kernel|jpserver|nbserver)-[0-9a-f-]+\.json", "(connection file)", text)
     text = re.sub(r"(\btoken=|\b(?:Bearer|token) +)[0-9A-Za-z._~+/-]{16,}=*", r"\1…", text)
     text = re.sub(r"(\btoken=)[0-9A-Za-z._~-]{8,}", r"\1…", text)
-    for home in {str(Path.home()), os.environ.get("HOME", ""), os.path.realpath(Path.home())}:
-        if len(home) > 1:
-            text = re.sub(f"{BEFORE}{re.escape(home)}{AFTER}", "~", text)
+    for home in _homes():
+        text = re.sub(f"{BEFORE}{re.escape(home)}{AFTER}", "~", text)
     return re.sub(rf"{BEFORE}/(?:home|Users)/[\w.-]+", "~", text)  # a notebook that somebody else has run
 
 
@@ -62,6 +62,19 @@ def _scrubbed(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: item if key in ("image/png", "image/jpeg") else _scrubbed(item) for key, item in value.items()}
     return value
+
+
+def _tells() -> re.Pattern[bytes]:
+    """Finds in the first bytes of a message what a report must not tell, also where only its beginning is there."""
+    secrets = [value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= 8]
+    begin = [re.escape(hidden.encode()[:5]) for hidden in (*secrets, *_homes())]
+    return re.compile(
+        rb"token=|Bearer |token |/(?:home|Users)/|(?:kernel|jpserver|nbserver)-[0-9a-f]|" + b"|".join(begin)
+    )
+
+
+def _homes() -> set[str]:
+    return {home for home in (str(Path.home()), os.environ.get("HOME", ""), os.path.realpath(Path.home())) if home[1:]}
 
 
 def _opened(raw: bytes) -> tuple[Any, bytes, bool] | None:
@@ -77,12 +90,17 @@ def _opened(raw: bytes) -> tuple[Any, bytes, bool] | None:
 
 
 def _scrubbed_recording(raw: bytes) -> bytes:
-    """What a view draws, with the names in it scrubbed."""
+    """What a view draws, with the names in it scrubbed, and messages that begin with what a report must not tell."""
     found = _opened(raw)
-    if found is None or _scrubbed(found[0]) == found[0]:
+    if found is None:
         return raw
     header, data, measured = found
-    text = json.dumps(_scrubbed(header)).encode()
+    scrubbed, kept = _scrubbed(header), data
+    if measured and header.get("contents"):
+        kept = without_secrets(data, header["rows"], _tells())
+    if (scrubbed, kept) == (header, data):
+        return raw
+    text, data = json.dumps(scrubbed).encode(), kept
     if measured:
         text += b" " * (-len(text) % 8)
         text = len(text).to_bytes(8, "little") + text

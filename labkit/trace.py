@@ -46,16 +46,28 @@ from labkit.locks import Deadlock, History, LockInfo, Locks
 from labkit.machine import facts
 from labkit.stats import Comparison, Latency, Throughput
 from labkit.sync.shared import Held, Shared
-from labkit.trace_entry import ENDPOINTS, EVENT_BYTES, HEADER, ORIGIN, PID, TAG, trace_entries, trace_functions
+from labkit.trace_entry import (
+    CONTENTS,
+    ENDPOINTS,
+    FIRST_BYTES,
+    HEADER,
+    ORIGIN,
+    PID,
+    SLOT_BYTES,
+    TAG,
+    trace_entries,
+    trace_functions,
+)
 
 RING_EVENTS = 1 << 17
 """Events that an endpoint records while the collector is busy elsewhere."""
 COLLECT_SECONDS = 0.01
 NOTIFY_SECONDS = 0.05
 
-_RING_BYTES = RING_EVENTS * EVENT_BYTES
+_RING_BYTES = RING_EVENTS * SLOT_BYTES
+_CONTENTS_BYTES = RING_EVENTS * FIRST_BYTES  # behind the slots of a sender's ring
 # A ring's place, whole pages; what a small ring leaves of it is a hole that takes no memory.
-_STRIDE = -(-(spsc.DATA + _RING_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
+_STRIDE = -(-(spsc.DATA + _RING_BYTES + _CONTENTS_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
 _LOCK_RING_BYTES = _RING_BYTES >> 2  # a lock has a ring in every process that it is handed to
 
 
@@ -93,13 +105,15 @@ class Trace:
     A trace stays in the process that made it; the ends of its channels and its locks may travel.
 
     Args:
-        keep: events kept in memory (32 bytes each); beyond that the oldest are forgotten, and counted.
+        keep: events kept in memory (48 bytes each); beyond that the oldest are forgotten, and counted.
+        contents: whether the first 16 bytes of each message are recorded too. Views show them, and reports and saved
+            traces hold them: say False when the messages are nobody else's business.
 
     Raises:
         OSError: the machine cannot reserve the memory.
     """
 
-    def __init__(self, keep: int = 8_000_000):
+    def __init__(self, keep: int = 5_000_000, contents: bool = True):
         self.channels: list[ChannelInfo] = []
         self.traced_locks: list[LockInfo] = []
         self.processes: dict[int, ProcessInfo] = {}
@@ -109,7 +123,7 @@ class Trace:
         """When a loaded trace was saved, on the clock of its events; None for one that was recorded here."""
         self.machine: dict[str, str] = {}
         """Where a loaded trace was recorded, as labkit.machine.facts tells it."""
-        self.keep = keep
+        self.keep, self.contents = keep, contents
         self.forgotten = 0
         """Events that were recorded, and forgotten because there were more than `keep`."""
         self._memory: list[int] = []  # the memfd, while there are endpoints to record
@@ -184,9 +198,10 @@ class Trace:
     def _attach(self, wrapper: Any, inner: Any, channel: int) -> Any:
         """A new endpoint, with a ring of its own."""
         with self._lock:
-            number = self._reserve(_RING_BYTES)
+            contents = self.contents and wrapper is TracedSender
+            number = self._reserve(_RING_BYTES + _CONTENTS_BYTES * contents)
             try:
-                end = wrapper(inner, os.dup(self._memory[0]), channel, number, (number + 1) << 40)
+                end = wrapper(inner, os.dup(self._memory[0]), channel, number, (number + 1) << 40, contents)
             except BaseException:
                 del self._rings[number]
                 self._rest()
@@ -274,13 +289,12 @@ class Trace:
         """Take everything that has been recorded out of the rings. The collector does this 100 times a second."""
         with self._lock:
             for number, ring in list(self._rings.items()):
-                size = ring.nbytes - spsc.DATA
-                there = min(int(ring[spsc.WRITE // 8] - ring[spsc.READ // 8]), size)  # a hint, for its size
-                if there < EVENT_BYTES:
+                there = int(ring[spsc.WRITE // 8] - ring[spsc.READ // 8]) // SLOT_BYTES  # a hint, for its size
+                if there < 1:
                     continue
                 # No numpy copy: it would let go of the GIL, and to get that back takes milliseconds in a busy process.
-                chunk = np.empty(there // EVENT_BYTES, EVENT)
-                if _take(ring, chunk) != chunk.nbytes:
+                chunk = np.empty(min(there, RING_EVENTS), EVENT)
+                if _take(ring, chunk) != len(chunk):
                     continue
                 self._chunks.append(chunk)
                 self._kept += len(chunk)
@@ -424,6 +438,7 @@ class Trace:
             trace.traced_locks = [LockInfo(**lock) for lock in header["locks"]]
             trace.processes = {process["pid"]: ProcessInfo(**process) for process in header["processes"]}
             trace.pid, trace.saved_ns, trace.machine = header["recorder"], header["saved_ns"], header["machine"]
+            trace.contents = header["contents"]
             trace._lost, trace.forgotten = header["lost"], header["forgotten"]
         except (KeyError, TypeError) as reason:
             raise ValueError(f"{path}: is damaged: its header lacks or adds something ({reason})") from None
@@ -438,6 +453,7 @@ class Trace:
                 "saved_ns": self.saved_ns or time.monotonic_ns(),
                 "lost": self.lost,
                 "forgotten": self.forgotten,
+                "contents": self.contents,
                 "channels": [vars(channel) for channel in self.channels],
                 "locks": [vars(lock) for lock in self.traced_locks],
                 "processes": [vars(process) for process in self.processes.values()],
@@ -491,14 +507,16 @@ def _counts(semaphore: Any) -> list[int]:
     return [int(getattr(semaphore, "value", 1))]
 
 
-def _map(memory: int, number: int, ring_bytes: int = _RING_BYTES) -> np.ndarray:
+def _map(memory: int, number: int, ring_bytes: int) -> np.ndarray:
     mapping = mmap.mmap(memory, spsc.DATA + ring_bytes, offset=number * _STRIDE)
     return np.frombuffer(mapping, np.int64)  # keeps the mapping alive
 
 
 def _take(ring: np.ndarray, room: np.ndarray) -> int:
-    size = ring.nbytes - spsc.DATA
-    return int(trace_functions()["take_events"](ring.ctypes.data, size, room.ctypes.data, room.nbytes))
+    behind = ring.nbytes - spsc.DATA
+    size = 1 << (behind.bit_length() - 1)  # the slots are a power of two, and more than what is behind them
+    contents = int(behind > size)
+    return int(trace_functions()["take_events"](ring.ctypes.data, size, contents, room.ctypes.data, len(room)))
 
 
 def _collect(trace: weakref.ref[Trace], stop: threading.Event) -> None:
@@ -529,15 +547,16 @@ class _Traced:
     trace: Trace | None = None  # only in the process that made it
     closed: bool
 
-    def __init__(self, inner: Any, memory: int, channel: int, number: int, tag: int):
+    def __init__(self, inner: Any, memory: int, channel: int, number: int, tag: int, contents: bool):
         self._inner = inner
         self._memory = memory
-        self._channel, self._number = channel, number
+        self._channel, self._number, self._contents = channel, number, contents
         self.kind, self.facts = inner.kind, inner.facts
         self.aftermath = inner.aftermath
-        ring = _map(memory, number)
+        ring = _map(memory, number, _RING_BYTES + _CONTENTS_BYTES * contents)
         self._state = state = new_state(ring.ctypes.data, _RING_BYTES, getattr(inner, "max_message", 0))
         state[[TAG // 8, PID // 8, ORIGIN // 8]] = tag, machine.known_pid(), channel | number << 16
+        state[CONTENTS // 8] = contents
         self._record = {name: entry.builtin(state, ring) for name, entry in trace_entries().items()}
 
     def fileno(self) -> int:
@@ -572,14 +591,15 @@ class _Traced:
 
     def __reduce__(self) -> Any:
         tag = int(self._state[TAG // 8])
-        return _arrives, (type(self), self._inner, travelling(self._memory), self._channel, self._number, tag)
+        ticket = travelling(self._memory)
+        return _arrives, (type(self), self._inner, ticket, self._channel, self._number, tag, self._contents)
 
 
 class TracedSender(_Traced, Sender):
     """A sender that records. Every message carries its id in front, which the TracedReceiver takes off."""
 
-    def __init__(self, inner: Sender, memory: int, channel: int, number: int, tag: int):
-        super().__init__(inner, memory, channel, number, tag)
+    def __init__(self, inner: Sender, memory: int, channel: int, number: int, tag: int, contents: bool):
+        super().__init__(inner, memory, channel, number, tag, contents)
         inner._allow_tag()
         self._begins, self._ends = self._record["send_begins"], self._record["send_ends"]
         self._state[HEADER // 8] = inner.header_bytes
@@ -613,8 +633,8 @@ class TracedSender(_Traced, Sender):
 class TracedReceiver(_Traced, Receiver):
     """A receiver that records."""
 
-    def __init__(self, inner: Receiver, memory: int, channel: int, number: int, tag: int):
-        super().__init__(inner, memory, channel, number, tag)
+    def __init__(self, inner: Receiver, memory: int, channel: int, number: int, tag: int, contents: bool):
+        super().__init__(inner, memory, channel, number, tag, contents)
         self._begins, self._ends = self._record["receive_begins"], self._record["receive_ends"]
         self._receive = inner.receive
 
@@ -632,8 +652,8 @@ class TracedReceiver(_Traced, Receiver):
         return message
 
 
-def _arrives(wrapper: Any, inner: Any, ticket: Any, channel: int, number: int, tag: int) -> Any:
-    return wrapper(inner, arrived(ticket), channel, number, tag)
+def _arrives(wrapper: Any, inner: Any, ticket: Any, channel: int, number: int, tag: int, contents: bool) -> Any:
+    return wrapper(inner, arrived(ticket), channel, number, tag, contents)
 
 
 class TracedLock(Held, Shared):

@@ -40,11 +40,16 @@ CLOCK = OWN + 24  # a struct timespec, 16 bytes
 HEADER = OWN + 40  # bytes of length that the mechanism wants in front: 0, or 4 on a byte stream
 SCRATCH = OWN + 48  # a word that is copied to or from where a message is not aligned
 READ_SEEN = OWN + 56  # see labkit.lockfree.spsc
+CONTENTS = OWN + 64  # 1: behind its slots the ring has room for the first bytes of each message, 0: it has not
 
 SEND_BEGINS, SEND_ENDS, RECEIVE_BEGINS, RECEIVE_ENDS, DROPPED, GAVE_UP, CLOSED = range(1, 8)
 LOCK_OPENED, LOCK_WAITS, LOCK_ACQUIRED, LOCK_GAVE_UP, LOCK_RELEASED, LOCK_CLOSED = range(8, 14)
 """labkit.events.Action as constants for compiled code; a test holds the two together."""
-EVENT_BYTES = 32
+SLOT_BYTES = 32
+"""An event in a ring: what labkit.events.EVENT has before `first`, two to a cache line."""
+FIRST_BYTES = 16
+"""Those are in a second array behind the slots, which only a sender's ring has."""
+EVENT_BYTES = SLOT_BYTES + FIRST_BYTES
 ENDPOINTS = 512
 """Endpoints that one trace has room for."""
 TAG_BYTES = 8
@@ -55,21 +60,33 @@ CLOCK_MONOTONIC = 1
 
 
 @njit
-def record(state, message, size, action):
-    """Write one event, laid out as labkit.events.EVENT. When the ring is full, count it as lost and carry on."""
+def record(state, message, size, action, source=0):
+    """Write one event, and the first bytes of the message at `source`. When the ring is full, count it as lost."""
     ring, capacity = load_relaxed(state + RING), load_relaxed(state + RING_BYTES)
-    position = spsc.reserve(ring, capacity, state + READ_SEEN, EVENT_BYTES)
+    position = spsc.reserve(ring, capacity, state + READ_SEEN, SLOT_BYTES)
     if position < 0:
         store_relaxed(ring + spsc.LOST, load_relaxed(ring + spsc.LOST) + 1)  # only the sender writes it
         return
     clock_gettime(CLOCK_MONOTONIC, state + CLOCK)
     # Ours until published. Positions are multiples of 32; the mask holds also when somebody has made them others.
-    slot = ring + spsc.DATA + (position & (capacity - EVENT_BYTES))
+    offset = position & (capacity - SLOT_BYTES)
+    slot = ring + spsc.DATA + offset
     store_relaxed(slot, load_relaxed(state + CLOCK) * 1_000_000_000 + load_relaxed(state + CLOCK + 8))
     store_relaxed(slot + 8, message)
     store_relaxed(slot + 16, size | (load_relaxed(state + PID) << 32))
     store_relaxed(slot + 24, load_relaxed(state + ORIGIN) | (action << 32))
-    spsc.publish(ring, position + EVENT_BYTES)
+    if source != 0 and load_relaxed(state + CONTENTS) != 0:
+        first = first_at(ring, capacity, offset)
+        store_relaxed(first, 0)
+        store_relaxed(first + 8, 0)
+        copy(first, source, min(size, FIRST_BYTES))
+    spsc.publish(ring, position + SLOT_BYTES)
+
+
+@njit
+def first_at(ring, capacity, offset):
+    """Where the first bytes belong of the message whose event is at this offset."""
+    return ring + spsc.DATA + capacity + offset // SLOT_BYTES * FIRST_BYTES
 
 
 @njit
@@ -100,19 +117,26 @@ def trace_functions() -> dict[str, Callable[..., int]]:
     """`take_events`, for calling from Python."""
 
     def compiled(key: str) -> dict[str, Any]:
-        @cfunc(WORD(WORD, WORD, WORD, WORD), cache=True)
-        def take_events(ring, size, to, most):
-            """Copy up to `most` bytes of events out of a ring, which is mapped once: how many bytes, or CORRUPT."""
+        @cfunc(WORD(WORD, WORD, WORD, WORD, WORD), cache=True)
+        def take_events(ring, size, contents, to, most):
+            """Copy up to `most` events out of a ring, laid out as labkit.events.EVENT: how many, or CORRUPT."""
             key  # see SOURCES
             read = spsc.read_position(ring)
             there = spsc.published(ring) - read
             if there < 0 or there > size:
                 return spsc.CORRUPT
-            start, many = read & (size - EVENT_BYTES), min(there, most) & -EVENT_BYTES
-            first = min(many, size - start)
-            copy(to, ring + spsc.DATA + start, first)
-            copy(to + first, ring + spsc.DATA, many - first)
-            spsc.release(ring, read + many)
+            many = min(there // SLOT_BYTES, most)
+            for n in range(many):
+                offset = (read + n * SLOT_BYTES) & (size - SLOT_BYTES)
+                slot = ring + spsc.DATA + offset
+                copy(to, slot, SLOT_BYTES)
+                if contents != 0 and load_relaxed(slot + 24) >> 32 == SEND_BEGINS:
+                    copy(to + SLOT_BYTES, first_at(ring, size, offset), FIRST_BYTES)
+                else:
+                    store_relaxed(to + SLOT_BYTES, 0)
+                    store_relaxed(to + SLOT_BYTES + 8, 0)
+                to += EVENT_BYTES
+            spsc.release(ring, read + many * SLOT_BYTES)
             return many
 
         return {"take_events": take_events}
@@ -143,7 +167,7 @@ def _compile(key: str) -> dict[str, Entry]:
             copy(start + header + TAG_BYTES, source, size)
             tag = load_relaxed(state + TAG)
             store_relaxed(state + TAG, tag + 1)
-            record(state, tag, size, SEND_BEGINS)
+            record(state, tag, size, SEND_BEGINS, source)
         PyBuffer_Release(buffer)
         return framed
 

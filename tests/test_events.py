@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit.events import EVENT, MESSAGE, Action, messages
+from labkit.events import EVENT, MESSAGE, Action, in_words, messages
 from labkit.stats import Comparison, Latency, Throughput, amount, duration, plot_latencies, plot_throughputs
 
 FIRST = 1 << 40
@@ -36,6 +36,27 @@ def test_four_events_are_one_message():
     assert (row["channel"], row["sender"], row["receiver"], row["size"]) == (3, 100, 101, 10)
     assert (row["receive_begins"], row["send_begins"], row["send_ends"], row["receive_ends"]) == (5, 10, 12, 20)
     assert not row["dropped"]
+
+
+BEGINNINGS = [
+    (b"hello", 5, "“hello”"),
+    (b"sixteen bytes...", 16, "“sixteen bytes...”"),
+    (b"sixteen bytes...", 17, "“sixteen bytes...…”"),
+    (b"two\r\nlines\t", 11, "“two␍↵lines⇥”"),
+    ("fünfzehn Byte..é".encode()[:16], 17, "“fünfzehn Byte..…”"),  # half a letter is not told
+    (b"half \xc3", 6, "68 61 6c 66 20 c3"),  # nor does a whole message end in one
+    ("管道 🎉".encode(), 11, "“管道 🎉”"),
+    ("👩\u200d🚀".encode(), 11, "“👩\u200d🚀”"),
+    (b"\0\x01\xff", 3, "00 01 ff"),
+    (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", 900, "89 50 4e 47 0d 0a 1a 0a 00 00 00 0d 49 48 44 52 …"),
+    ("\u202eright to left".encode()[:16], 30, "e2 80 ae 72 69 67 68 74 20 74 6f 20 6c 65 66 74 …"),
+    (b"<img src=x onerr", 40, "“<img src=x onerr…”"),
+]
+
+
+@pytest.mark.parametrize(("begins", "size", "words"), BEGINNINGS)
+def test_how_a_message_begins_is_text_or_bytes(begins, size, words):
+    assert in_words(begins, size) == words
 
 
 def test_no_events_are_no_messages():

@@ -81,6 +81,38 @@ def test_a_loaded_trace_can_be_saved_again_and_stays_the_same(trace, tmp_path):
     assert first.read_text().splitlines()[1:] == second.read_text().splitlines()[1:]
 
 
+def test_how_messages_begin_is_saved_and_opened_by_other_tools(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    contents = [b"text", b"ends in zeros\0\0", bytes(16), bytes(2), b"longer than sixteen bytes"]
+    with Trace() as made:
+        tx, rx = channel("unix_datagram", trace=made)
+        for content in contents:
+            tx.send(content)
+        tx.close(), rx.close()
+    table = parquet.read_table(made.to_parquet(tmp_path / "run.parquet"))
+    firsts = [first for first in table.column("first").to_pylist() if first is not None]
+    assert firsts == [content[:16] for content in contents]
+    rows = made.to_csv(tmp_path / "run.csv").read_text().splitlines()[1:]
+    assert [row["first"] for row in csv.DictReader(rows) if row["first"]] == [first.hex() for first in firsts]
+    same(made, Trace.load(tmp_path / "run.csv"))
+
+
+def test_a_file_of_the_first_format_is_read_and_says_nothing_of_contents(trace, tmp_path):
+    path = trace.to_csv(tmp_path / "run.csv")
+    with open(path, newline="", encoding="utf-8") as file:
+        header, rows = json.loads(file.readline().removeprefix("# labkit trace ")), list(csv.reader(file))
+    del header["contents"]
+    place = rows[0].index("first")
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        file.write(f"# labkit trace {json.dumps(header | {'format': 1})}\r\n")
+        csv.writer(file).writerows(row[:place] + row[place + 1 :] for row in rows)
+    loaded = Trace.load(path)
+    assert not loaded.contents and not any(loaded.events()["first"])
+    assert loaded.events()["time_ns"].tolist() == trace.events()["time_ns"].tolist()
+    again = Trace.load(loaded.to_csv(tmp_path / "again.csv"))
+    assert not again.contents and ",5b," not in (tmp_path / "again.csv").read_text()
+
+
 def test_an_empty_trace_survives(tmp_path):
     with Trace() as empty:
         for path in (empty.to_csv(tmp_path / "run.csv"), empty.to_parquet(tmp_path / "run.parquet")):
@@ -157,6 +189,8 @@ def test_what_is_not_ours_is_named_in_one_sentence(tmp_path, content, sentence):
         (b'"capacity"', b'"volume"', "its header lacks or adds something"),
         (b'"recorder"', b'"reporter"', "its header lacks or adds something"),
         (b",send begins,", b",send begins,-", "its column message holds"),
+        (b",ff00,", b",fg00,", "its column first holds"),
+        (b",ff00,", b"," + b"ff" * 17 + b",", "its column first holds 17 bytes where 16 is the most"),
         (b'"events": ', b'"events": 1', "ends too early"),
     ],
 )
@@ -259,7 +293,9 @@ def test_perfetto_finds_every_name_in_the_first_packet(perfetto):
         *("send", "receive", "received", "no message came", "closed", "waits", "holds")
     }
     sends = [p.track_event for p in packets if names.get(p.track_event.name_iid) == "send"]
-    assert [{words[a.name_iid]: a.uint_value for a in sends[n].debug_annotations} for n in (0, 1)] == [
-        {"bytes": 2, "message": 0},
-        {"bytes": 4, "message": 1},
+    notes = [{words[a.name_iid]: a.string_value or a.uint_value for a in s.debug_annotations} for s in sends]
+    assert notes[:2] == [
+        {"bytes": 2, "message": 0, "begins": "ff 00"},
+        {"bytes": 4, "message": 1, "begins": "ff 00 ff 00"},
     ]
+    assert notes[-1] == {"bytes": 8, "message": 1, "begins": "“nor this”"}

@@ -18,7 +18,7 @@ FLOORS = {
     "labkit.report": 5,
     "labkit.replay": 4,
     "labkit.compare": 4.5,  # reads what the page holds
-    "labkit.page": 4,
+    "labkit.page": 4.2,  # takes secrets out of what the views record
     "labkit.clean": 5,
     "labkit.bench": 5.5,  # measures everything below, the report too
     "labkit.exercises": 5,

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 
 from labkit import Trace, channel, machine, watch
@@ -18,6 +19,7 @@ from labkit.bench.view_cost import MadeUp
 from labkit.page import Page, machine_facts, scrub
 from labkit.report import missing_fonts, report, report_notebooks, run
 from labkit.stats import STANDS_IN
+from labkit.views import recording
 from tests.browser import chromium, find_or_skip, opened, until
 
 new = nbformat.v4
@@ -224,6 +226,35 @@ def test_no_secret_gets_into_what_the_views_of_a_page_draw(leaky):
     assert b"~/meet" in plain
     for secret in ("marigold", *SECRETS.values()):
         assert secret.encode() not in plain
+
+
+def test_a_message_that_begins_with_a_secret_is_told_without_its_beginning(monkeypatch):
+    monkeypatch.setenv("HOME", "/srv/marigold")
+    monkeypatch.setenv("HUB_API_TOKEN", SECRETS["HUB_API_TOKEN"])
+    secret = (
+        b"s3cret-012345678",
+        b'{"s3cret-0123456',
+        b"cd /srv/marigold",
+        b"x=/home/somebody",
+        b"Bearer 012345678",
+        b"s3cret",
+    )
+    told = (b"plain text", bytes(16), b"\xff" * 16, b"s3 is a bucket")
+    page = Page("data")
+    with Trace() as trace:
+        tx, rx = channel("unix_datagram", trace=trace)
+        for message in secret + told:
+            tx.send(message)
+        tx.close(), rx.close()
+    page.view("a", {"_esm": ""}, [(["recording"], recording.record(trace))])
+    (packed,) = page.views["data"].values()
+    plain = gzip.decompress(base64.b64decode(packed))
+    columns = np.frombuffer(plain[-24 * len(secret + told) :], "u1").reshape(3, 8, -1)
+    known = columns[0, 7] != 255
+    assert known.tolist() == [False] * len(secret) + [True] * len(told)
+    assert [bytes(first) for first in columns[:, :6].reshape(18, -1)[:16, known].T] == [
+        t.ljust(16, b"\0") for t in told
+    ]
 
 
 @pytest.mark.parametrize("raw", [b"", b"\x1f\x8b", b"plain", gzip.compress(b""), gzip.compress(b"\xff" * 40)])

@@ -18,9 +18,11 @@ from labkit.page import Page
 from labkit.report import run
 from labkit.trace import ProcessInfo
 from labkit.views import recording, watch
+from labkit.views.flow import Flow
 from labkit.views.occupancy import Occupancy
 from labkit.views.sequence import Sequence
 from tests.browser import chromium, in_browser, jupyterlab, opened, state, until
+from tests.test_events import BEGINNINGS
 
 N = 120
 
@@ -274,11 +276,12 @@ def test_the_page_scrolls_past_a_view_without_focus(browser, exported):
 @in_browser
 def test_the_pointer_is_told_about_the_message_under_it(browser, exported):
     with opened(browser, exported.urls[Sequence]) as page:
-        hit = next(h for h in drew(page)["hits"] if h["received_ns"] is not None and h["x1"] > h["x0"] + 3)
+        drew(page)
+        hit = next(h for h in settled(page)["hits"] if h["received_ns"] is not None and h["x1"] > h["x0"] + 3)
         canvas = page.locator(".stage canvas")
         canvas.hover(position={"x": (hit["x0"] + hit["x1"]) / 2, "y": (hit["y0"] + hit["y1"]) / 2})
         tip = page.locator(".tip").inner_text()
-        assert "bytes" in tip and "received" in tip and "pid" in tip
+        assert "bytes, “" in tip and "received" in tip and "pid" in tip
 
 
 @in_browser
@@ -365,12 +368,52 @@ def nothing():
     return trace
 
 
+def telling(trace):
+    """Messages that begin with all sorts of things: text in every script, pictures, numbers, markup."""
+
+    def change(events):
+        sends = np.flatnonzero(events["action"] == Action.SEND_BEGINS)
+        for event, (begins, size, _) in zip(sends, BEGINNINGS, strict=True):
+            events["first"][event], events["size"][event] = begins, size
+
+    return events_of(trace, change)
+
+
+@in_browser
+def test_a_message_is_told_by_how_it_begins_as_text_or_as_bytes(browser, tmp_path):
+    trace = telling(MadeUp(len(BEGINNINGS), channels=1))
+    with opened(browser, page_of(tmp_path, trace, Sequence, Flow)) as page:
+        drew(page)
+        until(page, lambda s: s["mode"] == "replay" and s["messages"], "has its recording", number=1)
+        for number in (0, 1):
+            view = page.locator(".labkit-view").nth(number)
+            for place in ("9999", "0"):
+                view.get_by_role("slider").fill(place)
+            for _, size, words in BEGINNINGS:
+                view.get_by_role("button", name="Next message").click()
+                settled(page)
+                assert f"{size} bytes, {words}," in view.locator(".note").text_content()
+        assert page.locator(".labkit-view img").count() == 0 and page.complaints == []
+
+
+@in_browser
+def test_of_a_trace_without_contents_nothing_is_told(browser, tmp_path):
+    trace = MadeUp(4, channels=1)
+    trace.contents = False
+    with opened(browser, page_of(tmp_path, trace, Sequence)) as page:
+        drew(page)
+        page.get_by_role("button", name="Next message").click()
+        settled(page)
+        assert "bytes, sent at" in page.locator(".note").text_content()
+
+
 STRANGE = {
     "no channel": nothing,
     "nothing sent": lambda: MadeUp(0),
     "one event": lambda: one_event(MadeUp(40, channels=1)),
     "a clock that stands still": lambda: events_of(MadeUp(400), standing),
-    "many in one millisecond": lambda: events_of(MadeUp(100_000), crowded),
+    "a million in one millisecond": lambda: events_of(MadeUp(250_000), crowded),
+    "text and bytes": lambda: telling(MadeUp(len(BEGINNINGS))),
     "nothing received": lambda: unheard(MadeUp(2_000)),
     "200 processes": lambda: MadeUp(20_000, channels=100),
     "strange names": lambda: named(MadeUp(40)),

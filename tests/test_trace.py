@@ -16,9 +16,9 @@ import roles
 
 import labkit.trace
 from labkit import KINDS, Closed, RemoteError, Trace, channel, launch, sender
-from labkit.events import EVENT, Action
+from labkit.events import EVENT, Action, beginning
 from labkit.lockfree import spsc
-from labkit.trace_entry import ENDPOINTS, EVENT_BYTES
+from labkit.trace_entry import ENDPOINTS, EVENT_BYTES, FIRST_BYTES, SLOT_BYTES
 
 pytestmark = pytest.mark.every_python
 
@@ -41,7 +41,7 @@ def test_the_layout_and_the_actions_are_those_of_the_compiled_code():
 
     for action in Action:
         assert getattr(trace_entry, action.name) == action
-    assert EVENT.itemsize == EVENT_BYTES == 32
+    assert EVENT.itemsize == EVENT_BYTES and EVENT.fields["first"] == (f"S{FIRST_BYTES}", SLOT_BYTES)
     with Trace() as trace:
         tx, rx = channel("pipe", trace=trace)
         tx.send(b"12345")
@@ -52,6 +52,54 @@ def test_the_layout_and_the_actions_are_those_of_the_compiled_code():
         assert (event["message"], event["size"], event["pid"]) == (1 << 40, 5, os.getpid())
         assert (event["channel"], event["endpoint"], event["action"]) == (0, 0, Action.SEND_BEGINS)
         tx.close()
+        rx.close()
+
+
+CONTENTS = (
+    b"x",
+    b"sixteen bytes...",
+    b"seventeen bytes.!",
+    bytes(3),
+    b"a\0\0",
+    bytes(range(200, 256)),
+    "über 管道 🎉".encode(),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_bytes_of_each_message_are_recorded(trace, kind):
+    tx, rx = channel(kind, trace=trace)
+    contents = [content[: tx.max_message] for content in CONTENTS]
+    for content in contents:
+        tx.send(content)
+        assert rx.receive() == content
+    found = trace.messages()
+    assert [beginning(m["first"], m["size"]) for m in found] == [content[:16] for content in contents]
+    tx.close()
+    rx.close()
+
+
+def test_the_first_bytes_go_round_with_the_ring_and_are_those_of_their_own_message(trace):
+    """Batches that are no divisor of the ring, so that they begin and end anywhere in it; a child sends them."""
+    tx, rx = channel("pipe", trace=trace)
+    jobs = launch(roles.count_all, rx), launch(roles.send_numbered, tx, 150_000, 20)
+    assert jobs[0].wait() == 150_000
+    jobs[1].wait()
+    found = trace.messages()
+    numbers = (found["message"] & ((1 << 40) - 1)).tolist()
+    sent = [roles.numbered(number, size)[:16] for number, size in zip(numbers, found["size"].tolist(), strict=True)]
+    assert len(sent) + trace.lost >= 150_000 > labkit.trace.RING_EVENTS
+    assert found["first"].tolist() == sent
+
+
+def test_a_trace_without_contents_records_none_and_needs_no_room_for_them():
+    with Trace(contents=False) as trace:
+        tx, rx = channel("pipe", trace=trace)
+        tx.send(b"nobody else's business")
+        rx.receive()
+        assert launch(roles.send_all, tx, [b"nor this"]).wait() is None
+        assert not any(trace.events()["first"]) and len(trace.messages()) == 2
+        assert {ring.nbytes for ring in trace._rings.values()} == {labkit.trace._RING_BYTES + spsc.DATA}
         rx.close()
 
 
@@ -490,11 +538,11 @@ def test_an_event_stays_inside_the_ring_whatever_a_peer_has_written_into_it():
     with Trace() as trace:
         tx, rx = channel("pipe", trace=trace)
         ring = trace._rings[tx._number]
-        end = ring.nbytes - spsc.DATA
+        end = labkit.trace._RING_BYTES
         ring[[spsc.READ // 8, spsc.WRITE // 8]] = end - 8
-        before = bytes(ring[-4:])
-        tx.send(b"x")  # the event would begin 8 bytes before the end of the mapping
-        assert rx.receive() == b"x"
-        assert bytes(ring[-4:]) != before
+        slots = spsc.DATA + end
+        tx.send(b"x" * 16)  # the event would begin 8 bytes before the end of the slots
+        assert rx.receive() == b"x" * 16
+        assert (bytes(ring)[slots - 32 : slots] != bytes(32), bytes(ring)[-16:]) == (True, b"x" * 16)
         tx.close()
         rx.close()

@@ -63,7 +63,7 @@ class MadeUp:
         }
         self.traced_locks: list[Any] = []
         self.machine: dict[str, str] = {}
-        self.lost = 0
+        self.lost, self.contents = 0, True
         self._lock = threading.RLock()
         self._events = np.sort(
             np.concatenate([self._channel(i, n // channels) for i in range(channels)]), order="time_ns", kind="stable"
@@ -79,6 +79,7 @@ class MadeUp:
         events["channel"] = number
         events["message"] = ((2 * number + 1) << 40) + np.arange(n)
         events["size"] = random.integers(16, 300, n)
+        events["first"][0] = [b"%08d,JFK,%02d.%d," % (n, n % 24, n % 10) for n in range(n)]
         for line, (action, time) in enumerate(
             zip(
                 (Action.SEND_BEGINS, Action.SEND_ENDS, Action.RECEIVE_BEGINS, Action.RECEIVE_ENDS),

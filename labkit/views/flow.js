@@ -8,7 +8,7 @@
 // All times are nanoseconds since the first event of the trace.
 
 import { Pen, SHAPES, Store, View, button, bytes, duration, element, fittingSpeed, moment, number, plural, roundUp, setText, showPlaying, speedPicker, widget } from "./shared.js";
-import { ASKED, CHANNEL, DROPPED, ENTERED, ID, RECEIVED, RECEIVER, SENDER, SENT, SIZE, STRIDE, asFloats, before, openRecording } from "./messages.js";
+import { ASKED, CHANNEL, DROPPED, ENTERED, ID, RECEIVED, RECEIVER, SENDER, SENT, SIZE, STRIDE, asFloats, before, begins, openRecording } from "./messages.js";
 
 const BLOCK = 256, MOST_BLOCKS = 800; // the newest 200,000 messages
 const DOTS = 300, LEG = 0.28, REST = 0.14; // dots at once; least seconds on screen of each way, and in the queue
@@ -1084,7 +1084,8 @@ class FlowView extends View {
     const queue = this.scene.queues[this.store.index.get(row[CHANNEL])];
     const count = row[ID] % 2 ** 37;
     const fate = row[DROPPED] ? "dropped: it never entered the channel" : row[RECEIVED] < Infinity ? `received ${duration(real(row[RECEIVED]) - sent)} later` : "not received";
-    return [`Message ${number(count + 1)} through ${queue?.label ?? "?"}:`, `${number(row[SIZE])} bytes, sent at ${moment(sent, this.store.meta.newest)}, ${fate}.`];
+    const beginning = begins((line) => row[line]);
+    return [`Message ${number(count + 1)} through ${queue?.label ?? "?"}:`, `${number(row[SIZE])} bytes,`, ...(beginning ? [`${beginning},`] : []), `sent at ${moment(sent, this.store.meta.newest)},`, `${fate}.`];
   }
 
   hover(event) {
@@ -1103,7 +1104,7 @@ class FlowView extends View {
       const far = Math.hypot(dot.x - x, dot.y - y);
       if (far < nearest) [best, nearest] = [dot, far];
     }
-    if (best) return this.words(best.row).join("\n").replace(", ", "\n").replace(", ", "\n");
+    if (best) return this.words(best.row).join("\n");
     const inside = (item) => Math.abs(item.x - x) < item.w / 2 && Math.abs(item.y - y) < item.h / 2;
     const node = this.scene.nodes.find(inside);
     if (node) return `${node.name || "process"}\npid ${node.pid}\n${this.states.get(node.pid)?.text ?? ""}`;

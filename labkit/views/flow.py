@@ -56,5 +56,5 @@ class Flow(Live):
         self._median = median if median is not None else self._median
         batch = recording.describe(self._trace, tally) | self._more()
         batch |= {"every": self._every.tolist(), "median": self._median}
-        matrix = recording.rows(moved, tally.epoch or 0)
+        matrix = recording.rows(moved, tally.epoch or 0, self._trace.contents)
         self.send({"kind": "batch", **batch}, buffers=[matrix.tobytes(), tally.checkpoint().tobytes()])

@@ -1,6 +1,7 @@
 // The messages of a trace as labkit/views/recording.py sends them: whole recordings, and batches while it records.
 //
-// A message is ten numbers in a row. All times are nanoseconds since the first event of the trace, Infinity while unknown.
+// A message is thirteen numbers in a row. All times are nanoseconds since the first event of the trace, Infinity while
+// unknown.
 
 import { Store, duration, number, parse } from "./shared.js";
 
@@ -20,7 +21,24 @@ export const ENTERED = 6; // send ends
 export const ASKED = 7; // receive begins
 export const RECEIVED = 8; // receive ends
 export const DROPPED = 9; // 1: send gave up
-export const STRIDE = 10;
+export const FIRST = 10; // and the next two: up to six of its first bytes each, -1 when they are not known
+export const STRIDE = 13;
+const FIRST_BYTES = 16;
+
+const SIGNS = { "\n": "↵", "\r": "␍", "\t": "⇥" };
+
+/** How a message begins: “text…” where all of it is letters, else its bytes as 0a ff 00 …; in_words of labkit/events.py. */
+export function begins(value) {
+  if (!(value(FIRST) >= 0)) return "";
+  const size = value(SIZE), shown = Uint8Array.from({ length: Math.min(size, FIRST_BYTES) }, (_, i) => Math.floor(value(FIRST + Math.floor(i / 6)) / 256 ** (i % 6)) % 256);
+  const more = size > shown.length;
+  let text = "";
+  try {
+    text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(shown, { stream: more }).replace(/[\n\r\t]/g, (c) => SIGNS[c]);
+  } catch {} // no text
+  if (text && !/[\p{C}\p{Z}]/u.test(text.replace(/[ \u200d]/g, ""))) return `“${text}${more ? "…" : ""}”`;
+  return Array.from(shown, (byte) => byte.toString(16).padStart(2, "0")).join(" ") + (more ? " …" : "");
+}
 
 /** How many of a sorted list are at most x. */
 export function before(list, x, high = list.length) {
@@ -47,7 +65,7 @@ export function openRecording(buffer) {
   return { meta, rows, moments: Array.from({ length: meta.moments }, (_, i) => table.subarray(i * width, (i + 1) * width)) };
 }
 
-/** The ten columns of a recording, each as eight byte planes of int64, to rows. */
+/** The columns of a recording, each as eight byte planes of int64, to rows. */
 function decode(planes, count) {
   const column = (k, i) => {
     const at = k * 8 * count + i, byte = (j) => planes[at + j * count];
@@ -70,6 +88,7 @@ function decode(planes, count) {
     rows[at + RECEIVED] = received < 0 ? Infinity : sent + received;
     rows[at + ASKED] = received < 0 ? Infinity : sent + received - (rest - dropped) / 2;
     rows[at + DROPPED] = dropped;
+    for (let k = FIRST; k < STRIDE; k++) rows[at + k] = column(k, i);
   }
   return rows;
 }
@@ -201,10 +220,11 @@ export class Messages extends Store {
   words(i) {
     const { columns, meta } = this, name = (row, pid) => (meta.processes[row]?.name ? `${meta.processes[row].name} (pid ${pid})` : `pid ${pid}`);
     const sent = columns[SENT][i], fate = this.fate[i], entered = columns[ENTERED][i], label = meta.channels[this.channel[i]]?.label ?? "?";
+    const beginning = begins((line) => columns[line][i]);
     const inSend = entered < Infinity ? `, ${duration(entered - sent)} in send` : "";
     const arrival = fate & GIVEN_UP ? "given up: it never entered the channel" : fate & NOT_RECEIVED ? "not received" : `received ${duration(columns[RECEIVED][i] - sent)} later by ${name(this.to[i], columns[RECEIVER][i])}, which had waited ${duration(columns[RECEIVED][i] - columns[ASKED][i])}`;
     return [
-      `Message ${number((columns[ID][i] % 2 ** 37) + 1)} of ${name(this.from[i], columns[SENDER][i])} through ${label}: ${number(columns[SIZE][i])} bytes,`,
+      `Message ${number((columns[ID][i] % 2 ** 37) + 1)} of ${name(this.from[i], columns[SENDER][i])} through ${label}: ${number(columns[SIZE][i])} bytes${beginning && `, ${beginning}`},`,
       `sent at ${exact(sent)}${inSend},`,
       `${arrival}.${fate & OVERTAKEN ? " One that was sent later arrived before it." : ""}`,
     ];

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from labkit.events import EVENT, MESSAGE, Action, messages, of_channels
+from labkit.events import EVENT, FIRST_BYTES, MESSAGE, Action, messages, of_channels
 
 if TYPE_CHECKING:
     from labkit.trace import Trace
@@ -23,6 +24,7 @@ CALLS = ((Action.SEND_BEGINS, (Action.SEND_ENDS, Action.DROPPED)), (Action.RECEI
 MOMENTS = 512  # how finely the totals are recorded when messages had to be left out
 PERCENTILES = (*range(100), 99.9, 100)
 WAITS = 2000  # newest receives that came back empty
+FIRST_COLUMNS = 3  # numbers that a message's first bytes are, up to six in each: 48 bits are exact in a float64
 
 
 class Tally:
@@ -151,9 +153,9 @@ def sparsity(events: np.ndarray, channels: int, limit: int) -> np.ndarray:
     return np.array([round_up(count / share) for count in counts])
 
 
-def rows(found: np.ndarray, epoch: int) -> np.ndarray:
+def rows(found: np.ndarray, epoch: int, contents: bool) -> np.ndarray:
     """Messages as a float64 matrix, one column a message, infinity for a time unknown; messages.js names its lines."""
-    matrix = np.empty((10, len(found)))
+    matrix = np.empty((10 + FIRST_COLUMNS, len(found)))
     # 16 bits of endpoint and 37 of count are exact in a float64 (2**53)
     matrix[0] = (found["message"] >> 40) * 2.0**37 + (found["message"] & ((1 << 37) - 1))
     for line, name in enumerate(("channel", "sender", "receiver", "size"), start=1):
@@ -161,7 +163,20 @@ def rows(found: np.ndarray, epoch: int) -> np.ndarray:
     for line, name in enumerate(("send_begins", "send_ends", "receive_begins", "receive_ends"), start=5):
         matrix[line] = np.where(found[name] == 0, np.inf, found[name] - epoch)
     matrix[9] = found["dropped"]
+    matrix[10:] = _firsts(found, contents).T
     return matrix
+
+
+def _firsts(found: np.ndarray, contents: bool) -> np.ndarray:
+    """The first bytes of messages as FIRST_COLUMNS int64 each, -1 where they are not known."""
+    if not contents:
+        return np.full((len(found), FIRST_COLUMNS), -1)
+    padded = np.zeros((len(found), FIRST_COLUMNS, 8), "u1")
+    first = np.ascontiguousarray(found["first"]).view("u1").reshape(-1, FIRST_BYTES)
+    for place in range(FIRST_COLUMNS):
+        piece = first[:, 6 * place : 6 * place + 6]
+        padded[:, place, : piece.shape[1]] = piece
+    return padded.view("<i8")[:, :, 0]
 
 
 def median_latency(found: np.ndarray) -> float | None:
@@ -189,6 +204,7 @@ def record(trace: Trace, epoch: int | None = None, limit: int = 100_000, more: d
             "every": every.tolist(),
             "median": median_latency(found),
             "rows": len(found),
+            "contents": trace.contents,
             "moments": len(moments),
             "waits": _empty_receives(events, tally),
             "figures": figures(trace, tally, found),
@@ -196,7 +212,8 @@ def record(trace: Trace, epoch: int | None = None, limit: int = 100_000, more: d
     )
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    body = np.array([len(text)], "<i8").tobytes() + text + np.stack(moments).tobytes() + _planes(found, tally)
+    planes = _planes(found, tally, trace.contents)
+    body = np.array([len(text)], "<i8").tobytes() + text + np.stack(moments).tobytes() + planes
     return gzip.compress(body, 6, mtime=0)
 
 
@@ -221,8 +238,8 @@ def figures(trace: Trace, tally: Tally, found: np.ndarray) -> list[dict[str, Any
     return table
 
 
-def _planes(found: np.ndarray, tally: Tally) -> bytes:
-    """Ten int64 columns, each as its eight byte planes; times as differences, -1 for an unknown end."""
+def _planes(found: np.ndarray, tally: Tally, contents: bool) -> bytes:
+    """Thirteen int64 columns, each as its eight byte planes; times as differences, -1 for what is not known."""
     epoch = tally.epoch or 0
     begins = found["send_begins"] - epoch
     waited = np.where(found["receive_begins"] == 0, 0, found["receive_ends"] - found["receive_begins"])
@@ -237,8 +254,22 @@ def _planes(found: np.ndarray, tally: Tally) -> bytes:
         np.where(found["send_ends"] == 0, -1, found["send_ends"] - found["send_begins"]),
         np.where(found["receive_ends"] == 0, -1, found["receive_ends"] - found["send_begins"]),
         np.where(found["receive_ends"] == 0, 0, waited) * 2 + found["dropped"],
+        *_firsts(found, contents).T,
     ]
     return b"".join(np.ascontiguousarray(c, "<i8").view("u1").reshape(-1, 8).T.tobytes() for c in columns)
+
+
+def without_secrets(planes: bytes, count: int, secret: re.Pattern[bytes]) -> bytes:
+    """What follows the header of a recording of `count` messages, without the first bytes in which this is found."""
+    if not count:
+        return planes
+    data = np.frombuffer(planes, "u1").copy()
+    own = data[len(data) - 8 * FIRST_COLUMNS * count :].reshape(FIRST_COLUMNS, 8, count)
+    first = np.ascontiguousarray(own[:, :6].reshape(-1, count)[:FIRST_BYTES].T).view(f"S{FIRST_BYTES}")[:, 0]
+    texts, which = np.unique(first, return_inverse=True)
+    gone = np.array([bool(secret.search(text)) for text in texts.tolist()], bool)[which]
+    own[:, :, gone] = 255  # -1: not known
+    return data.tobytes()
 
 
 def _empty_receives(events: np.ndarray, tally: Tally) -> list[list[int]]:
