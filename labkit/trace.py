@@ -137,6 +137,7 @@ class Trace:
         self._news: list[np.ndarray] = []
         self._changed = False
         self._subscribers: list[Callable[[np.ndarray], None]] = []
+        self._sources: list[Callable[[], np.ndarray]] = []
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self.processes[self.pid] = ProcessInfo(self.pid, "notebook")
@@ -215,8 +216,7 @@ class Trace:
         with self._lock:
             self._must_be_open()
             number = self._endpoints
-            if number >= ENDPOINTS:
-                raise OSError(errno.ENOSPC, f"a trace has room for {ENDPOINTS} endpoints; begin a new Trace()")
+            self._must_have_room(1)
             if not self._memory:
                 self._memory.append(os.memfd_create("labkit-trace", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
                 # Else a peer could make us die of SIGBUS.
@@ -233,6 +233,44 @@ class Trace:
             self._endpoints += 1
             return number
 
+    def _must_have_room(self, endpoints: int) -> None:
+        if self._endpoints + endpoints > ENDPOINTS:
+            raise OSError(errno.ENOSPC, f"a trace has room for {ENDPOINTS} endpoints; begin a new Trace()")
+
+    def foreign(self, kind: str, label: str, capacity: int, unit: str, overhead: int) -> tuple[int, int, int]:
+        """A channel that is none of labkit's, whose events somebody else writes: see `add_source`.
+
+        Returns:
+            its number, and those of the endpoints that send and that receive. The message ids of an endpoint are
+            (endpoint + 1) << 40 | count.
+        """
+        with self._lock:
+            self._must_be_open()
+            self._must_have_room(2)
+            sends, self._endpoints = self._endpoints, self._endpoints + 2
+            number, unique = len(self.channels), _unique(label, {channel.label for channel in self.channels})
+            self.channels.append(ChannelInfo(number, kind, unique, capacity, unit, overhead))
+            self._changed = True
+            return number, sends, sends + 1
+
+    def add_source(self, take: Callable[[], np.ndarray]) -> Callable[[], None]:
+        """Collect events from somebody else, too: `take()` returns those since it was last called, of dtype EVENT.
+
+        It is called 100 times a second by the collector's thread, and whenever the trace is read. Returns a function
+        that takes once more and ends it.
+        """
+        with self._lock:
+            self._must_be_open()
+            self._sources.append(take)
+            self._wake()
+
+        def end() -> None:
+            with self._lock, contextlib.suppress(ValueError):
+                self.collect()
+                self._sources.remove(take)
+
+        return end
+
     def _wake(self) -> None:
         """Have the collector's thread run, which ends when there is nothing left to collect and to tell."""
         if self._collector is None and self._finalizer.alive:
@@ -243,7 +281,7 @@ class Trace:
     def _rest(self) -> bool:
         """Whether everything has been collected and told for good; gives the shared memory back then."""
         with self._lock:
-            if self._rings or self._news or (self._changed and self._subscribers):
+            if self._rings or self._sources or self._news or (self._changed and self._subscribers):
                 return False
             while self._memory:
                 os.close(self._memory.pop())
@@ -296,14 +334,13 @@ class Trace:
                 chunk = np.empty(min(there, RING_EVENTS), EVENT)
                 if _take(ring, chunk) != len(chunk):
                     continue
-                self._chunks.append(chunk)
-                self._kept += len(chunk)
-                if self._subscribers:
-                    self._news.append(chunk)
+                self._add(chunk)
                 if chunk["action"][-1] in (Action.CLOSED, Action.LOCK_CLOSED):  # not used again: give its memory back
                     self._give_up(number)
                 elif chunk["action"][0] == Action.LOCK_OPENED:
                     self._owners[number] = int(chunk["pid"][0])
+            for take in self._sources:
+                self._add(take())
             while self._kept > self.keep:
                 gone = min(self._kept - self.keep, len(self._chunks[0]))
                 self._chunks[0] = self._chunks[0][gone:]
@@ -311,6 +348,13 @@ class Trace:
                     self._chunks.pop(0)
                 self._kept -= gone
                 self.forgotten += gone
+
+    def _add(self, chunk: np.ndarray) -> None:
+        if len(chunk):
+            self._chunks.append(chunk)
+            self._kept += len(chunk)
+            if self._subscribers:
+                self._news.append(chunk)
 
     def _give_up(self, number: int) -> None:
         """A ring that will not be used again."""
@@ -472,6 +516,7 @@ class Trace:
         with self._lock:
             self._lost = self.lost
             self._rings.clear()
+            self._sources.clear()
             self._finalizer()
 
     def _must_be_open(self) -> None:

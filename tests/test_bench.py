@@ -6,7 +6,7 @@ from multiprocessing import forkserver, resource_tracker
 
 import pytest
 
-from labkit.bench import pairs, peers, queue_cost
+from labkit.bench import electron_cost, pairs, peers, queue_cost
 from labkit.bench.pairs import Sample, Side, compare, figures, nothing
 from labkit.bench.peers import Missing
 
@@ -74,3 +74,10 @@ def test_what_is_not_installed_is_skipped_with_a_reason(monkeypatch):
 def test_the_row_about_waiting_runs(name):
     row = queue_cost.waiting(name, getattr(queue_cost, name), seconds=0.1)
     assert row.measured.endswith(" ms")
+
+
+def test_the_benchmark_of_electron_runs(monkeypatch):
+    monkeypatch.setattr(electron_cost, "RUNS", 1)
+    rows = electron_cost.run(nothing, count=20)
+    assert len(rows) == 7
+    assert all(row.measured for row in rows)

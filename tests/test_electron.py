@@ -13,11 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from labkit import Trace
 from labkit.electron import (
     BrowserWindow,
     CloneError,
@@ -407,7 +409,7 @@ def test_a_flood_of_calls_that_nobody_answers_stops_the_page_and_not_main(win):
 
 
 def test_a_page_that_does_not_read_does_not_stop_main(win, monkeypatch):
-    monkeypatch.setattr(node, "MOST_UNREAD", 4 << 20)
+    monkeypatch.setattr(win.web_contents._transport._out, "most", 4 << 20)
     win.web_contents.execute_java_script("const until = Date.now() + 1500; while (Date.now() < until);")
     with pytest.raises(BufferError, match="does not read"):
         for _ in range(16):
@@ -423,7 +425,7 @@ def test_a_page_that_does_not_read_does_not_stop_main(win, monkeypatch):
         pack(Kind.SEND, b"nonsense", document=1),
         pack(99, b"", document=1),
         pack(Kind.INVOKE, b"\xec\x01n", document=1),
-        struct.pack("<BBHIIQ", 4, 0, 500, 1, 0, 0),
+        struct.pack("<BBHIIQI", 4, 0, 500, 1, 0, 0, 0),
     ],
     ids=["empty", "short", "no clone", "no kind", "no list", "ports"],
 )
@@ -697,3 +699,97 @@ def test_a_message_that_cannot_be_cloned_leaves_the_ports_where_they_are(win):
     channel.port2.post_message("still here")
     assert eventually(lambda: got) == ["still here"]
     channel.port1.close()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Traced
+
+
+@pytest.fixture
+def traced():
+    with Trace() as trace, BrowserWindow(web_preferences=OPEN, title="editor", trace=trace) as win:
+        win.load_url(EMPTY).result(WAIT)
+        yield trace, win
+
+
+def test_each_message_of_a_traced_window_is_one_of_two_processes(traced):
+    trace, win = traced
+    ipc_main.on("up", lambda event, *args: event.reply("down", *args))
+    ipc_main.handle("double", lambda event, x: 2 * x)
+
+    def answer(event):
+        event.return_value = 3
+
+    ipc_main.on("sync", answer)
+    run(
+        win,
+        """new Promise((go) => { ipcRenderer.on("down", async () => { await ipcRenderer.invoke("double", 2);
+           ipcRenderer.sendSync("sync"); go(); }); ipcRenderer.send("up", "x".repeat(1000)); })""",
+    )
+    assert [channel.label for channel in trace.channels] == ["editor → main", "main → editor"]
+    eventually(lambda: len(m := trace.messages()) == 6 and m["receive_ends"].all())
+    messages = trace.messages()
+    main, page = os.getpid(), win.web_contents.get_os_process_id()
+    assert [(row["channel"], row["sender"], row["receiver"]) for row in messages] == [
+        (0, page, main),
+        (1, main, page),
+    ] * 3
+    assert (messages["size"][:2] > 1000).all()
+    for earlier, later in pairwise(("send_begins", "send_ends", "receive_ends")):
+        assert (messages[earlier] <= messages[later]).all()
+    assert (messages["receive_ends"][:-1] <= messages["send_begins"][1:]).all()  # one clock for both processes
+    assert trace.latency("editor → main").n == 3
+    assert trace.lost == 0
+
+
+def test_messages_of_ports_are_traced_too(traced):
+    trace, win = traced
+    ports = []
+    ipc_main.on("port", lambda event, message: ports.append(event.ports[0]))
+    run(
+        win,
+        "const { port1, port2 } = new MessageChannel(); globalThis.kept = port1; port1.onmessage = () => {};"
+        "port1.postMessage(1); ipcRenderer.postMessage('port', null, [port2]); undefined",
+    )
+    port = eventually(lambda: ports and ports[0])
+    for _ in range(3):
+        port.post_message("from main")
+    eventually(lambda: len(m := trace.messages()) == 5 and m["receive_ends"].all())
+    assert trace.messages()["channel"].tolist().count(1) == 3
+    port.close()
+
+
+def test_a_trace_knows_how_a_window_ended():
+    with Trace() as trace:
+        for title in ("one", "two"):
+            win = BrowserWindow(title=title, trace=trace)
+            pid = win.web_contents.get_os_process_id()
+            assert trace.processes[pid].name == title
+            win.load_url("data:text/html,").result(WAIT)
+            if title == "one":
+                win.close()
+            else:
+                os.kill(pid, signal.SIGKILL)
+                eventually(lambda pid=pid: trace.processes[pid].ended)
+                win.close()
+        assert [process.ended for process in trace.processes.values()] == [None, "closed", "killed by SIGKILL"]
+        assert len(trace.channels) == 4
+    BrowserWindow(title="later").close()
+
+
+def test_a_closed_trace_records_no_window():
+    trace = Trace()
+    trace.close()
+    with pytest.raises(ValueError, match="closed"):
+        BrowserWindow(trace=trace)
+    assert BrowserWindow.get_all_windows() == []
+
+
+def test_a_trace_of_a_window_is_saved_and_loaded(traced, tmp_path):
+    trace, win = traced
+    ipc_main.handle("x", lambda event: 1)
+    run(win, "ipcRenderer.invoke('x')")
+    loaded = Trace.load(trace.to_csv(tmp_path / "window.csv"))
+    assert [channel.label for channel in loaded.channels] == ["editor → main", "main → editor"]
+    assert len(loaded.messages()) == 2
+    assert trace.to_perfetto(tmp_path / "window.pftrace").stat().st_size > 0

@@ -22,6 +22,8 @@ return can be waited for, with `.result(timeout)` or `await`; do the first in no
 would answer. What goes wrong where nobody waits for it is logged as "labkit.electron", or is an event of `app`,
 "uncaught-exception".
 
+`BrowserWindow(trace=trace)` records the messages of a window in a labkit.Trace, as two channels between two processes.
+
 A window is a Node process: no display, no network, a document without layout, and vm contexts where Electron has
 isolated worlds, which keep apart but are no wall against hostile pages. It ends with this process, however this one
 ends.

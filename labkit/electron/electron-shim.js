@@ -15,11 +15,11 @@ export const Kind = Object.freeze({
   PORT_MESSAGE: 64, PORT_CLOSED: 65, PORT_RETURNED: 66, PORT_MOVED: 67,
 });
 
-const HEADER = 20;
+const HEADER = 24;
 const NOTHING = new Uint8Array(0);
 
 /** A frame as bytes. */
-export function pack(kind, clone = NOTHING, { number = 0, document = 0, ports = [], time = 0n } = {}) {
+export function pack(kind, clone = NOTHING, { number = 0, document = 0, ports = [], time = 0n, took = 0 } = {}) {
   const start = HEADER + 4 * ports.length;
   const bytes = new Uint8Array(start + clone.length);
   const view = new DataView(bytes.buffer);
@@ -28,6 +28,7 @@ export function pack(kind, clone = NOTHING, { number = 0, document = 0, ports = 
   view.setUint32(4, document, true);
   view.setUint32(8, number, true);
   if (time) view.setBigUint64(12, time, true);
+  if (took) view.setUint32(20, took, true);
   for (let i = 0; i < ports.length; i++) view.setUint32(HEADER + 4 * i, ports[i], true);
   bytes.set(clone, start);
   return bytes;
@@ -151,7 +152,8 @@ function makePorts(link, context) {
   let next = 1; // ours are odd
 
   const send = (kind, number, clone, ports) => {
-    if (!context.released) link.post(pack(kind, clone, { number, ports, document: context.document }));
+    const time = kind === Kind.PORT_MESSAGE ? context.now() : 0n;
+    if (!context.released) link.post(pack(kind, clone, { number, ports, time, document: context.document }));
   };
 
   /** One end of a channel. It outlives the MessagePort objects that stand for it one after another. */
@@ -589,13 +591,15 @@ export function createRenderer(link, options = {}) {
     released: false,
     report: options.report ?? ((error) => setTimeout(() => { throw error; })),
     schedule: options.schedule,
+    now: link.now && options.traced ? () => link.now() : () => 0n,
   };
   const ports = makePorts(link, context);
-  const now = link.now && options.traced ? () => link.now() : () => 0n;
+  const { now } = context;
   const waiting = new Map(); // invocations by number
   let number = 0;
   let held = []; // frames that have come before the page's scripts have run
 
+  const since = (time) => (time ? Math.min(Number(now() - time), 0xffffffff) : 0);
   const nextNumber = () => (number = (number % 0xffffffff) + 1);
 
   function frame(kind, clone, fields) {
@@ -614,7 +618,8 @@ export function createRenderer(link, options = {}) {
     const time = now();
     if (typeof channel !== "string") throw new TypeError(conversionFailure(kind === Kind.SEND_TO_HOST ? 0 : 1, channel));
     mustBeHere();
-    return frame(kind, serialize([channel, ...args]), { time, number: nextNumber(), ...fields });
+    const clone = serialize([channel, ...args]);
+    return frame(kind, clone, { time, took: since(time), number: nextNumber(), ...fields });
   }
 
   class IpcRenderer extends EventEmitter {
@@ -629,7 +634,9 @@ export function createRenderer(link, options = {}) {
           "ipcRenderer.sendSync() does not exist in this window: its renderer cannot wait for main. Use ipcRenderer.invoke()",
         );
       }
-      return decode(unpack(link.postSync(bytes)).clone);
+      const answer = unpack(link.postSync(bytes));
+      received(answer);
+      return decode(answer.clone);
     }
 
     async invoke(channel, ...args) {
@@ -656,8 +663,9 @@ export function createRenderer(link, options = {}) {
         list.some((port, index) => !ports.is(port) || ports.isNeutered(port) || list.indexOf(port) !== index);
       if (invalid) throw new TypeError("Invalid value for transfer");
       frame(Kind.POST, clone); // refuses what is too large while the ports are still the page's
+      const took = since(time);
       ports.depart(list.map(ports.take), (numbers) => {
-        link.post(frame(Kind.POST, clone, { ports: numbers, time, number: nextNumber() }));
+        link.post(frame(Kind.POST, clone, { ports: numbers, time, took, number: nextNumber() }));
       });
     }
 
@@ -675,6 +683,13 @@ export function createRenderer(link, options = {}) {
     }
   }
 
+  /** Tells main when a message has come, if it wants to know. */
+  function received({ kind, number }) {
+    if (options.traced && kind !== Kind.EVALUATE && kind <= Kind.PORT_MESSAGE) {
+      link.post(pack(Kind.RECEIVED, new Uint8Array([kind]), { number, document: context.document, time: now() }));
+    }
+  }
+
   function receive(bytes) {
     const parts = unpack(bytes);
     if (context.released || parts.document !== context.document) return;
@@ -684,9 +699,7 @@ export function createRenderer(link, options = {}) {
       held.push(bytes.slice());
       return;
     }
-    if (options.traced && kind < Kind.PORT_MESSAGE) {
-      link.post(pack(Kind.RECEIVED, NOTHING, { number, document: context.document, time: now() }));
-    }
+    received(parts);
     if (kind === Kind.SEND_TO_PAGE) {
       const [channel, ...args] = decode(clone);
       emit(channel, [], args);

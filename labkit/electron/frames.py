@@ -6,6 +6,7 @@
     bytes 4 to 7   document: which load of the window it belongs to, from 1; a frame of an earlier one is dropped
     bytes 8 to 11  number: of the invocation, the synchronous message, the script or the port; else a count of messages
     bytes 12 to 19 time_ns: when its sender began to send, CLOCK_MONOTONIC nanoseconds; 0 when nobody asked for it
+    bytes 20 to 23 took_ns: how long it took then to clone the message, at most 4 seconds
     then           the numbers of the ports, four bytes each
     then           the clone: one value, as labkit.electron.clone.encode makes it; empty where the table says "none"
 
@@ -33,7 +34,7 @@ class Kind(IntEnum):
     STATE = 6  # [what, detail]: "dom-ready", "did-finish-load", "did-fail-load", "preload-error"
     CONSOLE = 7  # [level, text]: level is "debug", "log", "info", "warning" or "error"
     EVALUATED = 8  # [true, value] or [false, text of the error]; the number is that of EVALUATE
-    RECEIVED = 9  # none: a traced message of main has been delivered; the number is that of SEND_TO_PAGE and the like
+    RECEIVED = 9  # one byte, its kind, and no clone: a traced message of main has been delivered; its number
     # From main to a renderer
     SEND_TO_PAGE = 32  # [channel, ...arguments]
     POST_TO_PAGE = 33  # [channel, message], with ports
@@ -57,11 +58,12 @@ class Frame(NamedTuple):
     document: int
     number: int
     time_ns: int
+    took_ns: int
     ports: tuple[int, ...]
     clone: bytes
 
 
-HEADER = struct.Struct("<BBHIIQ")
+HEADER = struct.Struct("<BBHIIQI")
 
 
 def pack(
@@ -69,7 +71,7 @@ def pack(
 ) -> bytes:
     """A frame as bytes."""
     numbers = struct.pack(f"<{len(ports)}I", *ports) if ports else b""
-    return HEADER.pack(kind, 0, len(ports), document, number, time_ns) + numbers + clone
+    return HEADER.pack(kind, 0, len(ports), document, number, time_ns, 0) + numbers + clone
 
 
 def unpack(data: bytes) -> Frame:
@@ -80,9 +82,9 @@ def unpack(data: bytes) -> Frame:
     """
     if len(data) < HEADER.size:
         raise ValueError(f"a frame has at least {HEADER.size} bytes, this has {len(data)}")
-    kind, frame, count, document, number, time_ns = HEADER.unpack_from(data)
+    kind, frame, count, document, number, time_ns, took_ns = HEADER.unpack_from(data)
     start = HEADER.size + 4 * count
     if len(data) < start:
         raise ValueError(f"a frame with {count} ports has at least {start} bytes, this has {len(data)}")
     ports = struct.unpack_from(f"<{count}I", data, HEADER.size) if count else ()
-    return Frame(kind, frame, document, number, time_ns, ports, data[start:])
+    return Frame(kind, frame, document, number, time_ns, took_ns, ports, data[start:])

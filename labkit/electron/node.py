@@ -32,8 +32,6 @@ from labkit.electron.frames import Kind, pack
 from labkit.electron.loop import main_loop
 from labkit.electron.transport import Page, Transport
 
-MOST_UNREAD = 1 << 28
-"""Bytes that a renderer may leave unread; then `post` raises BufferError."""
 READ_BYTES = 1 << 18
 HOST = Path(__file__).with_name("node-host.js")
 
@@ -61,8 +59,8 @@ def find_node() -> str:
 class _Outgoing:
     """Our end of a socket, written to without waiting: what does not fit waits here and is written by the main loop."""
 
-    def __init__(self, end: socket.socket):
-        self.end = end
+    def __init__(self, end: socket.socket, most: int):
+        self.end, self.most = end, most
         self.lock = threading.RLock()
         self.waiting: deque[memoryview] = deque()
         self.unread = 0
@@ -72,7 +70,7 @@ class _Outgoing:
         with self.lock:
             if self.closed:
                 return
-            if self.unread + len(data) > MOST_UNREAD:
+            if self.unread + len(data) > self.most:
                 raise BufferError(f"the window does not read: {self.unread:,} bytes wait for it already")
             rest = memoryview(struct.pack("<I", len(data)) + data)
             if not self.waiting:
@@ -158,7 +156,7 @@ class NodeTransport(Transport):
         self.process_id = self._process.pid
         for end in ours:
             end.setblocking(False)
-        self._out, self._answers = _Outgoing(out), _Outgoing(answers)
+        self._out, self._answers = _Outgoing(out, self.most_unread), _Outgoing(answers, self.most_unread)
         main_loop.call(self._read_on)
 
     @staticmethod

@@ -39,6 +39,8 @@ class Transport(ABC):
     """Whether the renderer can wait for a reply without letting anything else run: ipcRenderer.sendSync."""
     max_bytes = 1 << 27
     """The largest frame that crosses."""
+    most_unread = 1 << 28
+    """Bytes that the renderer may leave unread."""
     process_id = 0
     """The renderer's pid, where it has one that we know; else a number of its own."""
 

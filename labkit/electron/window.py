@@ -8,6 +8,7 @@ import concurrent.futures
 import itertools
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -143,7 +144,7 @@ class WebContents(EventEmitter):
     path, error), "render-process-gone" (event, details), "destroyed" ().
     """
 
-    def __init__(self, number: int, transport: Transport, preferences: dict[str, Any]):
+    def __init__(self, number: int, transport: Transport, preferences: dict[str, Any], record: Any):
         super().__init__()
         self.id = number
         self.ipc = IpcMain()
@@ -152,7 +153,7 @@ class WebContents(EventEmitter):
         self.ports = Ports(self)
         self.console: list[str] = []
         """What the page has written to its console, the last thousand lines."""
-        self._transport, self._preferences = transport, preferences
+        self._transport, self._preferences, self._record = transport, preferences, record
         self._document = 0
         self._destroyed = False
         self._loaded = False
@@ -221,7 +222,7 @@ class WebContents(EventEmitter):
                 context_isolation=wanted["contextIsolation"],
                 sandbox=wanted["sandbox"],
                 node_integration=wanted["nodeIntegration"],
-                traced=False,
+                traced=self._record is not None,
             )
             self._transport.load(page)
             unsent, self._unsent = self._unsent, []
@@ -254,14 +255,15 @@ class WebContents(EventEmitter):
 
     def _received(self, data: bytes) -> bool:
         """A frame, from the transport, in any thread."""
+        came = time.monotonic_ns() if self._record else 0
         with self._lock:
             self._waiting += 1
             more = self._waiting < MOST_WAITING
             self._refusing |= not more
         if main_loop.here():
-            main_loop.now(self._dispatch, data)
+            main_loop.now(self._dispatch, data, came)
         else:
-            main_loop.call(self._dispatch, data)
+            main_loop.call(self._dispatch, data, came)
         return more
 
     def _begun(self) -> None:
@@ -277,20 +279,22 @@ class WebContents(EventEmitter):
         if resume and not self._destroyed:
             self._transport.resume()
 
-    def _dispatch(self, data: bytes) -> None:
+    def _dispatch(self, data: bytes, came: int) -> None:
         try:
             if self._destroyed:
                 return
             frame = unpack(data)
             if frame.document == self._document:
-                self._receive(frame)
+                self._receive(frame, came)
         except ValueError as reason:
             log.error("WebContents #%d: dropped a malformed message of its renderer: %s", self.id, reason)
         finally:
             self._done()
 
-    def _receive(self, frame: Frame) -> None:
+    def _receive(self, frame: Frame, came: int) -> None:
         kind = frame.kind
+        if self._record and (kind <= Kind.SEND_TO_HOST or kind in (Kind.PORT_MESSAGE, Kind.RECEIVED)):
+            self._record.received(frame, came)
         if kind <= Kind.SEND_TO_HOST:
             dispatch(self, frame)
         elif kind in (Kind.PORT_MESSAGE, Kind.PORT_CLOSED, Kind.PORT_RETURNED, Kind.PORT_MOVED):
@@ -307,7 +311,7 @@ class WebContents(EventEmitter):
                     promise.set_result(value)
                 else:
                     promise.set_exception(value if isinstance(value, BaseException) else Error(str(value)))
-        else:
+        elif kind != Kind.RECEIVED:
             raise ValueError(f"there is no kind {kind}")
 
     def _state(self, what: str, detail: Any) -> None:
@@ -350,6 +354,8 @@ class WebContents(EventEmitter):
         details = {"reason": "killed" if "killed" in how else "crashed", "exitCode": 1, "detail": how}
         log.error("WebContents #%d: its renderer has gone: %s", self.id, how)
         self._document += 1  # whatever it had begun belongs to a page that is no more
+        if self._record:
+            self._record.close(how.partition("\n")[0])
         self.ports.close()
         self._abandon()
         self.emit("render-process-gone", {}, details)
@@ -377,7 +383,12 @@ class WebContents(EventEmitter):
                 f"this message is too large for a window: {len(data):,} bytes, and {self._transport.max_bytes:,} can"
                 " be sent; send it in parts"
             )
-        self._transport.post(data)
+        if self._record and kind != Kind.EVALUATE and kind <= Kind.PORT_MESSAGE:
+            message = self._record.sends(kind, number, len(clone))
+            self._transport.post(data)
+            self._record.sent(message)
+        else:
+            self._transport.post(data)
 
     def _post_port(self, kind: Kind, number: int, clone: bytes, ports: Sequence[int]) -> None:
         if not self._destroyed:
@@ -414,6 +425,8 @@ class WebContents(EventEmitter):
             self._destroyed = True
         self.ports.close()
         self._transport.close()
+        if self._record:
+            self._record.close("closed")
         self._abandon()
         main_loop.call(self.emit, "destroyed")
 
@@ -479,7 +492,9 @@ class BrowserWindow(EventEmitter):
         web_preferences: a dictionary of `preload` (path of a script that runs before the page), `contextIsolation` and
             `sandbox` (both True unless given), `nodeIntegration`; snake_case does as well. webPreferences is the same.
         transport: where the renderer runs: "node", a process without a display, or a Transport of your own.
-        show, width, height, title: Electron's, without effect here.
+        trace: a labkit.Trace that records each message of the window, both ways, as one of a channel.
+        title: what the window is called in views; "window 1" unless given.
+        show, width, height: Electron's, without effect here.
 
     Raises:
         OSError: the renderer cannot be started.
@@ -491,6 +506,7 @@ class BrowserWindow(EventEmitter):
         *,
         web_preferences: dict[str, Any] | None = None,
         transport: str | Transport | None = None,
+        trace: Any = None,
         **others: Any,
     ):
         super().__init__()
@@ -498,7 +514,13 @@ class BrowserWindow(EventEmitter):
         preferences = web_preferences or given.get("webPreferences") or given.get("web_preferences") or {}
         self.id = next(_numbers)
         made = transport if isinstance(transport, Transport) else _transport(transport or "node")
-        self.web_contents = WebContents(self.id, made, _preferences(preferences))
+        record = None
+        if trace is not None:
+            from labkit.electron.tracing import Record  # with numpy and all of the trace, which others do without
+
+            name = given.get("title") or f"window {self.id}"
+            record = Record(trace, name, MOST_WAITING, made.most_unread)
+        self.web_contents = WebContents(self.id, made, _preferences(preferences), record)
         self.title = given.get("title", "")
         self._closed = False
         main_loop.hold()
@@ -506,7 +528,11 @@ class BrowserWindow(EventEmitter):
             self.web_contents._open()
         except BaseException:
             main_loop.let_go()
+            if record:
+                record.close("did not start")
             raise
+        if record:
+            record.opened(made.process_id)
         _windows[self.id] = self
 
     def load_file(self, path: str | os.PathLike[str]) -> Promise:
