@@ -28,6 +28,10 @@ _HOME = {
     "jobs": "labkit.launch",
     "launch": "labkit.launch",
     "stop_all": "labkit.launch",
+    "kernel": "labkit.kernels",
+    "kernels": "labkit.kernels",
+    "load_ipython_extension": "labkit.kernels",
+    "unload_ipython_extension": "labkit.kernels",
     "JoinableQueue": "labkit.queue",
     "Queue": "labkit.queue",
     "SimpleQueue": "labkit.queue",
@@ -46,13 +50,14 @@ _HOME = {
 
 _MODULES = ("draw", "electron", "explore", "exercises", "sync")
 
-__all__ = sorted(_HOME)
+__all__ = sorted(name for name in _HOME if not name.endswith("_ipython_extension"))
 
 if TYPE_CHECKING:
     from labkit.channels import KINDS, channel, facts, receiver, sender, unlink
     from labkit.channels.base import Closed, Facts
     from labkit.doctor import doctor
     from labkit.isolation import namespace
+    from labkit.kernels import kernel, kernels
     from labkit.launch import Job, RemoteError, jobs, launch, stop_all
     from labkit.objects import objects
     from labkit.queue import JoinableQueue, Queue, SimpleQueue

@@ -60,21 +60,82 @@ class RemoteError(RuntimeError):
         self.exitcode = exitcode
 
 
-class Job:
-    """A running child. It is awaitable: `await job` lets a notebook's widgets work meanwhile."""
+class Process:
+    """A process that was started here: its pid, how it ended, and who wants to be told so."""
 
-    def __init__(self, process: Any, pid: int, report: Any, leash: Any, name: str):
+    def __init__(self, name: str, pid: int):
         self.name = name
         self.pid = pid
         self.exitcode: int | None = None
         """The exit status, negative for a signal's number, None while it runs: waitpid(2)."""
+        self._lock = threading.Lock()
+        self._observers: list[Callable[[Any], None]] = []
+        self._ended = threading.Event()
+
+    def _has_ended(self, exitcode: int | None) -> None:
+        with self._lock:
+            self.exitcode = exitcode
+            observers, self._observers = self._observers, []
+        for observer in observers:
+            with contextlib.suppress(Exception):
+                observer(self)
+        self._ended.set()  # last: whoever has waited finds everything in order
+
+    def when_ended(self, observer: Callable[[Any], None]) -> None:
+        """Call `observer(self)` once when the process has ended, from another thread, or now when it has already."""
+        with self._lock:
+            if self.exitcode is None:
+                self._observers.append(observer)
+                return
+        observer(self)
+
+    def was_handed(self, things: Any, wall: str = "") -> None:
+        """Have what a killed process leaves of its ends removed, and the traces that it records in told of it.
+
+        Args:
+            things: what it was handed, endpoints and traced locks among it.
+            wall: the kinds of namespaces that it is inside of.
+        """
+        ends = list(ends_in(things))
+        for clear_up in {end.aftermath for end in ends}:
+            self.when_ended(lambda _, clear_up=clear_up: clear_up())  # type: ignore[misc]
+        traced = (getattr(thing, "trace", None) for thing in (*ends, *traced_locks_in(things)))
+        for trace in {trace for trace in traced if trace}:
+            trace.add_process(self.pid, self.name, wall)
+            self.when_ended(lambda who, trace=trace: trace.process_ended(who.pid, who.status))  # type: ignore[misc]
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self.exitcode is None
+
+    @property
+    def status(self) -> str:
+        """What has become of it, in words."""
+        code = self.exitcode
+        if code is None:
+            return "running"
+        if code >= 0:
+            return f"exited {code}"
+        named = -code in set(signal.Signals)  # real-time signals have numbers only
+        return f"killed by {signal.Signals(-code).name if named else f'signal {-code}'}"
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal, SIGKILL unless told otherwise: kill(2). Nothing happens when it has ended."""
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+
+class Job(Process):
+    """A running child. It is awaitable: `await job` lets a notebook's widgets work meanwhile."""
+
+    def __init__(self, process: Any, pid: int, report: Any, leash: Any, name: str):
+        super().__init__(name, pid)
         self._process = process
         self._report = report
         self._leash = leash
         self._outcome: tuple[str, Any] = ("nothing", None)
-        self._lock = threading.Lock()
-        self._observers: list[Callable[[Job], None]] = []
-        self._ended = threading.Event()
         _jobs.add(self)
         threading.Thread(target=self._watch, name=f"labkit watches {name}", daemon=True).start()
 
@@ -90,37 +151,7 @@ class Job:
             self._leash.close()
         finally:
             _jobs.discard(self)
-            with self._lock:
-                self.exitcode = self._process.exitcode
-                observers, self._observers = self._observers, []
-            for observer in observers:
-                with contextlib.suppress(Exception):
-                    observer(self)
-            self._ended.set()  # last: whoever has waited finds everything in order
-
-    def when_ended(self, observer: Callable[[Job], None]) -> None:
-        """Call `observer(job)` once when the child has ended, from another thread, or now when it has already."""
-        with self._lock:
-            if self.exitcode is None:
-                self._observers.append(observer)
-                return
-        observer(self)
-
-    @property
-    def alive(self) -> bool:
-        """Whether the child still runs."""
-        return self.exitcode is None
-
-    @property
-    def status(self) -> str:
-        """What has become of it, in words."""
-        code = self.exitcode
-        if code is None:
-            return "running"
-        if code >= 0:
-            return f"exited {code}"
-        named = -code in set(signal.Signals)  # real-time signals have numbers only
-        return f"killed by {signal.Signals(-code).name if named else f'signal {-code}'}"
+            self._has_ended(self._process.exitcode)
 
     def wait(self, timeout: float | None = WAIT_TIMEOUT) -> Any:
         """Wait until the child has ended; returns what its function returned.
@@ -179,12 +210,6 @@ class Job:
             await asyncio.sleep(0.2)
         return self._result()
 
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal, SIGKILL unless told otherwise: kill(2). Nothing happens when it has ended."""
-        if self.alive:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
-
     def __repr__(self) -> str:
         return f"<job {self.name}, pid {self.pid}, {self.status}>"
 
@@ -213,10 +238,10 @@ def launch(f: Callable[..., Any], *args: Any, name: str | None = None, inside: A
     """
     name = str(name or getattr(f, "__name__", type(f).__name__))
     payload = _dumped(f, name)
-    ends = list(_ends(args))
+    ends = list(ends_in(args))
     for end in ends:
         end._must_be_open()
-    _follow_ipython()
+    follow_ipython()
     with contextlib.ExitStack() as undo:  # whatever happens before there is a job, Ctrl-C included, leaves nothing
         with _ctrl_c_waits():
             report, report_there = _pipe(undo)
@@ -247,12 +272,7 @@ def launch(f: Callable[..., Any], *args: Any, name: str | None = None, inside: A
         with _ctrl_c_waits():
             job = Job(process, pid, report, leash, name)
             undo.pop_all()  # from here on they are the job's
-    for clear_up in {end.aftermath for end in ends}:
-        job.when_ended(lambda _, clear_up=clear_up: clear_up())  # type: ignore[misc]
-    traced = (getattr(thing, "trace", None) for thing in (*ends, *_traced_locks(args)))
-    for trace in {trace for trace in traced if trace}:
-        trace.add_process(job.pid, name, ", ".join(inside.kinds) if inside else "")
-        job.when_ended(lambda job, trace=trace: trace.process_ended(job.pid, job.status))  # type: ignore[misc]
+    job.was_handed(args, ", ".join(inside.kinds) if inside else "")
     return job
 
 
@@ -347,9 +367,9 @@ def _run(payload: bytes, report: Any, leash: Any, parcel: bytes, inside: Any) ->
         text = "".join(traceback.format_exception(type(error), error, tb)).rstrip()
         outcome, code = ("error", text), error.code if isinstance(error, SystemExit) else 1
         if not code:  # sys.exit(0) is a way to end well
-            outcome = ("result", _pickled(None))
+            outcome = ("result", pickled(None))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # too late to stop: what is left is to say how it went
-    for end in (*_ends(args), *_traced_locks(args)):
+    for end in (*ends_in(args), *traced_locks_in(args)):
         end.close()
     stop_all()  # jobs of our own; multiprocess would wait for them
     report.send(outcome)
@@ -360,7 +380,7 @@ def _run(payload: bytes, report: Any, leash: Any, parcel: bytes, inside: Any) ->
 def _result_of(f: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
     result = f(*args)
     try:
-        return _pickled(result)
+        return pickled(result)
     except Exception as reason:
         raise TypeError(f"the result, a {type(result).__name__}, cannot be sent back: {reason}") from reason
 
@@ -371,24 +391,29 @@ def _die_with_parent(leash: int) -> None:
     The leash is a pipe through which nothing is ever sent. It reports every change by a signal of our choice: O_ASYNC
     and F_SETSIG, fcntl(2). Its only change is the parent's end closing.
     """
-    fcntl.fcntl(leash, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(leash, F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(leash, fcntl.F_SETFL, fcntl.fcntl(leash, fcntl.F_GETFL) | os.O_ASYNC)
+    arm(leash, os.getpid())
     poll = select.poll()
     poll.register(leash, select.POLLIN)
     if poll.poll(0):  # it went before the signal was armed
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def arm(leash: int, pid: int) -> None:
+    """Have the kernel kill a process when the other end of a leash closes. It may be armed from either side of exec."""
+    fcntl.fcntl(leash, fcntl.F_SETOWN, pid)
+    fcntl.fcntl(leash, F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(leash, fcntl.F_SETFL, fcntl.fcntl(leash, fcntl.F_GETFL) | os.O_ASYNC)
+
+
 F_SETSIG = 10  # fcntl(2); the module fcntl has no name for it
 
 
-def _ends(value: Any) -> Iterator[Endpoint]:
+def ends_in(value: Any) -> Iterator[Endpoint]:
     """The endpoints in an argument list."""
     return (item for item in _items(value) if isinstance(item, Endpoint))
 
 
-def _traced_locks(value: Any) -> Iterator[Any]:
+def traced_locks_in(value: Any) -> Iterator[Any]:
     """The traced locks in an argument list. There are none where labkit.trace was never loaded."""
     trace = sys.modules.get("labkit.trace")
     return (item for item in _items(value) if trace and isinstance(item, trace.TracedLock))
@@ -416,7 +441,7 @@ def _dumped(f: Any, name: str) -> bytes:
             f"launch takes a function and its arguments, not {type(f).__name__}: launch(f, x), not launch(f(x))"
         )
     try:
-        return _pickled(f)
+        return pickled(f)
     except Exception as reason:
         culprit = _culprit(f)
         raise TypeError(
@@ -435,7 +460,7 @@ def _culprit(f: Any) -> str | None:
             used[variable] = cell.cell_contents
     for variable, value in used.items():
         try:
-            _pickled(value)
+            pickled(value)
         except Exception as reason:
             return f"its variable {variable!r}, a {type(value).__name__}, stays in this process ({reason})"
     return None
@@ -453,11 +478,11 @@ class _Parcel:
 
     def __reduce__(self) -> Any:
         try:
-            return bytes, (_pickled(self.args, reduction.ForkingPickler),)
+            return bytes, (pickled(self.args, reduction.ForkingPickler),)
         except Exception:
             for number, argument in enumerate(self.args, 1):
                 try:
-                    _pickled(argument, reduction.ForkingPickler)
+                    pickled(argument, reduction.ForkingPickler)
                 except Exception as reason:
                     raise TypeError(
                         f"argument {number} of {self.name}, a {type(argument).__name__}, "
@@ -466,7 +491,7 @@ class _Parcel:
             raise
 
 
-def _pickled(value: Any, pickler: type = dill.Pickler) -> bytes:
+def pickled(value: Any, pickler: type = dill.Pickler) -> bytes:
     """Pickled by value, with what a function refers to, except for modules: the child imports those itself."""
 
     class ModulesByName(pickler):
@@ -578,7 +603,7 @@ def _hide(server: Any) -> None:
 _listener: int | None = None
 
 
-def _follow_ipython() -> None:
+def follow_ipython() -> None:
     """In a notebook: when a cell is interrupted, stop the jobs too. Front ends differ in whom they signal."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if shell is None or getattr(shell, "_labkit_follows", False):

@@ -306,9 +306,12 @@ def run(path: Path, notebook: Any, timeout: float = CELL_SECONDS, tick: Callable
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
     from nbclient import NotebookClient
+    from nbclient.client import CellExecutionComplete, ensure_async
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
     sockets = tempfile.TemporaryDirectory(prefix="labkit-kernel-")
+    places: dict[str, Any] = {}
+    """The cells that have run, by what asked for it."""
 
     class Client(NotebookClient):
         def create_kernel_manager(self) -> Any:
@@ -317,6 +320,20 @@ def run(path: Path, notebook: Any, timeout: float = CELL_SECONDS, tick: Callable
             self.km = AsyncKernelManager(config=self.config, transport="ipc", ip=f"{sockets.name}/kernel")
             self.km._kernel_spec = KernelSpec(argv=argv, display_name="Python", language="python")
             return self.km
+
+        async def _async_poll_output_msg(self, parent_msg_id: str, cell: Any, cell_index: int) -> None:
+            """As nbclient's own, which drops what an earlier cell shows while another runs: threads, other kernels."""
+            assert self.kc is not None
+            places[parent_msg_id] = cell, cell_index
+            while True:
+                message = await ensure_async(self.kc.iopub_channel.get_msg(timeout=None))
+                place = places.get(message["parent_header"].get("msg_id"))
+                try:
+                    if place:
+                        self.process_message(message, *place)
+                except CellExecutionComplete:
+                    if place and place[0] is cell:
+                        return
 
     for cell in notebook.cells:
         if cell.cell_type == "code":

@@ -34,6 +34,7 @@ FLOORS = {
     "labkit.rings": 3.5,  # runs a ring in processes
     "labkit.trace": 3,
     "labkit.launch": 3,
+    "labkit.kernels": 3.1,  # hands ends over as launch does
     "labkit.isolation": 3.2,
     "labkit.boundary": 3.4,
     "labkit.objects": 1.1,

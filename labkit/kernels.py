@@ -1,0 +1,832 @@
+"""Kernels beside the notebook's own: `%%kernel alice` runs a cell in another Jupyter kernel, alice.
+
+    %load_ext labkit                  from labkit import kernel, kernels
+
+    %%kernel alice tx                 kernel("alice").push(tx=tx)
+    tx.send(b"hello")                 kernel("alice").run('tx.send(b"hello")')
+
+alice is started by jupyter_client when she is first used. What goes between us and her:
+
+    this kernel                                                    alice, another process
+    requests, replies, output     Jupyter's protocol, ZeroMQ over     runs cells, completes, is interrupted
+                                  Unix sockets in a 0700 folder
+    objects, pickled in a memfd,  a Unix socket pair that she    -->  _take: variables of hers
+    and descriptors (SCM_RIGHTS)  inherits
+    the leash, a pipe             nothing ever goes through it        killed by the kernel when our end closes
+
+As soon as all is connected the folder is removed: a kill -9 of us leaves neither her nor a file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import contextlib
+import logging
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import struct
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from typing import Any
+
+import dill
+from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager, NoSuchKernel
+from jupyter_client.manager import AsyncKernelManager
+from multiprocess import context, reduction
+
+from labkit.channels.base import Endpoint, all_have_arrived, one_word
+from labkit.launch import Process, RemoteError, arm, ends_in, follow_ipython, pickled
+from labkit.table import Table
+
+START_TIMEOUT = 60.0
+"""Seconds until a kernel must answer."""
+
+GRACE = 3.0
+"""Seconds that a kernel has to end by itself when it is stopped (ipykernel takes 2.2 when it has children), and to
+react when it is interrupted."""
+
+MOST_DESCRIPTORS = 252
+"""Descriptors in one message, less one for the memory they come with: SCM_MAX_FD in unix(7)."""
+
+HASTE = "import sys; sys.stdout.flush_timeout = sys.stderr.flush_timeout = 0.1"
+"""Run in a kernel before it ends. In ipykernel 7.4 a thread may flush to another that has ended, for 10 seconds."""
+
+_ASK_AGAIN = 0.1  # seconds until a kernel that starts is asked again whether it is there
+_WAKE = 0.2
+_MOST_PLACES = 100  # cells whose late output still finds its place: that of threads
+
+
+class KernelError(RemoteError):
+    """A kernel did not start, is busy or dead, or its cell failed; the text says what to do next."""
+
+    lines: list[str] | None = None
+    """The traceback as the kernel itself showed it, in colours."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: where labkit raised this is of no use to anybody."""
+        return [str(self).partition("\n")[0] if self.lines else str(self), *(self.lines or [])]
+
+
+class Run:
+    """A cell that runs in a kernel. It is awaitable: `await run` lets a notebook's widgets work meanwhile."""
+
+    def __init__(self, kernel: Kernel, outcome: concurrent.futures.Future[None]):
+        self.kernel = kernel
+        self.began = time.monotonic()
+        self._outcome = outcome
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return self._outcome.done()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the cell has ended. Ctrl-C (interrupting this kernel) meanwhile interrupts the other.
+
+        Raises:
+            KernelError: the cell raised, or its kernel died.
+            TimeoutError: it still runs after `timeout` seconds.
+        """
+        try:
+            self._outcome.result(timeout)
+        except concurrent.futures.CancelledError:
+            raise self.kernel._dead("its cell did not end") from None
+        except TimeoutError:
+            name = self.kernel.name
+            raise TimeoutError(
+                f"the cell in {name} still runs after {timeout:g} s: wait longer, or kernel({name!r}).interrupt()"
+            ) from None
+        except KeyboardInterrupt as pressed:
+            raise self._interrupted(pressed) from None
+
+    def _interrupted(self, pressed: KeyboardInterrupt) -> KeyboardInterrupt:
+        """Interrupt the kernel as well; returns what shows where that was, and not where we waited for it."""
+        self.kernel.interrupt()
+        name = self.kernel.name
+        lines = [f"{name} was interrupted"]
+        try:
+            self._outcome.result(GRACE)
+        except TimeoutError:
+            lines = [f"{name} does not react to the interrupt; kernel({name!r}).stop() ends it"]
+        except KernelError as error:
+            lines += error.lines or [str(error)]
+        pressed._render_traceback_ = lambda: lines  # type: ignore[attr-defined]
+        return pressed
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._finish().__await__()
+
+    async def _finish(self) -> None:
+        ended = asyncio.wrap_future(self._outcome)
+        try:
+            while not ended.done():  # ipykernel notices an interrupt only when its event loop wakes
+                await asyncio.wait({ended}, timeout=_WAKE)
+        except asyncio.CancelledError:
+            self.kernel.interrupt()
+            raise
+        await ended
+
+    def __repr__(self) -> str:
+        what = "has ended" if self.done else f"runs; await kernel({self.kernel.name!r}) waits for it"
+        return f"<cell in {self.kernel.name}, pid {self.kernel.pid}, {what}>"
+
+
+class Kernel(Process):
+    """A Jupyter kernel of ours, with a name: kernel("alice") makes it or finds it. It dies with us.
+
+    It is awaitable: `await kernel("alice")` waits until her cell has ended.
+    """
+
+    def __init__(self, name: str, spec: str = NATIVE_KERNEL_NAME):
+        super().__init__(name, 0)
+        self.spec = spec
+        self.last: Run | None = None
+        """The cell that was run last."""
+        self._requests: dict[str, _Request] = {}
+        self._handing = threading.Lock()
+        self._number = 0  # of what was handed over or back last
+        self._stopping = False
+        self._started: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._thread = threading.Thread(target=self._live_in_thread, name=f"labkit kernel {name}", daemon=True)
+        self._thread.start()
+        try:
+            self._started.result(START_TIMEOUT + 5)
+        except BaseException:
+            self.stop()
+            raise
+
+    # --- what one does with it -----------------------------------------------------------------
+
+    def run(self, code: str, wait: bool = True) -> Run:
+        """Run code as a cell; what it prints and shows appears here, as it comes.
+
+        Args:
+            code: what would be in the cell.
+            wait: until it has ended; else the Run that is returned can be awaited.
+
+        Raises:
+            KernelError: the code raised; or the kernel is busy, or dead.
+        """
+        self._must_be_free()
+        follow_ipython()
+        sys.stdout.flush()
+        self.last = Run(self, self._submit(self._execute(code, _Place(), show_errors=not wait)))
+        if wait:
+            self.last.wait()
+        return self.last
+
+    def push(self, **values: Any) -> None:
+        """Make variables in the kernel. Endpoints among the values are given away, as by launch.
+
+        Raises:
+            TypeError: a value cannot travel to another process; the text says which and why.
+            ValueError: an end is closed, or there are more descriptors than one message takes.
+            KernelError: the kernel cannot unpack a value; or it is busy, or dead.
+        """
+        ends = list(ends_in(values))
+        for end in ends:
+            end._must_be_open()
+        self._must_be_free()
+        with self._handing, _packed(values) as (payload, descriptors):
+            if len(descriptors) > MOST_DESCRIPTORS:
+                raise ValueError(f"one push takes {MOST_DESCRIPTORS} descriptors, not {len(descriptors)}: use several")
+            self._number += 1
+            _send(self._hand, self._number, payload, descriptors)
+            self._call("take what it was handed", _take, self._hand_there, self._number)
+            for end in ends:
+                end.given_away()
+        self.was_handed(values)
+
+    def pull(self, name: str) -> Any:
+        """A copy of the value that a variable, or any expression, has in the kernel.
+
+        Raises:
+            KernelError: there is no such variable, its value cannot travel, or the kernel is busy or dead.
+        """
+        self._must_be_free()
+        with self._handing:
+            self._number += 1
+            self._call(f"give {name}", _give, self._hand_there, self._number, name)
+            payload, _ = _receive(self._hand, self._number)
+        return dill.loads(payload)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the cell that was run last has ended; raises what Run.wait raises."""
+        if self.last:
+            self.last.wait(timeout)
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._finish().__await__()
+
+    async def _finish(self) -> None:
+        if self.last:
+            await self.last
+
+    def interrupt(self) -> None:
+        """Raise KeyboardInterrupt in the cell that runs, as the stop button does."""
+        self._soon(lambda: asyncio.ensure_future(self._manager.interrupt_kernel()))
+
+    def stop(self) -> None:
+        """End the kernel: politely first, with SIGKILL if it still runs after some seconds. Its name is free then."""
+        self._ask_to_stop()
+        self._thread.join(START_TIMEOUT + GRACE)
+        if _kernels.get(self.name) is self:
+            del _kernels[self.name]
+
+    def _ask_to_stop(self) -> None:
+        self._stopping = True
+        self._soon(lambda: self._stop_asked.set())
+
+    def restart(self) -> Kernel:
+        """Stop it and start a new one of the same name, which knows nothing of what the old one knew."""
+        self.stop()
+        return kernel(self.name, self.spec)
+
+    @property
+    def state(self) -> str:
+        """What it does: idle, busy and for how long, or how it ended."""
+        if not self.alive:
+            return self.status
+        if self.last is None or self.last.done:
+            return "idle"
+        return f"busy for {time.monotonic() - self.last.began:.0f} s"
+
+    def complete(self, code: str, position: int, timeout: float = 3.0) -> dict[str, Any]:
+        """The kernel's own complete_reply; empty while it is busy: Jupyter's protocol, complete_request."""
+        if not self.alive or (self.last and not self.last.done):
+            return {}
+        work = self._ask(self._shell, "complete_request", {"code": code, "cursor_pos": position})
+        with contextlib.suppress(TimeoutError, KernelError, concurrent.futures.CancelledError):
+            return dict(self._submit(work).result(timeout))
+        return {}
+
+    def __repr__(self) -> str:
+        return f"<kernel {self.name}, pid {self.pid}, {self.state}>"
+
+    def _must_be_free(self) -> None:
+        if not self.alive:
+            raise self._dead("its variables are gone")
+        if self.last and not self.last.done:
+            raise KernelError(
+                f"{self.name} (pid {self.pid}) is {self.state} with another cell: wait for that with "
+                f"kernel({self.name!r}).wait() or await kernel({self.name!r}), or end it with "
+                f"kernel({self.name!r}).interrupt()"
+            )
+
+    def _dead(self, consequence: str) -> KernelError:
+        verb = "was" if self.status.startswith("killed") else "has"
+        return KernelError(
+            f"{self.name} (pid {self.pid}) {verb} {self.status}, and {consequence}. "
+            f"kernel({self.name!r}).restart() starts a new one",
+            exitcode=self.exitcode,
+        )
+
+    def _call(self, what: str, f: Callable[..., None], *args: Any) -> None:
+        """Have a function of this module called in the kernel."""
+        code = f"from labkit.kernels import {f.__name__} as _labkit; _labkit{args}; del _labkit"
+        reply = self._submit(self._request_execution(code)).result(START_TIMEOUT)
+        if reply["status"] != "ok":
+            raise _failed(self, reply, f"{self.name} (pid {self.pid}) cannot {what}")
+
+    def _submit(self, work: Coroutine[Any, Any, Any]) -> concurrent.futures.Future[Any]:
+        """Have a coroutine run by the thread that talks to the kernel."""
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:  # it has ended just now
+            work.close()
+            raise self._dead("its variables are gone") from None
+
+    def _soon(self, call: Callable[[], Any]) -> None:
+        """Have something done by the thread that talks to the kernel, if it still does."""
+        with contextlib.suppress(RuntimeError, AttributeError):  # the loop has ended, or not begun
+            self._loop.call_soon_threadsafe(call)
+
+    # --- its life, in a thread of its own ------------------------------------------------------
+
+    def _live_in_thread(self) -> None:
+        exitcode: int | None = None
+        try:
+            exitcode = asyncio.run(self._live())
+        except BaseException as reason:
+            if not self._started.done():
+                self._started.set_exception(reason)
+        finally:
+            self._has_ended(exitcode if exitcode is not None else -signal.SIGKILL)
+
+    async def _live(self) -> int:
+        """From its start to its end; returns its exit status."""
+        self._loop = asyncio.get_running_loop()
+        self._stop_asked, self._heard_iopub = asyncio.Event(), asyncio.Event()
+        if self._stopping:
+            self._stop_asked.set()
+        async with contextlib.AsyncExitStack() as undo:
+            folder = _folder()
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            said = os.memfd_create("labkit-kernel-said", os.MFD_CLOEXEC)
+            undo.callback(os.close, said)
+            gone = await self._begin(undo, folder, said)
+            listeners: list[asyncio.Future[Any]]
+            listeners = [asyncio.ensure_future(self._listen(s)) for s in (self._shell, self._control, self._iopub)]
+            asked: asyncio.Future[Any] = asyncio.ensure_future(self._stop_asked.wait())
+            ready: asyncio.Future[Any] = asyncio.ensure_future(self._get_ready())
+            await asyncio.wait({ready, gone, asked}, timeout=START_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+            why = f"there was no answer within {START_TIMEOUT:g} s"
+            if ready.done():
+                shutil.rmtree(folder, ignore_errors=True)
+                self._started.set_result(None)
+                await asyncio.wait({gone, asked}, return_when=asyncio.FIRST_COMPLETED)
+            elif gone.done() or asked.done():
+                why = ""
+            exitcode = await self._end(gone)
+            for task in (*listeners, asked, ready):
+                task.cancel()
+            self.exitcode = exitcode
+            if not self._started.done():
+                self._started.set_exception(self._did_not_start(why or f"it {self.status}", said))
+            for request in self._requests.values():
+                request.fail(self._dead("its cell did not end"))
+            await asyncio.sleep(0)  # who waited for an answer is told
+            return exitcode
+
+    async def _end(self, gone: asyncio.Future[None]) -> int:
+        """End it if it still runs; returns its exit status."""
+        if not gone.done():
+            if self.last and not self.last.done:  # else an interrupt would disturb what is done at exit
+                await self._manager.interrupt_kernel()
+            if self.spec == NATIVE_KERNEL_NAME and self._started.done():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._request_execution(HASTE), 1.0)
+            self._manager.session.send(self._control, "shutdown_request", {"restart": False})
+            await asyncio.wait({gone}, timeout=GRACE)
+        if not gone.done():
+            await self._manager.signal_kernel(signal.SIGKILL)
+            await gone
+        exitcode = int(await self._provisioner.wait())
+        await asyncio.sleep(0.05)  # its last words are on their way
+        return exitcode
+
+    async def _begin(self, undo: contextlib.AsyncExitStack, folder: str, said: int) -> asyncio.Future[None]:
+        """Start the process and connect; returns what is done when the process has ended."""
+        address = {"transport": "ipc", "ip": f"{folder}/k", "connection_file": f"{folder}/kernel.json"}
+        manager = self._manager = AsyncKernelManager(kernel_name=self.spec, log=_quiet, **address)
+        undo.callback(manager.context.destroy, linger=0)
+        _must_be_startable(self.spec)
+        self._hand, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._hand_there = there.fileno()
+        undo.callback(self._hand.close)
+        leash_there, leash = os.pipe()
+        undo.callback(os.close, leash)
+        with there, open(leash_there, "rb"):
+            # A kernel of another language knows no such argument.
+            own = ["--HistoryManager.enabled=False"] if self.spec == NATIVE_KERNEL_NAME else []
+            await manager.start_kernel(
+                extra_arguments=own, stdout=said, stderr=said, pass_fds=(self._hand_there, leash_there)
+            )
+            self._provisioner: Any = manager.provisioner  # of the process: jupyter_client.provisioning
+            self.pid = int(getattr(self._provisioner, "pid", 0))
+            arm(leash_there, self.pid)
+        undo.push_async_callback(manager.cleanup_resources)
+        gone = self._loop.create_future()
+        pidfd = os.pidfd_open(self.pid)
+        undo.callback(os.close, pidfd)
+
+        def has_gone() -> None:
+            self._loop.remove_reader(pidfd)
+            gone.set_result(None)
+
+        self._loop.add_reader(pidfd, has_gone)
+        self._shell, self._control = manager.connect_shell(), manager.connect_control()
+        self._iopub = manager.connect_iopub()
+        return gone
+
+    async def _get_ready(self) -> None:
+        """Return when the kernel has answered, and all that we connect to has connected."""
+        answers = [
+            asyncio.ensure_future(self._ask(sock, "kernel_info_request", {})) for sock in (self._shell, self._control)
+        ]
+        await asyncio.wait(answers)
+        while not self._heard_iopub.is_set():  # what was said before we had subscribed is lost
+            await self._ask(self._shell, "kernel_info_request", {})
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._heard_iopub.wait(), _ASK_AGAIN)
+
+    def _did_not_start(self, why: str, said: int) -> KernelError:
+        text = os.pread(said, 1 << 16, max(0, os.fstat(said).st_size - (1 << 16))).decode(errors="replace")
+        words = "\n".join(text.strip().splitlines()[-20:])
+        return KernelError(
+            f"kernel {self.name} did not start: {why}. Its last words:\n\n{words or '(none)'}\n\n"
+            f"It was started as the kernel spec {self.spec!r} says; `jupyter kernelspec list` tells where that is",
+            exitcode=self.exitcode,
+        )
+
+    async def _listen(self, sock: Any) -> None:
+        session = self._manager.session
+        while True:
+            frames = await sock.recv_multipart()
+            if sock is self._iopub:
+                self._heard_iopub.set()
+            with contextlib.suppress(ValueError):  # not signed with our key
+                self._heard(session.deserialize(session.feed_identities(frames)[1]))
+
+    def _heard(self, message: dict[str, Any]) -> None:
+        """Give a message to the request that it belongs to."""
+        request = self._requests.get(message["parent_header"].get("msg_id", ""))
+        if request is None:
+            return
+        kind, content = message["msg_type"], message["content"]
+        if kind.endswith("_reply"):
+            request.done(request.reply, content)
+        elif kind == "status":
+            if content["execution_state"] == "idle":
+                request.done(request.idle, None)
+        elif request.place and kind in SHOWN and (kind != "error" or request.show_errors):
+            try:
+                request.place.show(kind, content, message.get("buffers"))
+            except Exception as reason:  # standard output is closed, for example
+                request.fail(reason)
+
+    async def _ask(
+        self, sock: Any, kind: str, content: dict[str, Any], place: _Place | None = None, show_errors: bool = False
+    ) -> dict[str, Any]:
+        """Send a request and wait for its reply, and until the kernel has shown all that belongs to it."""
+        sent = self._manager.session.send(sock, kind, content)
+        number = sent["header"]["msg_id"]
+        request = self._requests[number] = _Request(self._loop, place, show_errors)
+        try:
+            reply: dict[str, Any] = await request.reply
+            if place:
+                await request.idle
+            return reply
+        finally:
+            if not place:
+                del self._requests[number]
+            while len(self._requests) > _MOST_PLACES:
+                del self._requests[next(iter(self._requests))]
+
+    async def _request_execution(
+        self, code: str, place: _Place | None = None, show_errors: bool = False
+    ) -> dict[str, Any]:
+        silent = place is None
+        content = {"code": code, "silent": silent, "store_history": not silent, "allow_stdin": False}
+        content |= {"user_expressions": {}, "stop_on_error": True}
+        return await self._ask(self._shell, "execute_request", content, place, show_errors)
+
+    async def _execute(self, code: str, place: _Place, show_errors: bool) -> None:
+        reply = await self._request_execution(code, place, show_errors)
+        if reply["status"] != "ok":
+            raise _failed(self, reply, f"{self.name} (pid {self.pid}) raised")
+
+
+class _Request:
+    """What was asked of a kernel, and waits for its reply."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, place: _Place | None, show_errors: bool):
+        self.reply: asyncio.Future[dict[str, Any]] = loop.create_future()
+        self.idle: asyncio.Future[None] = loop.create_future()
+        self.place = place
+        self.show_errors = show_errors
+
+    @staticmethod
+    def done(future: asyncio.Future[Any], result: Any) -> None:
+        if not future.done():
+            future.set_result(result)
+
+    def fail(self, reason: Exception) -> None:
+        for future in (self.reply, self.idle):
+            if not future.done():
+                future.set_exception(reason)
+                future.exception()  # it need not be asked for
+
+
+def _failed(kernel: Kernel, reply: dict[str, Any], what: str) -> KernelError:
+    """The error that a kernel replied with."""
+    lines = list(reply.get("traceback") or [])
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(lines))
+    error = KernelError(f"{what}: {reply.get('ename', 'aborted')}: {reply.get('evalue', '')}\n\n{plain}", plain)
+    error.lines = lines
+    return error
+
+
+SHOWN = ("stream", "display_data", "update_display_data", "execute_result", "clear_output", "error")
+
+
+class _Place:
+    """Where a kernel's output appears: under the cell that is running here now, or in the terminal."""
+
+    def __init__(self) -> None:
+        shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+        self._kernel = getattr(shell, "kernel", None)
+        self._cell = self._kernel.get_parent() if self._kernel else None
+
+    def show(self, kind: str, content: dict[str, Any], buffers: Any = None) -> None:
+        if kind == "execute_result":  # a cell has one result of its own, with its own number
+            kind, content = "display_data", {key: content[key] for key in ("data", "metadata")}
+        if "data" in content:  # a widget lives in its own kernel; here only its text can be shown
+            data = {mime: value for mime, value in content["data"].items() if mime != WIDGET}
+            content = content | {"data": data}
+        if self._kernel:
+            topic = f"kernel.{self._kernel.ident}.{kind}".encode()
+            self._kernel.session.send(
+                self._kernel.iopub_socket, kind, content, parent=self._cell, ident=topic, buffers=buffers or None
+            )
+        elif kind == "stream":
+            print(content["text"], end="", flush=True, file=getattr(sys, content["name"]))
+        elif kind == "error":
+            print(*content["traceback"], sep="\n", flush=True, file=sys.stderr)
+        elif "data" in content:
+            print(content["data"].get("text/plain", ""), flush=True)
+
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+# --- all kernels -------------------------------------------------------------------------------
+
+_kernels: dict[str, Kernel] = {}
+_finding = threading.Lock()
+_quiet = logging.getLogger("labkit.kernels")
+_quiet.addHandler(logging.NullHandler())
+_quiet.propagate = False  # what goes wrong is raised, once
+
+
+def kernel(name: str, spec: str | None = None) -> Kernel:
+    """The kernel of this name, started now if there is none.
+
+    Args:
+        name: one word.
+        spec: which of the kernels that Jupyter knows, one like our own unless given: `jupyter kernelspec list`.
+
+    Raises:
+        KernelError: it did not start; the text has what it said.
+        ValueError: it is no name, or that kernel runs with another spec.
+    """
+    one_word(name)
+    with _finding:
+        found = _kernels.get(name)
+        if found is None:
+            found = _kernels[name] = Kernel(name, spec or NATIVE_KERNEL_NAME)
+    if spec not in (None, found.spec):
+        raise ValueError(f"{name} runs {found.spec} already, not {spec}: take another name, or stop it first")
+    return found
+
+
+class Kernels(Table):
+    """The kernels that were started here, also those that have died."""
+
+    columns = ("kernel", "pid", "state", "spec")
+    empty = "no kernel was started here; %%kernel alice starts one"
+
+    def cells(self, row: Kernel) -> tuple[str, ...]:
+        """The texts of one row."""
+        return row.name, str(row.pid), row.state, row.spec
+
+    def stop(self) -> None:
+        """End them all."""
+        for one in self:
+            one._ask_to_stop()
+        for one in self:
+            one.stop()
+
+
+def kernels() -> Kernels:
+    """The kernels that were started here: name, pid and what each does. `kernels().stop()` ends them all."""
+    return Kernels(_kernels.values())
+
+
+atexit.register(lambda: kernels().stop())
+os.register_at_fork(after_in_child=_kernels.clear)  # they are the parent's
+
+
+def _must_be_startable(spec: str) -> None:
+    """Raises KernelError when Jupyter knows no such spec, or what it would start is not there."""
+    known = KernelSpecManager()
+    try:
+        program = known.get_kernel_spec(spec).argv[0]
+    except NoSuchKernel:
+        there = ", ".join(sorted(known.find_kernel_specs()))
+        raise KernelError(
+            f"Jupyter knows no kernel spec {spec!r}; there are: {there}. "
+            "`python -m ipykernel install --user --name NAME` makes one of an environment"
+        ) from None
+    if not (shutil.which(program) or program.startswith("python")):
+        raise KernelError(
+            f"the kernel spec {spec!r} starts {program}, and there is no such program: was its environment removed? "
+            f"`jupyter kernelspec remove {spec}` forgets it"
+        )
+
+
+def _folder() -> str:
+    """A private folder for sockets, whose paths have 107 bytes: unix(7)."""
+    place = None if len(os.fsencode(tempfile.gettempdir())) < 60 else "/tmp"
+    return tempfile.mkdtemp(prefix="labkit-kernel-", dir=place)
+
+
+# --- objects that travel -----------------------------------------------------------------------
+
+
+class _Ticket:
+    """Stands for a descriptor on its way; what multiprocess calls DupFd."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def detach(self) -> int:
+        """The descriptor, in the process where it has arrived."""
+        fd, _arrived[self.number] = _arrived[self.number], None
+        assert fd is not None
+        return fd
+
+
+_arrived: list[int | None] = []
+
+
+class _Baggage:
+    """What multiprocess gives descriptors to while it pickles for a process that it would start."""
+
+    DupFd = _Ticket
+
+    def __init__(self) -> None:
+        self.descriptors: list[int] = []
+
+    def duplicate_for_child(self, fd: int) -> int:
+        self.descriptors.append(fd)
+        return len(self.descriptors) - 1
+
+
+@contextlib.contextmanager
+def _packed(values: dict[str, Any]) -> Iterator[tuple[bytes, list[int]]]:
+    """The values as bytes, and the descriptors that belong to them. Those made for the journey are closed at the end.
+
+    Raises:
+        TypeError: a value cannot be sent.
+    """
+    baggage = _Baggage()
+    try:
+        yield _pickle(values, baggage), baggage.descriptors
+    finally:
+        all_have_arrived(baggage)
+
+
+def _pickle(values: dict[str, Any], baggage: _Baggage) -> bytes:
+    context.set_spawning_popen(baggage)
+    try:
+        return pickled(values, reduction.ForkingPickler)
+    except Exception:
+        for name, value in values.items():
+            try:
+                pickled(value, reduction.ForkingPickler)
+            except Exception as reason:
+                raise TypeError(
+                    f"{name}, a {type(value).__name__}, cannot travel to another kernel: {reason}. "
+                    "Make it there, in a %%kernel cell"
+                ) from None
+        raise
+    finally:
+        context.set_spawning_popen(None)
+
+
+def _send(sock: socket.socket, number: int, payload: bytes, descriptors: list[int]) -> None:
+    """Send a numbered message of any size. The bytes go in a memfd, so that nobody has to wait for the other side."""
+    with open(os.memfd_create("labkit-hand", os.MFD_CLOEXEC), "wb") as memory:
+        memory.write(payload)
+        memory.flush()
+        socket.send_fds(sock, [struct.pack("<Q", number)], [memory.fileno(), *descriptors])
+
+
+def _receive(sock: socket.socket, number: int) -> tuple[bytes, list[int]]:
+    """The message with this number; what came before it was not taken, and never will be."""
+    while True:
+        text, (memory, *descriptors), _, _ = socket.recv_fds(sock, 8, MOST_DESCRIPTORS + 1, socket.MSG_CMSG_CLOEXEC)
+        with open(memory, "rb") as file:
+            payload = file.read() if file.seek(0) == 0 else b""
+        if struct.unpack("<Q", text)[0] == number:
+            return payload, descriptors
+        _close(descriptors)
+
+
+def _close(descriptors: list[int]) -> None:
+    for fd in descriptors:
+        os.close(fd)
+
+
+def _take(hand: int, number: int) -> None:
+    """In the kernel: make variables of what was handed over."""
+    with socket.socket(fileno=os.dup(hand)) as sock:
+        payload, _arrived[:] = _receive(sock, number)
+    try:
+        values = dill.loads(payload)
+    finally:
+        _close([fd for fd in _arrived if fd is not None])
+        _arrived.clear()
+    _received.update(ends_in(values))
+    _shell().push(values)
+
+
+def _give(hand: int, number: int, expression: str) -> None:
+    """In the kernel: send a value back."""
+    value = eval(expression, _shell().user_ns)
+    with socket.socket(fileno=os.dup(hand)) as sock:
+        _send(sock, number, pickled(value), [])
+
+
+def _shell() -> Any:
+    return sys.modules["IPython"].get_ipython()
+
+
+_received: weakref.WeakSet[Endpoint] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_received() -> None:
+    """Who ends well says so to the other side, and to the trace."""
+    for end in list(_received):
+        end.close()
+
+
+# --- in a notebook -----------------------------------------------------------------------------
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """%load_ext labkit: the magic %%kernel, and completion in its cells."""
+    shell.register_magic_function(_run_cell, "cell", "kernel")
+    if _complete not in shell.Completer.custom_matchers:
+        shell.Completer.custom_matchers.append(_complete)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """%unload_ext labkit. The kernels live on."""
+    shell.magics_manager.magics["cell"].pop("kernel", None)
+    if _complete in shell.Completer.custom_matchers:
+        shell.Completer.custom_matchers.remove(_complete)
+
+
+USAGE = "%%kernel NAME [VARIABLE...] [--spec SPEC] [&]"
+
+
+def _run_cell(line: str, cell: str) -> Run | None:
+    """Run the cell in a Jupyter kernel of its own.
+
+        %%kernel NAME [VARIABLE...] [--spec SPEC] [&]
+
+    NAME is any word; the first time the kernel is started, which takes a second. VARIABLEs of this notebook are handed
+    to it first, endpoints of channels for good: then they are closed here. With & at the end the cell runs in the
+    background, and its output appears here as it comes; `await kernel("NAME")` waits for it. --spec chooses another
+    kernel than Python's: see `jupyter kernelspec list`.
+    """
+    from IPython.core.error import UsageError
+
+    words = shlex.split(line)
+    background = words[-1:] == ["&"]
+    if background:
+        words.pop()
+    spec = None
+    if "--spec" in words[:-1]:
+        place = words.index("--spec")
+        spec = words[place + 1]
+        del words[place : place + 2]
+    if not words or any(word.startswith("-") or not word.isidentifier() for word in words):
+        raise UsageError(f"{USAGE}, not %%kernel {line}")
+    name, *variables = words
+    mine = _shell().user_ns
+    if missing := [variable for variable in variables if variable not in mine]:
+        raise UsageError(f"there is no variable {missing[0]!r} here that could be handed to {name}")
+    try:
+        other = kernel(name, spec)
+        if variables:
+            other.push(**{variable: mine[variable] for variable in variables})
+    except (TypeError, ValueError) as reason:
+        raise UsageError(str(reason)) from None
+    run = other.run(cell, wait=not background)
+    return run if background else None
+
+
+def _complete(context: Any) -> dict[str, Any]:
+    """What IPython's completer asks: the other kernel's completions, when the cursor is in a cell of one."""
+    from IPython.core.completer import SimpleCompletion
+
+    first, _, body = context.full_text.partition("\n")
+    found = re.match(r"\s*%%kernel\s+(\w+)", first)
+    other = _kernels.get(found[1]) if found else None
+    if other is None or context.cursor_line == 0:
+        return {"completions": []}
+    lines = context.full_text.split("\n")[1 : context.cursor_line]
+    position = sum(len(line) + 1 for line in lines) + context.cursor_position
+    reply = other.complete(body, position)
+    fragment = body[reply.get("cursor_start", position) : position]
+    kinds = {one["text"]: one.get("type") for one in reply.get("metadata", {}).get("_jupyter_types_experimental", [])}
+    completions = [SimpleCompletion(text, type=kinds.get(text)) for text in reply.get("matches", [])]
+    return {"completions": completions, "matched_fragment": fragment, "suppress": True, "ordered": True}
+
+
+_complete.matcher_api_version = 2  # type: ignore[attr-defined]
+_complete.matcher_identifier = "labkit.kernel"  # type: ignore[attr-defined]
