@@ -735,6 +735,7 @@ def test_each_message_of_a_traced_window_is_one_of_two_processes(traced):
         (1, main, page),
     ] * 3
     assert (messages["size"][:2] > 1000).all()
+    assert [first.decode().strip() for first in messages["first"]] == "up down double double sync sync".split()
     for earlier, later in pairwise(("send_begins", "send_ends", "receive_ends")):
         assert (messages[earlier] <= messages[later]).all()
     assert (messages["receive_ends"][:-1] <= messages["send_begins"][1:]).all()  # one clock for both processes

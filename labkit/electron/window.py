@@ -384,7 +384,7 @@ class WebContents(EventEmitter):
                 " be sent; send it in parts"
             )
         if self._record and kind != Kind.EVALUATE and kind <= Kind.PORT_MESSAGE:
-            message = self._record.sends(kind, number, len(clone))
+            message = self._record.sends(kind, number, clone)
             self._transport.post(data)
             self._record.sent(message)
         else:
