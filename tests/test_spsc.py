@@ -984,7 +984,6 @@ def test_builtins_say_what_is_wrong_with_their_arguments(queue):
         lambda: queue._spsc_send(None),
         lambda: queue._spsc_receive(1),
         lambda: queue._spsc_receive_many("no"),
-        lambda: queue._spsc_send_many(5),
         lambda: queue._spsc_spin(1),
         lambda: queue.receive(1, 2),
         lambda: queue.send(b"x", wrong=1),
@@ -993,8 +992,55 @@ def test_builtins_say_what_is_wrong_with_their_arguments(queue):
             ask()
     with pytest.raises(OverflowError):
         queue._spsc_receive_many(1 << 80)
+    with pytest.raises(SystemError):  # Python gives it nothing but lists
+        queue._spsc_send_many(5)
     assert queue.send.__name__ == "send"
     assert "send one message" in queue.send.__doc__
+
+
+@pytest.mark.parametrize("size", [3000, 20_000], ids=["fits in the ring", "larger than the ring"])
+def test_a_large_message_comes_into_memory_bit_by_bit(queue, other, size):
+    message, room, came = random.Random(size).randbytes(size), bytearray(size + 1), 0
+    thread = threading.Thread(target=in_small_pieces(queue).send, args=(message,))
+    thread.start()
+    while not came:
+        try:
+            came = other.receive_into(room, 0)
+        except TimeoutError:  # what has come of it is kept, wherever that was
+            room[:] = bytes(size + 1)
+    thread.join()
+    assert (came, room) == (size, message + bytes(1))
+    queue.send(b"next")
+    assert other.receive() == b"next"
+
+
+def test_a_batch_goes_on_behind_what_is_no_bytes_object_and_stops_at_what_is_wrong(queue, other):
+    wanted = [b"1", bytearray(b"2"), memoryview(b"3"), b"4", np.frombuffer(b"5", np.uint8), b"6"]
+    with pytest.raises(TypeError):
+        queue.send_many([*wanted, "7", b"8"])
+    assert other.receive_many(100) == [b"1", b"2", b"3", b"4", b"5", b"6"]
+    with pytest.raises(ValueError, match="empty"):
+        queue.send_many([b"1", b"", b"2"])
+    assert other.receive_many(100) == [b"1"]
+
+
+def test_a_message_that_sends_another_while_a_batch_is_sent_comes_behind_it(queue, other):
+    class Sends(bytearray):
+        def __buffer__(self, flags):
+            queue.send(b"sent by 2")
+            return memoryview(b"2")
+
+    if sys.version_info < (3, 12):
+        pytest.skip("Python code gives no buffer before 3.12 (PEP 688)")
+    queue.send_many([b"1", Sends(), b"3"])
+    assert other.receive_many(100) == [b"1", b"sent by 2", b"2", b"3"]
+
+
+def test_a_batch_is_received_whole_although_a_part_of_it_was_seen_before(queue, other):
+    queue.send_many([b"1", b"2"])
+    assert other.receive() == b"1"
+    queue.send_many([b"3"] * 50)
+    assert other.receive_many(100) == [b"2", *[b"3"] * 50]
 
 
 def test_an_exported_buffer_is_released_again(queue):

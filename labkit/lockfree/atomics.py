@@ -307,6 +307,31 @@ def copy(typingctx, to, source, size):
     return types.void(types.int64, types.int64, types.int64), code
 
 
+def _prefetch(for_write):
+    def code(context, builder, signature, arguments):
+        byte_pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        prefetch = builder.module.declare_intrinsic(
+            "llvm.prefetch.p0i8", fnty=ir.FunctionType(ir.VoidType(), [byte_pointer, number, number, number])
+        )
+        constants = [ir.Constant(number, value) for value in (for_write, 3, 1)]  # keep it near; data
+        builder.call(prefetch, [builder.inttoptr(arguments[0], byte_pointer), *constants])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), code
+
+
+@intrinsic
+def prefetch(typingctx, address):
+    """Fetch a cache line that will be read soon. A hint: nothing is read, nothing is ordered, any address will do."""
+    return _prefetch(0)
+
+
+@intrinsic
+def prefetch_to_write(typingctx, address):
+    """Fetch a cache line that will be written soon, and take it from the caches of others. A hint, as `prefetch`."""
+    return _prefetch(1)
+
+
 @intrinsic
 def on_stack(typingctx):
     """Address of 80 zeroed bytes on the caller's stack, aligned to 8: room for one Py_buffer."""

@@ -72,6 +72,7 @@ from labkit.lockfree.face import (
     deadline,
     item_type,
     until,
+    view_of,
     whole,
 )
 from labkit.lockfree.segment import BODY, ITEMS, SENDER, Role, Segment
@@ -587,9 +588,13 @@ class _Slot(View):
     abandoned = False
 
     def __init__(self, owner: Broadcast, position: int, size: int, writable: bool):
-        self._owner, self._position, self._size = owner, position, size
-        start = BODY + owner._functions["offset"](owner._at, position)
-        super().__init__(owner._segment.memory, start, size, owner._item, writable)
+        super().__init__()
+        self._owner, self._position, self._size, self._is_writable = owner, position, size, writable
+
+    def _view(self) -> np.ndarray:
+        owner = self._owner
+        start = BODY + owner._functions["offset"](owner._at, self._position)
+        return view_of(owner._segment.memory, start, self._size, owner._item, self._is_writable)
 
     def _end(self) -> bool:
         """Take the memory back; False when that has been done already."""

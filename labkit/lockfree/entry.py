@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from labkit.lockfree.atomics import load_relaxed, on_stack, store_relaxed
+from labkit.lockfree.atomics import load_relaxed, on_stack
 
 SOURCES = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
 """Numba keys its cache by a function's own source only, so that an edit of what it calls would leave stale code
@@ -50,6 +50,10 @@ PyObject_Vectorcall = types.ExternalFunction("PyObject_Vectorcall", WORD(WORD, W
 PySequence_Size = types.ExternalFunction("PySequence_Size", WORD(WORD))
 PySequence_GetItem = types.ExternalFunction("PySequence_GetItem", WORD(WORD, WORD))
 PyList_New = types.ExternalFunction("PyList_New", WORD(WORD))
+PyList_Size = types.ExternalFunction("PyList_Size", WORD(WORD))
+PyList_GetItem = types.ExternalFunction("PyList_GetItem", WORD(WORD, WORD))
+PyList_SetItem = types.ExternalFunction("PyList_SetItem", types.int32(WORD, WORD, WORD))
+PyList_SetSlice = types.ExternalFunction("PyList_SetSlice", types.int32(WORD, WORD, WORD, WORD))
 PyList_Append = types.ExternalFunction("PyList_Append", types.int32(WORD, WORD))
 PyBool_FromLong = types.ExternalFunction("PyBool_FromLong", WORD(WORD))
 PyErr_Clear = types.ExternalFunction("PyErr_Clear", types.void())
@@ -136,8 +140,6 @@ def none(state):
 
 # --- what the builtins of the queues have in common ---------------------------------------------------------
 #
-# A queue plugs in two functions. `put(state, source, size)`: send bytes, and return why, SENT when it did.
-# `take(state)`: a new bytes object, 0 with an exception set, or why not, a negative number.
 
 REFUSED, APART, FULL, CORRUPT, SENT = range(5)
 """What a sender returns. REFUSED: empty, too large, of the wrong size; APART: we have not the role yet. A receiver
@@ -163,8 +165,8 @@ def answer(state, message):
     return none(state) if message == -FULL else PyLong_FromLongLong(-message)
 
 
-def many_of(put: Any, take: Any) -> tuple[Any, Any, Any]:
-    """`put_one`, `put_many` and `take_many`, compiled functions of a queue that sends and receives like this."""
+def of_object(put: Any) -> Any:
+    """`put_one`, a compiled function of a queue that sends bytes like this."""
 
     @njit
     def put_one(state, message):
@@ -179,50 +181,4 @@ def many_of(put: Any, take: Any) -> tuple[Any, Any, Any]:
         PyBuffer_Release(buffer)
         return sent
 
-    @njit
-    def put_many(state, messages, done_at):
-        """Send a list of bytes-like objects, as many as go: SENT or why not; -1 with an exception set.
-
-        Args:
-            done_at: where in the state to say how many.
-        """
-        number, why, done = PySequence_Size(messages), SENT, 0
-        while done < number and why == SENT:
-            message = PySequence_GetItem(messages, done)
-            if message == 0:
-                why = -1
-                break
-            why = put_one(state, message)
-            Py_DecRef(message)
-            if why == SENT:
-                done += 1
-        store_relaxed(state + done_at, done)
-        return -1 if number < 0 else why
-
-    @njit
-    def take_many(state, most):
-        """A list of the messages that are there, up to so many; 0 with an exception set; or why not, negative."""
-        number = PyLong_AsLong(most)
-        if number == -1 and PyErr_Occurred() != 0:
-            return 0
-        messages = PyList_New(0)
-        if messages == 0:
-            return 0
-        taken = 0
-        while taken < number:
-            message = take(state)
-            if message <= 0:
-                if taken > 0:  # what is wrong will be found again
-                    PyErr_Clear()
-                    break
-                Py_DecRef(messages)
-                return message
-            failed = PyList_Append(messages, message) != 0
-            Py_DecRef(message)
-            if failed:
-                Py_DecRef(messages)
-                return 0
-            taken += 1
-        return messages
-
-    return put_one, put_many, take_many
+    return put_one

@@ -357,30 +357,48 @@ def _rest(me: weakref.ref[Any], name: str, *arguments: Any, **named: Any) -> Any
 # --- memory lent out ----------------------------------------------------------------------------------------
 
 
-class View:
-    """Memory of a slot, lent to the reader's program and taken back.
+def view_of(memory: np.ndarray, start: int, size: int, item: np.dtype | None, writable: bool) -> np.ndarray:
+    """A part of a mapping as bytes, or as an item.
 
-    Attributes:
-        array: bytes (uint8), or the item as an array of its dtype; None once it was taken back.
+    What numpy.frombuffer returns is the `base` of all arrays that are made of it: it goes when all of them are gone.
     """
+    view = memory.data if writable else memory.data.toreadonly()
+    if item is None:
+        return np.frombuffer(view, np.uint8, size, start)
+    return np.frombuffer(view, item.base, size // item.base.itemsize, start).reshape(item.shape)
 
-    def __init__(self, memory: np.ndarray, start: int, size: int, item: np.dtype | None, writable: bool):
-        view = memoryview(memory.data)[start : start + size]
-        # Every array that is made of this one, and of those, has it for its `base`: it goes when all of them are gone.
-        root: np.ndarray = np.frombuffer(view if writable else view.toreadonly(), np.uint8)
-        self._root: np.ndarray | None = root
-        self.array: Any = root[:] if item is None else root.view(item.base).reshape(item.shape)
+
+class View:
+    """Memory of a slot, lent to the reader's program and taken back. The array is made when it is first asked for."""
+
+    __slots__ = "__weakref__", "_array", "_is_out"
+
+    def __init__(self) -> None:
+        self._array: np.ndarray | None = None
+        self._is_out = True
+
+    @property
+    def array(self) -> Any:
+        """Bytes (uint8), or the item as an array of its dtype; None once it was taken back."""
+        if self._array is None and self._is_out:
+            self._array = self._view()
+        return self._array
+
+    def _view(self) -> np.ndarray:
+        raise NotImplementedError
 
     def take_back(self) -> None:
         """Nobody has a view of the memory any more, or BufferError."""
-        if self._root is not None:
-            alive = weakref.ref(self._root)
-            kind, shape = self.array.dtype, self.array.shape
-            self._root = self.array = None
-            self._root = alive()
-            if self._root is not None:
-                self.array = self._root.view(kind).reshape(shape)
+        array = self._array
+        if array is not None:
+            alive = weakref.ref(array.base if array.base.__class__ is np.ndarray else array)
+            shape = array.shape
+            self._array = array = None
+            root: Any = alive()
+            if root is not None:
+                self._array = root.reshape(shape)
                 raise BufferError(
                     "somebody still has a view of this memory, which would change under it: copy what is to be kept, "
                     "delete the other views, and try again"
                 )
+        self._is_out = False

@@ -41,6 +41,7 @@ from labkit.lockfree.face import (
     deadline,
     item_type,
     until,
+    view_of,
     whole,
 )
 from labkit.lockfree.mpmc import GONE, MAY, PARTS, RECEIVES, SENDS
@@ -655,11 +656,16 @@ class _Slot(View):
     """A slot of the queue that is ours for a while."""
 
     def __init__(self, owner: Mpmc, position: int, size: int, writable: bool):
-        start = BODY + owner._functions["offset"](owner._address, position)
-        super().__init__(owner._segment.memory, start, size, owner._item, writable)
+        super().__init__()
         self._owner, self._position, self._size, self._pid = owner, position, size, os.getpid()
+        self._is_writable = writable
         self._done = False
         owner._out[position] = self
+
+    def _view(self) -> np.ndarray:
+        owner = self._owner
+        start = BODY + owner._functions["offset"](owner._address, self._position)
+        return view_of(owner._segment.memory, start, self._size, owner._item, self._is_writable)
 
     def _end(self) -> bool:
         """Take the memory back; False when that has been done already, or another process has to do it."""

@@ -33,6 +33,9 @@ from labkit.lockfree.entry import (
     Entry,
     PyBytes_AsString,
     PyBytes_FromStringAndSize,
+    PyList_GetItem,
+    PyList_SetSlice,
+    PyList_Size,
     PyLong_AsLong,
     PyLong_AsVoidPtr,
     PyLong_FromLongLong,
@@ -85,9 +88,6 @@ TELL_AFTER = 64  # messages of a batch
 
 PyObject_CallOneArg = types.ExternalFunction("PyObject_CallOneArg", WORD(WORD, WORD))
 PyObject_CallNoArgs = types.ExternalFunction("PyObject_CallNoArgs", WORD(WORD))
-PyList_Size = types.ExternalFunction("PyList_Size", WORD(WORD))
-PyList_GetItem = types.ExternalFunction("PyList_GetItem", WORD(WORD, WORD))
-PyList_SetSlice = types.ExternalFunction("PyList_SetSlice", INT(WORD, WORD, WORD, WORD))
 PyErr_Fetch = types.ExternalFunction("PyErr_Fetch", types.void(WORD, WORD, WORD))
 PyErr_NormalizeException = types.ExternalFunction("PyErr_NormalizeException", types.void(WORD, WORD, WORD))
 PyException_SetTraceback = types.ExternalFunction("PyException_SetTraceback", INT(WORD, WORD))

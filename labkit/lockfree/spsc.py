@@ -102,7 +102,12 @@ def reserve(body, room, seen, size):
     Args:
         seen: address of READ_SEEN, a word of private memory.
     """
-    write = load_relaxed(body + WRITE)  # only the sender writes it
+    return reserve_at(body, room, seen, size, load_relaxed(body + WRITE))  # only the sender writes it
+
+
+@njit
+def reserve_at(body, room, seen, size, write):
+    """The same behind what a batch has filled already, up to `write`, and not yet published."""
     used = write - load_relaxed(seen)
     if used > room - size or used < 0:
         read = load_acquire(body + READ)  # edge B: released, so the receiver has finished with the bytes
@@ -113,6 +118,12 @@ def reserve(body, room, seen, size):
         if used > room - size:
             return FULL
     return write
+
+
+@njit(forceinline=True)
+def write_position(body):
+    """Where the sender is."""
+    return load_relaxed(body + WRITE)  # only the sender writes it
 
 
 @njit(forceinline=True)

@@ -22,6 +22,8 @@ from labkit.lockfree.atomics import (
     load_relaxed,
     on_stack,
     pause,
+    prefetch,
+    prefetch_to_write,
     store_relaxed,
 )
 from labkit.lockfree.entry import (
@@ -46,12 +48,22 @@ from labkit.lockfree.entry import (
     WRITABLE,
     Entry,
     Py_DecRef,
+    Py_IncRef,
     PyBool_FromLong,
     PyBuffer_Release,
     PyBytes_AsString,
+    PyBytes_AsStringAndSize,
     PyBytes_FromStringAndSize,
+    PyErr_Clear,
+    PyErr_Occurred,
     PyEval_RestoreThread,
     PyEval_SaveThread,
+    PyList_GetItem,
+    PyList_New,
+    PyList_SetItem,
+    PyList_SetSlice,
+    PyList_Size,
+    PyLong_AsLong,
     PyLong_AsVoidPtr,
     PyLong_FromLongLong,
     PyObject_GetBuffer,
@@ -59,8 +71,8 @@ from labkit.lockfree.entry import (
     answer,
     callables,
     given_bytes,
-    many_of,
     none,
+    of_object,
 )
 
 # The private state of one Spsc object in one process. RING is the body of the segment, RING_BYTES the size of its data,
@@ -80,6 +92,8 @@ SENT_BYTES = OWN + 152  # of the large message that is being sent
 # The large message that is being received: a bytes object (0: none), where it begins, how far it is, how large it is.
 OBJECT, START, NEXT, GOT_BYTES, TOTAL = OWN + 160, OWN + 168, OWN + 176, OWN + 184, OWN + 192
 KEEPS = OWN + 200  # 1: it is not released when it is complete
+LOAN, LOAN_BYTES = OWN + 208, OWN + 216  # position of the message that is lent to be written, and its size
+BORROW, BORROW_BYTES = OWN + 224, OWN + 232  # position of the message that is lent to be read, and what it takes there
 
 READY, BUSY = 1, 2
 """Of a role that we have: BUSY, a loan (or a borrowed message) is out, or a thread is at a large message."""
@@ -89,6 +103,9 @@ or was; AGAIN: something else has come to be the next; TOO_LARGE: for the buffer
 receiver in compiled code."""
 STREAMING = 16384  # from this size on NumPy may use streaming stores, which no release store orders: x86
 LONG = 2000  # how often to look for the next piece, at most
+PUBLISH_AFTER = 32  # messages of a batch
+SMALLEST_FRAME = 16  # bytes
+AHEAD = 1024  # bytes: so far ahead of what it does a batch fetches cache lines
 BRIEFLY = 60  # how often to look for the next message with the GIL: some microseconds
 SENDER, RECEIVER = 0, 1  # labkit.lockfree.segment
 
@@ -225,14 +242,19 @@ def drop(state):
 
 
 @njit
-def take_pieces(state):
-    """The same, of a message in pieces: as far as it has come, and a little longer, without the GIL. Or -AGAIN."""
+def take_pieces(state, to, most):
+    """The same, of a message in pieces: as far as it has come, and a little longer, without the GIL. Or -AGAIN.
+
+    Args:
+        to: address of `most` bytes of the caller's for the message, whose size is returned then; 0: a new object. When
+            only a part has come it becomes an object after all, which later calls, without `to`, go on with.
+    """
     body, ring, seen = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), state + WRITE_SEEN
     store_relaxed(state + RECEIVES, BUSY)  # for other threads
     thread = PyEval_SaveThread()
-    looks, why, passed_over = 0, WORD(0), False
+    looks, why, passed_over, is_into = 0, WORD(0), False, False
     while why == 0:
-        is_open = load_relaxed(state + OBJECT) != 0
+        is_open = is_into or load_relaxed(state + OBJECT) != 0
         position = load_relaxed(state + NEXT) if is_open else spsc.read_position(body)
         head = spsc.head_at(body, ring, seen, position)
         if head == spsc.EMPTY:
@@ -264,13 +286,19 @@ def take_pieces(state):
                 if size <= 0 or total <= 0 or total > load_relaxed(state + MOST):
                     why = -CORRUPT
                     continue
-                PyEval_RestoreThread(thread)
-                made = PyBytes_FromStringAndSize(0, total)
-                thread = PyEval_SaveThread()
-                if made == 0:
-                    why = 3
-                    continue
-                store_relaxed(state + OBJECT, made)
+                if to != 0:
+                    if total > most:
+                        why = -CORRUPT  # it was asked for before
+                        continue
+                    is_into = True
+                else:
+                    PyEval_RestoreThread(thread)
+                    made = PyBytes_FromStringAndSize(0, total)
+                    thread = PyEval_SaveThread()
+                    if made == 0:
+                        why = 3
+                        continue
+                    store_relaxed(state + OBJECT, made)
                 store_relaxed(state + START, position)
                 store_relaxed(state + TOTAL, total)
                 store_relaxed(state + GOT_BYTES, 0)
@@ -278,7 +306,7 @@ def take_pieces(state):
             if size > total - got:
                 why = -CORRUPT
                 continue
-            copy(PyBytes_AsString(load_relaxed(state + OBJECT)) + got, frame, size)
+            copy((to if is_into else PyBytes_AsString(load_relaxed(state + OBJECT))) + got, frame, size)
             store_relaxed(state + NEXT, after)
             store_relaxed(state + GOT_BYTES, got + size)
             # What fits in the ring is released at the end; what does not makes room as soon as it can.
@@ -301,11 +329,19 @@ def take_pieces(state):
     if why == 3:
         return 0
     if why == 4:
+        if is_into:
+            return load_relaxed(state + TOTAL)
         message = load_relaxed(state + OBJECT)
         store_relaxed(state + OBJECT, 0)
         return message
     if why == -CORRUPT:
         drop(state)
+    elif is_into:
+        made = PyBytes_FromStringAndSize(0, load_relaxed(state + TOTAL))
+        if made == 0:
+            return 0
+        copy(PyBytes_AsString(made), to, load_relaxed(state + GOT_BYTES))
+        store_relaxed(state + OBJECT, made)
     return why
 
 
@@ -316,6 +352,31 @@ def total_of(state):
     read = spsc.read_position(body)
     head = spsc.head_at(body, ring, state + WRITE_SEEN, read)
     return spsc.total_of(body, ring, read) if head > 0 and head & spsc.KIND == spsc.FIRST else 0
+
+
+@njit
+def look(state):
+    """Bytes of the next message or item where it lies; 0: there is none; -APART, -CORRUPT or -IN_PIECES."""
+    if load_relaxed(state + RECEIVES) != READY:
+        return -APART
+    body, ring, item_bytes = (
+        load_relaxed(state + RING),
+        load_relaxed(state + RING_BYTES),
+        load_relaxed(state + ITEM_BYTES),
+    )
+    if item_bytes:
+        there = spsc.readable(body, load_relaxed(state + ROOM), state + WRITE_SEEN, spsc.read_position(body))
+        if there < 0:
+            return -CORRUPT
+        return item_bytes if there >= item_bytes else WORD(0)
+    if load_relaxed(state + OBJECT):
+        return -IN_PIECES
+    size = spsc.next_message(body, ring, state + WRITE_SEEN)
+    if size == spsc.PIECES:
+        return -IN_PIECES
+    if size < 0:
+        return WORD(0) if size == spsc.EMPTY else -CORRUPT
+    return size
 
 
 @njit
@@ -363,8 +424,106 @@ def bytes_in_pieces(state, size):
     return spsc.frame_bytes(size) + (2 + size // load_relaxed(state + PIECE)) * spsc.FRAME
 
 
-send_one, _, _ = many_of(send_bytes, receive_bytes)
-_, put_many, take_many = many_of(put_bytes, take_bytes)
+send_one = of_object(send_bytes)
+put_one = of_object(put_bytes)
+
+
+# A batch is published, or released, now and then and not message by message: WRITE and READ are what the two processors
+# tell each other, 100 ns each time.
+
+
+@njit
+def put_list(state, messages):
+    """Send a list of bytes-like objects, as many as go: SENT or why not; -1 with an exception set. DONE: how many."""
+    number, why, done, filled = PyList_Size(messages), WORD(SENT), 0, 0
+    body, ring, buffer = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), on_stack()
+    is_simple = load_relaxed(state + SENDS) == READY and load_relaxed(state + ITEM_BYTES) == 0
+    most, position = load_relaxed(state + LARGE), spsc.write_position(body)
+    while done < number and why == SENT:
+        message = PyList_GetItem(messages, done)  # borrowed: nothing that Python does happens as long as it is bytes
+        if message == 0:  # the list has become shorter meanwhile
+            PyErr_Clear()
+            break
+        if is_simple and PyBytes_AsStringAndSize(message, buffer, buffer + 8) == 0:
+            size = load_relaxed(buffer + 8)
+            if 0 < size <= most:
+                frame_bytes = spsc.frame_bytes(size)
+                reserved = spsc.reserve_at(body, ring, state + READ_SEEN, frame_bytes, position)
+                if reserved < 0:
+                    why = WORD(FULL) if reserved == spsc.FULL else WORD(CORRUPT)
+                    break
+                prefetch_to_write(spsc.at(body, ring, position + AHEAD))
+                frame = spsc.frame_at(body, ring, position)
+                store_relaxed(frame, size)  # ours until published
+                copy_bytes(frame + spsc.FRAME, load_relaxed(buffer), size)
+                position += frame_bytes
+                filled += 1
+                done += 1
+                if filled == PUBLISH_AFTER:
+                    spsc.publish(body, position)
+                    filled = 0
+                continue
+        elif is_simple:
+            PyErr_Clear()
+        if filled:
+            spsc.publish(body, position)
+            filled = 0
+        Py_IncRef(message)
+        why = WORD(put_one(state, message))
+        Py_DecRef(message)
+        if why == SENT:
+            done += 1
+        is_simple = is_simple and load_relaxed(state + SENDS) == READY  # it may have run Python code
+        position = spsc.write_position(body)
+    if filled:
+        spsc.publish(body, position)
+    store_relaxed(state + DONE, done)
+    return -1 if number < 0 else why
+
+
+@njit
+def take_list(state, most):
+    """A list of the messages that are there, up to so many; 0 with an exception set; or why not, as `take_bytes`."""
+    if load_relaxed(state + RECEIVES) != READY:
+        return -APART
+    if load_relaxed(state + OBJECT):
+        return -IN_PIECES
+    body, ring, position = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), position_of(state)
+    there = spsc.readable(body, ring, state + WRITE_SEEN, position)
+    if there < most * SMALLEST_FRAME:
+        store_relaxed(state + WRITE_SEEN, position)  # look again
+        there = spsc.readable(body, ring, state + WRITE_SEEN, position)
+    if there <= 0:
+        return -FULL if there == 0 else -CORRUPT
+    room = max(1, min(most, there // SMALLEST_FRAME))
+    messages = PyList_New(room)
+    if messages == 0:
+        return 0
+    end, taken, why = position + there, 0, 0
+    while taken < room and position < end:
+        if position + AHEAD < end:  # where a frame begins is told by the one before it: the processor cannot guess
+            prefetch(spsc.at(body, ring, position + AHEAD))
+        frame = spsc.frame_at(body, ring, position)
+        size = load_relaxed(frame)  # the receiver's since edge A
+        if size >= spsc.FIRST or size <= 0 or size > end - position - spsc.FRAME:
+            why = -CORRUPT if size < spsc.FIRST else -IN_PIECES
+            break
+        message = PyBytes_FromStringAndSize(frame + spsc.FRAME, size)
+        if message == 0:
+            break
+        PyList_SetItem(messages, taken, message)
+        position += spsc.frame_bytes(size)
+        taken += 1
+        if taken % PUBLISH_AFTER == 0:
+            spsc.release(body, position)
+    if taken == 0:
+        Py_DecRef(messages)
+        return why
+    spsc.release(body, position)
+    if taken < room:
+        PyErr_Clear()  # what is wrong will be found again
+        PyList_SetSlice(messages, taken, room, 0)
+    return messages
 
 
 # --- builtins -----------------------------------------------------------------------------------------------
@@ -457,14 +616,14 @@ def _compile(key: str) -> dict[str, Entry]:
         state = PyLong_AsVoidPtr(self)
         if load_relaxed(state + RECEIVES) != READY:
             return PyLong_FromLongLong(APART)
-        return answer(state, take_pieces(state))
+        return answer(state, take_pieces(state, 0, 0))
 
     @cfunc(BUILTIN, cache=True)
     def spsc_send_many(self, messages):
         """Send a list of bytes-like objects, as many as there is room for: SENT or why not; DONE says how many."""
         key  # see SOURCES
         state = PyLong_AsVoidPtr(self)
-        why = put_many(state, messages, DONE)
+        why = put_list(state, messages)
         if load_relaxed(state + DONE) > 0:
             tell_receiver(state)
         return PyLong_FromLongLong(why) if why >= 0 else 0
@@ -473,8 +632,10 @@ def _compile(key: str) -> dict[str, Entry]:
     def spsc_receive_many(self, most):
         """A list of the messages that are there, up to so many; None when there is none, or as spsc_receive."""
         key  # see SOURCES
-        state = PyLong_AsVoidPtr(self)
-        messages = take_many(state, most)
+        state, number = PyLong_AsVoidPtr(self), PyLong_AsLong(most)
+        if number == -1 and PyErr_Occurred() != 0:
+            return 0
+        messages = take_list(state, number)
         if messages > 0:
             tell_sender(state)
         return answer(state, messages)
@@ -508,8 +669,8 @@ def _compile(key: str) -> dict[str, Entry]:
     def spsc_receive_into(self, room):
         """Fill a writable buffer with items, as many as there are, or with the next message.
 
-        How many items or bytes it was; 0 when there is nothing; or -APART, -CORRUPT, -TOO_LARGE, -IN_PIECES. DONE says
-        how large the message is in these two cases.
+        How many items or bytes it was; 0 when there is nothing; or -APART, -CORRUPT, -TOO_LARGE, -IN_PIECES, -AGAIN.
+        DONE says how large the message is when that is why.
         """
         key  # see SOURCES
         state, buffer = PyLong_AsVoidPtr(self), on_stack()
@@ -537,8 +698,19 @@ def _compile(key: str) -> dict[str, Entry]:
             if done == spsc.EMPTY:
                 done = WORD(0)
             elif done < 0:
-                done = -CORRUPT if done == spsc.CORRUPT else -IN_PIECES
-                store_relaxed(state + DONE, total_of(state))
+                total = total_of(state)
+                store_relaxed(state + DONE, total)
+                if done == spsc.CORRUPT:
+                    done = -CORRUPT
+                elif total == 0 or total > size:
+                    done = -IN_PIECES
+                else:
+                    done = take_pieces(state, to, size)
+                    if done == 0:
+                        PyBuffer_Release(buffer)
+                        return 0
+                    if done == -FULL:
+                        done = WORD(0)
             elif done > size:
                 store_relaxed(state + DONE, done)
                 done = -TOO_LARGE
@@ -548,6 +720,79 @@ def _compile(key: str) -> dict[str, Entry]:
         if done > 0:
             tell_sender(state)
         return PyLong_FromLongLong(done)
+
+    @cfunc(BUILTIN, cache=True)
+    def spsc_loan(self, wanted):
+        """Lend room for a message of so many bytes, or for an item: SENT or why not."""
+        key  # see SOURCES
+        state, size = PyLong_AsVoidPtr(self), PyLong_AsLong(wanted)
+        if size == -1 and PyErr_Occurred() != 0:
+            return 0
+        if load_relaxed(state + SENDS) != READY:
+            return PyLong_FromLongLong(APART)
+        body, room = load_relaxed(state + RING), load_relaxed(state + ROOM)
+        position = spsc.reserve(body, room, state + READ_SEEN, bytes_in_ring(state, size))
+        looks = min(load_relaxed(state + SPINS), BRIEFLY)
+        while position == spsc.FULL and looks > 0:
+            pause()
+            looks -= 1
+            position = spsc.reserve(body, room, state + READ_SEEN, bytes_in_ring(state, size))
+        if position < 0:
+            return PyLong_FromLongLong(FULL if position == spsc.FULL else CORRUPT)
+        store_relaxed(state + LOAN, position)
+        store_relaxed(state + LOAN_BYTES, size)
+        store_relaxed(state + SENDS, BUSY)
+        return PyLong_FromLongLong(SENT)
+
+    @cfunc(BUILTIN, cache=True)
+    def spsc_publish(self, ignored):
+        """Send what was lent and is written."""
+        key  # see SOURCES
+        state = PyLong_AsVoidPtr(self)
+        body, ring = load_relaxed(state + RING), load_relaxed(state + RING_BYTES)
+        position, size = load_relaxed(state + LOAN), load_relaxed(state + LOAN_BYTES)
+        if size >= STREAMING:
+            fence()
+        if load_relaxed(state + ITEM_BYTES) == 0:
+            store_relaxed(spsc.frame_at(body, ring, position), size)  # ours until published
+        spsc.publish(body, position + bytes_in_ring(state, size))
+        store_relaxed(state + SENDS, READY)
+        tell_receiver(state)
+        return none(state)
+
+    @cfunc(BUILTIN, cache=True)
+    def spsc_borrow(self, ignored):
+        """Lend the next message, or item: its bytes, 0 when there is none; or -APART, -CORRUPT, -IN_PIECES."""
+        key  # see SOURCES
+        state = PyLong_AsVoidPtr(self)
+        size = look(state)
+        if size == 0 and comes_soon(state):
+            size = look(state)
+        if size > 0:
+            store_relaxed(state + BORROW, spsc.read_position(load_relaxed(state + RING)))
+            store_relaxed(state + BORROW_BYTES, bytes_in_ring(state, size))
+            store_relaxed(state + RECEIVES, BUSY)
+        return PyLong_FromLongLong(size)
+
+    @cfunc(BUILTIN, cache=True)
+    def spsc_release(self, ignored):
+        """The message that was lent is read."""
+        key  # see SOURCES
+        state = PyLong_AsVoidPtr(self)
+        spsc.release(load_relaxed(state + RING), load_relaxed(state + BORROW) + load_relaxed(state + BORROW_BYTES))
+        store_relaxed(state + RECEIVES, READY)
+        tell_sender(state)
+        return none(state)
+
+    @cfunc(BUILTIN, cache=True)
+    def spsc_lent_at(self, role):
+        """From the body to the message that is lent to the sender, or to the receiver."""
+        key  # see SOURCES
+        state, whose = PyLong_AsVoidPtr(self), PyLong_AsLong(role)
+        position, ring = load_relaxed(state + (LOAN if whose == SENDER else BORROW)), load_relaxed(state + RING_BYTES)
+        if load_relaxed(state + ITEM_BYTES):
+            return PyLong_FromLongLong(spsc.at(0, ring, position))
+        return PyLong_FromLongLong(spsc.frame_at(0, ring, position) + spsc.FRAME)
 
     @cfunc(BUILTIN, cache=True)
     def spsc_spin(self, ignored):
@@ -579,8 +824,13 @@ def _compile(key: str) -> dict[str, Entry]:
         return PyLong_FromLongLong(came)
 
     taking_any = send, try_send, receive, try_receive
-    taking_one = spsc_send, spsc_send_pieces, spsc_send_many, spsc_receive_many, spsc_send_items, spsc_receive_into
-    taking_none = spsc_receive, spsc_receive_pieces, spsc_spin, spsc_spin_for_room
+    taking_one = (
+        spsc_send, spsc_send_pieces, spsc_send_many, spsc_receive_many, spsc_send_items, spsc_receive_into, spsc_loan,
+        spsc_lent_at,
+    )  # fmt: skip
+    taking_none = (
+        spsc_receive, spsc_receive_pieces, spsc_publish, spsc_borrow, spsc_release, spsc_spin, spsc_spin_for_room,
+    )  # fmt: skip
     entries = {f.__name__: Entry(f, METH_ANY) for f in taking_any}
     entries |= {f.__name__: Entry(f, METH_O) for f in taking_one}
     return entries | {f.__name__: Entry(f, METH_NOARGS) for f in taking_none}
@@ -591,72 +841,6 @@ def spsc_functions() -> dict[str, Callable[..., int]]:
     """What is called more seldom, for calling from Python with the address of the state."""
 
     def compiled(key: str) -> dict[str, Any]:
-        @cfunc(WORD(WORD, WORD), cache=True)
-        def claim_slot(state, size):
-            """Position of a frame, or an item, to fill; -FULL or -CORRUPT."""
-            key  # see SOURCES
-            body, room = load_relaxed(state + RING), load_relaxed(state + ROOM)
-            position = spsc.reserve(body, room, state + READ_SEEN, bytes_in_ring(state, size))
-            if position >= 0:
-                return position
-            return -FULL if position == spsc.FULL else -CORRUPT
-
-        @cfunc(types.void(WORD, WORD, WORD), cache=True)
-        def publish_slot(state, position, size):
-            key  # see SOURCES
-            body, ring = load_relaxed(state + RING), load_relaxed(state + RING_BYTES)
-            if size >= STREAMING:
-                fence()
-            if load_relaxed(state + ITEM_BYTES):
-                spsc.publish(body, position + size)
-            else:
-                store_relaxed(spsc.frame_at(body, ring, position), size)  # ours until published
-                spsc.publish(body, position + spsc.frame_bytes(size))
-            tell_receiver(state)
-
-        @cfunc(WORD(WORD), cache=True)
-        def look(state):
-            """Size of the next message or item where it lies; 0: there is none; -CORRUPT; -IN_PIECES."""
-            key  # see SOURCES
-            body, ring, item_bytes = (
-                load_relaxed(state + RING),
-                load_relaxed(state + RING_BYTES),
-                load_relaxed(state + ITEM_BYTES),
-            )
-            if item_bytes:
-                read = spsc.read_position(body)
-                there = spsc.readable(body, load_relaxed(state + ROOM), state + WRITE_SEEN, read)
-                if there < 0:
-                    return -CORRUPT
-                return item_bytes if there >= item_bytes else WORD(0)
-            size = spsc.next_message(body, ring, state + WRITE_SEEN)
-            if size == spsc.PIECES or load_relaxed(state + OBJECT):
-                return -IN_PIECES
-            if size < 0:
-                return WORD(0) if size == spsc.EMPTY else -CORRUPT
-            return size
-
-        @cfunc(WORD(WORD), cache=True)
-        def reading(state):
-            """The position of the next message."""
-            key  # see SOURCES
-            return spsc.read_position(load_relaxed(state + RING))
-
-        @cfunc(types.void(WORD, WORD), cache=True)
-        def release_to(state, position):
-            key  # see SOURCES
-            spsc.release(load_relaxed(state + RING), position)
-            tell_sender(state)
-
-        @cfunc(WORD(WORD, WORD), cache=True)
-        def offset(state, position):
-            """From the body to the message at a position."""
-            key  # see SOURCES
-            ring = load_relaxed(state + RING_BYTES)
-            if load_relaxed(state + ITEM_BYTES):
-                return spsc.at(0, ring, position)
-            return spsc.frame_at(0, ring, position) + spsc.FRAME
-
         @cfunc(WORD(WORD, WORD), cache=True)
         def fits(state, size):
             """Whether a large message has room: 1 now, 0 not now, -1 never at once."""
@@ -704,10 +888,7 @@ def spsc_functions() -> dict[str, Callable[..., int]]:
             key  # see SOURCES
             return 1 if is_there(state) else 0
 
-        made = (
-            claim_slot, publish_slot, look, reading, release_to, offset, fits, abandon, forget, drop_rest, length,
-            anything,
-        )  # fmt: skip
+        made = fits, abandon, forget, drop_rest, length, anything
         return {f.__name__: f for f in made}
 
     return callables(compiled(SOURCES))

@@ -36,11 +36,14 @@ from labkit.lockfree.face import (
     damaged,
     item_type,
     until,
+    view_of,
     whole,
 )
 from labkit.lockfree.segment import BODY, ITEMS, RECEIVER, ROOM, SENDER, Role, Segment
 from labkit.lockfree.spsc_entry import (
     AGAIN,
+    BORROW,
+    BORROW_BYTES,
     BUSY,
     DONE,
     IN_PIECES,
@@ -121,6 +124,11 @@ class Spsc(Face):
     _spsc_receive_many: Callable[[int], Any]
     _spsc_send_items: Callable[[Any], Any]
     _spsc_receive_into: Callable[[Any], Any]
+    _spsc_loan: Callable[[int], int]
+    _spsc_publish: Callable[[], None]
+    _spsc_borrow: Callable[[], int]
+    _spsc_release: Callable[[], None]
+    _spsc_lent_at: Callable[[int], int]
     _spsc_spin: Callable[[], int]
     _spsc_spin_for_room: Callable[[], int]
 
@@ -275,7 +283,7 @@ class Spsc(Face):
         if not self._settle(APART, SENDER):
             raise ValueError("another thread is in the middle of sending a large message")
         state = self._state
-        state[[SENDS // 8, SENT_BYTES // 8]] = BUSY, 0
+        state[SENDS // 8], state[SENT_BYTES // 8] = BUSY, 0
 
         def attempt() -> Any:
             sent = self._spsc_send_pieces(raw)
@@ -298,10 +306,10 @@ class Spsc(Face):
 
         Errors as for `send`; what comes before a wrong message is sent, and so is what there was room for in time.
         """
-        self._must_be_open()
         if self._item is None:
-            self._send_messages(messages if isinstance(messages, list | tuple) else list(messages), timeout)
+            self._send_messages(messages if messages.__class__ is list else list(messages), timeout)
             return
+        self._must_be_open()
         start = 0
         if self._is_plain(messages):
             if self._spsc_send_items(messages) == SENT:
@@ -320,8 +328,11 @@ class Spsc(Face):
 
         self._until_room(attempt, timeout)
 
-    def _send_messages(self, many: list[Any] | tuple[Any, ...], timeout: float | None) -> None:
-        start = 0
+    def _send_messages(self, many: list[Any], timeout: float | None) -> None:
+        if self._spsc_send_many(many) == SENT:
+            return
+        self._must_be_open()
+        start = int(self._state[DONE // 8])
 
         def attempt() -> Any:
             nonlocal start
@@ -367,24 +378,31 @@ class Spsc(Face):
             size: bytes of the message, `max_message` at most and when None; of items there is one size.
             timeout: as for `send`, and the same errors.
         """
-        self._must_be_open()
-        self._let_go(SENDER)
-        size = self.max_message if size is None or self._item is not None else whole(size, "the size of a message")
+        if size is None or self._item is not None:
+            size = self.max_message
+        if size.__class__ is not int or not 0 < size <= self.max_message:
+            size = self._lendable(whole(size, "the size of a message"))
+        if self._out[SENDER] is not None or self._spsc_loan(size) != SENT:
+            self._wait_for_loan(size, timeout)
+        self._out[SENDER] = loan = Loan(self, size)
+        return loan
+
+    def _lendable(self, size: int) -> int:
         if not 0 < size <= self.max_message:
             raise ValueError(f"a message is lent with 1 to {self.max_message:,} bytes, not {size:,}")
+        return size
+
+    def _wait_for_loan(self, size: int, timeout: float | None) -> None:
+        self._must_be_open()
+        self._let_go(SENDER)
 
         def attempt() -> Any:
-            if not self._settle(APART, SENDER):
-                return None
-            position = self._functions["claim_slot"](self._address, size)
-            if position == -CORRUPT:
-                raise damaged(KIND)
-            return None if position == -FULL else position
+            while (lent := self._spsc_loan(size)) != SENT:
+                if lent == FULL or not self._settle(lent, SENDER):
+                    return None
+            return True
 
-        position = self._until_room(attempt, timeout)
-        self._state[SENDS // 8] = BUSY
-        self._out[SENDER] = loan = Loan(self, position, size)
-        return loan
+        self._until_room(attempt, timeout)
 
     # --- receiving ------------------------------------------------------------------------------------------
 
@@ -426,11 +444,15 @@ class Spsc(Face):
 
     def receive_many(self, most: int = 1024, timeout: float | None = DEFAULT_TIMEOUT) -> Any:
         """What is there, up to `most` messages (a list) or items (an array), at least one. Errors as for `receive`."""
-        most = whole(most, "how many to receive")
-        if most < 1:
-            raise ValueError(f"receive at least 1 message, not {most}")
+        if most.__class__ is not int or most < 1:
+            most = whole(most, "how many to receive")
+            if most < 1:
+                raise ValueError(f"receive at least 1 message, not {most}")
         if self._item is not None:
             return self._fill(min(most, self.capacity), timeout)
+        got = self._spsc_receive_many(most)
+        if got.__class__ is list:
+            return got
         got = self._until_message(lambda: self._got(lambda: self._spsc_receive_many(most)), timeout)
         return got if got.__class__ is list else [got]
 
@@ -532,31 +554,44 @@ class Spsc(Face):
         gets it. Nothing else can be received meanwhile. A message that was sent in pieces, as `send` does with large
         ones, is put together first: those one writes by `loan` are in one piece. Errors as for `receive`.
         """
+        there = None
+        if self._out[RECEIVER] is not None or (size := self._spsc_borrow()) <= 0:
+            size, there = self._wait_for_borrow(timeout)
+        self._out[RECEIVER] = borrow = Borrow(self, size, there)
+        return borrow
+
+    def _wait_for_borrow(self, timeout: float | None) -> tuple[int, bytes | None]:
+        """Bytes of the message, and the message itself when it was put together."""
         self._must_be_open()
         self._let_go(RECEIVER)
 
         def attempt() -> Any:
-            while self._settle(APART, RECEIVER):
-                size = self._functions["look"](self._address)
-                if size == -CORRUPT:
-                    raise damaged(KIND)
+            while True:
+                size = self._spsc_borrow()
+                if size > 0:
+                    return size, None
+                if size == 0:
+                    return None
                 if size != -IN_PIECES:
-                    return size or None
+                    if not self._settle(-size, RECEIVER):
+                        return None
+                    continue
                 self._state[KEEPS // 8] = 1
                 try:
                     there = self._spsc_receive_pieces()
                 finally:
                     self._state[KEEPS // 8] = 0
-                if there == CORRUPT:
-                    raise damaged(KIND)
-                if there.__class__ is not int:  # else there is something else now
-                    return there
-            return None
+                if there.__class__ is bytes:
+                    state = self._state
+                    state[BORROW // 8], state[BORROW_BYTES // 8], state[RECEIVES // 8] = state[NEXT // 8], 0, BUSY
+                    return len(there), there
+                if there is None:
+                    return None
+                if there != AGAIN and not self._settle(there, RECEIVER):
+                    return None
 
-        there = self._until_message(attempt, timeout)
-        self._state[RECEIVES // 8] = BUSY
-        self._out[RECEIVER] = borrow = Borrow(self, there)
-        return borrow
+        size, there = self._until_message(attempt, timeout)
+        return size, there
 
     # --- both -----------------------------------------------------------------------------------------------
 
@@ -659,19 +694,27 @@ class _Slot(View):
     """A message in the ring's own memory.
 
     Attributes:
-        array: bytes (uint8), or the item as an array of its dtype.
         abandoned: its `with` was left by an exception while somebody (the traceback, for instance) still had a view of
             the memory. Whoever sends or receives next takes it back.
     """
 
-    abandoned = False
+    __slots__ = "_owner", "_size", "abandoned"
     role: ClassVar[int]
-    _owner: Spsc
+
+    def __init__(self, owner: Spsc, size: int):
+        self._owner, self._size, self.abandoned = owner, size, False
+        self._array, self._is_out = None, True
+
+    def _view(self) -> np.ndarray:
+        owner = self._owner
+        start = BODY + owner._spsc_lent_at(self.role)
+        return view_of(owner._segment.memory, start, self._size, owner._item, self.role == SENDER)
 
     def _end(self) -> bool:
         """Take the memory back; False when that has been done already."""
         owner = self._owner
-        owner._must_be_open()
+        if owner.closed:
+            owner._must_be_open()
         if owner._out[self.role] is not self:
             return False  # or it is the parent's, and we are a child made by fork(2)
         self.take_back()
@@ -685,18 +728,13 @@ class _Slot(View):
 class Loan(_Slot):
     """Memory in which the next message is written: Spsc.loan."""
 
+    __slots__ = ()
     role = SENDER
-
-    def __init__(self, owner: Spsc, position: int, size: int):
-        self._owner, self._position, self._size = owner, position, size
-        start = BODY + owner._functions["offset"](owner._address, position)
-        super().__init__(owner._segment.memory, start, size, owner._item, True)
 
     def publish(self) -> None:
         """Send it. BufferError: somebody still has a view of the memory."""
         if self._end():
-            self._owner._functions["publish_slot"](self._owner._address, self._position, self._size)
-            self._owner._state[SENDS // 8] = READY
+            self._owner._spsc_publish()
 
     def give_up(self) -> None:
         """Do not send it. BufferError: somebody still has a view of the memory."""
@@ -717,24 +755,22 @@ class Loan(_Slot):
 class Borrow(_Slot):
     """A message where it lies: Spsc.borrow."""
 
+    __slots__ = ("_there",)
     role = RECEIVER
 
-    def __init__(self, owner: Spsc, there: int | bytes):
-        self._owner = owner
-        if isinstance(there, bytes):  # it came in pieces
-            self._end_at = int(owner._state[NEXT // 8])
-            super().__init__(np.frombuffer(there, np.uint8), 0, len(there), None, False)
-            return
-        position = owner._functions["reading"](owner._address)
-        self._end_at = position + (there if owner._item is not None else spsc.frame_bytes.py_func(there))
-        start = BODY + owner._functions["offset"](owner._address, position)
-        super().__init__(owner._segment.memory, start, there, owner._item, False)
+    def __init__(self, owner: Spsc, size: int, there: bytes | None):
+        super().__init__(owner, size)
+        self._there = there  # it came in pieces
+
+    def _view(self) -> np.ndarray:
+        if self._there is not None:
+            return np.frombuffer(self._there, np.uint8)
+        return super()._view()
 
     def release(self) -> None:
         """It is received, and its memory may be used again. BufferError: somebody still has a view of it."""
         if self._end():
-            self._owner._functions["release_to"](self._owner._address, self._end_at)
-            self._owner._state[RECEIVES // 8] = READY
+            self._owner._spsc_release()
 
     let_go = release
 
