@@ -23,7 +23,7 @@ def test_the_notebook_runs_from_top_to_bottom_and_its_folded_solutions_are_right
     folded = {
         function: solution
         for solution in re.findall(r"<details>.*?```python\n(.*?)```", prose, re.DOTALL)
-        for function in re.findall(r"^def (\w+)", solution, re.MULTILINE)
+        for function in re.findall(r"^(?:async )?def (\w+)", solution, re.MULTILINE)
     }
     solved, unfolded = {}, set()
     for cell in [cell for cell in notebook.cells if cell.cell_type == "code"]:

@@ -338,6 +338,8 @@ report(race, "../reports/my-first-report.html")
 # | [10-memory-ordering](10-memory-ordering.ipynb) | Who sees what, and when? Store buffers, fences, and what the compiler does. |
 # | [11-crash](11-crash.ipynb) | What is left of a queue when a process dies in the middle of a message? |
 # | [15-services](15-services.ipynb) | Four services in a line: what is lost when one of them is killed? |
+# | [18-electron-ipc](18-electron-ipc.ipynb) | How do the windows of an Electron program talk with its main process? |
+# | [19-electron-security](19-electron-security.ipynb) | What can a hostile page reach, and which guard stops it? |
 #
 # And beyond the labs:
 #
