@@ -6,6 +6,7 @@ class Model {
   constructor({ state, buffers }) {
     this.state = state;
     this.listeners = {};
+    this.alone = true; // there is no kernel
     for (const { path, data: key } of buffers) {
       const last = path.pop();
       path.reduce((object, name) => object[name], state)[last] = bytes(data[key]);

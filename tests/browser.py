@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,7 +107,7 @@ def picture(page: Any, number: int = 0) -> str:
 
 
 @contextlib.contextmanager
-def jupyterlab(folder: Path) -> Iterator[Callable[[str], str]]:
+def jupyterlab(folder: Path, *options: str) -> Iterator[Callable[[str], str]]:
     """A JupyterLab that serves a folder, with its own settings; yields path -> address with the token in it."""
     token = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="labkit-jupyter-") as home, tempfile.TemporaryFile() as log:
@@ -115,6 +116,7 @@ def jupyterlab(folder: Path) -> Iterator[Callable[[str], str]]:
         command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"]
         command += ["--ServerApp.port=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
         command += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+        command += options
         server = subprocess.Popen(
             command, stdout=log, stderr=log, env=os.environ | own, cwd=folder, start_new_session=True
         )
@@ -129,6 +131,60 @@ def jupyterlab(folder: Path) -> Iterator[Callable[[str], str]]:
                 os.killpg(server.pid, signal.SIGKILL)
                 server.wait()
             _all_gone(home)
+
+
+class Notebook:
+    """A notebook of its own in a JupyterLab, in which a test runs one cell after another."""
+
+    def __init__(self, page: Any):
+        self.page = page
+        page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=60_000)
+        page.get_by_text("| Idle").wait_for(timeout=60_000)
+
+    def start(self, code: str) -> None:
+        """Put a cell at the end and run it, without waiting for it."""
+        self.page.evaluate(
+            """async (source) => {
+                const panel = jupyterapp.shell.currentWidget, notebook = panel.content;
+                notebook.model.sharedModel.addCell({ cell_type: "code", source });
+                notebook.activeCellIndex = notebook.widgets.length - 1;
+                window.ran = jupyterapp.commands.execute("notebook:run-cell");
+            }""",
+            textwrap.dedent(code).strip(),
+        )
+
+    def run(self, code: str) -> str:
+        """Run a cell to its end. Returns what it has printed, and the error that has ended it."""
+        self.start(code)
+        return self.end()
+
+    def end(self) -> str:
+        """Wait for the cell that runs. Returns what it has printed, and the error that has ended it."""
+        return str(
+            self.page.evaluate(
+                """async () => {
+                    await window.ran;
+                    const outputs = jupyterapp.shell.currentWidget.content.activeCell.model.outputs.toJSON();
+                    const text = (o) => o.text ?? (o.ename ? `${o.ename}: ${o.evalue}` : "");
+                    return outputs.map((o) => [text(o)].flat().join("")).join("");
+                }"""
+            )
+        )
+
+
+@contextlib.contextmanager
+def notebook(browser: Any, folder: Path, **options: Any) -> Iterator[Notebook]:
+    """An empty notebook in a JupyterLab of its own."""
+    import nbformat
+
+    new = nbformat.v4
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(new.new_notebook(cells=[new.new_code_cell("")], metadata={"kernelspec": kernel}), folder / "a.ipynb")
+    with (
+        jupyterlab(folder, "--LabApp.expose_app_in_browser=True") as address,
+        opened(browser, address("lab/tree/a.ipynb"), offline=False, **options) as page,
+    ):
+        yield Notebook(page)
 
 
 def _all_gone(home: str, seconds: float = 10) -> None:

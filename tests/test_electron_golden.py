@@ -1008,15 +1008,24 @@ def plain(value: Any) -> Any:
     return [plain(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
-@pytest.mark.parametrize("number", range(1, len(LINES) + 1))
-def test_a_line_that_electron_printed(stage, number):
+def line(stage: Stage, number: int) -> tuple[str, Any, Any, str]:
+    """A line's label, what it gives here, what it should, and why that is not what Electron printed."""
     label, golden = LINES[number - 1]
     if label == "errs":  # what was logged since the labels before it: they say it themselves
         golden, label = ([], "mid-invoke destroy errs") if number < len(LINES) else (LINES[-1][1], "cb inv errlog")
     reason, expected = INSTEAD.get(label, ("", golden))
-    value = plain(SCENES[label](stage))
+    try:
+        value = plain(SCENES[label](stage))
+    except Exception as error:
+        value = f"{type(error).__name__}: {error}"
     if label == "warns":
         expected = [expected[0].format(id=stage.contents.id)]
+    return label, value, expected, reason
+
+
+@pytest.mark.parametrize("number", range(1, len(LINES) + 1))
+def test_a_line_that_electron_printed(stage, number):
+    _, value, expected, reason = line(stage, number)
     assert value == expected, reason
 
 

@@ -24,7 +24,8 @@ would answer. What goes wrong where nobody waits for it is logged as "labkit.ele
 
 `BrowserWindow(trace=trace)` records the messages of a window in a labkit.Trace, as two channels between two processes.
 
-A window is a Node process: no display, no network, a document without layout, and vm contexts where Electron has
+In a notebook that is open in JupyterLab a window is a sandboxed frame in the cell's output (labkit.electron.jupyter).
+Elsewhere it is a Node process: no display, no network, a document without layout, and vm contexts where Electron has
 isolated worlds, which keep apart but are no wall against hostile pages. It ends with this process, however this one
 ends.
 """

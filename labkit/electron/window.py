@@ -7,10 +7,11 @@ import atexit
 import concurrent.futures
 import itertools
 import os
+import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -491,10 +492,13 @@ class BrowserWindow(EventEmitter):
         options: Electron's options as a dictionary, in place of or beside the keywords.
         web_preferences: a dictionary of `preload` (path of a script that runs before the page), `contextIsolation` and
             `sandbox` (both True unless given), `nodeIntegration`; snake_case does as well. webPreferences is the same.
-        transport: where the renderer runs: "node", a process without a display, or a Transport of your own.
+        transport: where the renderer runs: "jupyter", a frame in the notebook; "node", a process without a display; or
+            a Transport of your own. Unless given: "jupyter" in a notebook that is open in JupyterLab or Notebook, else
+            "node", also when a notebook is run without anybody who looks at it.
         trace: a labkit.Trace that records each message of the window, both ways, as one of a channel.
-        title: what the window is called in views; "window 1" unless given.
-        show, width, height: Electron's, without effect here.
+        title: what the window is called, in views too; "window 1" there unless given.
+        width, height: of its page where it is seen, in pixels.
+        show: Electron's, without effect here.
 
     Raises:
         OSError: the renderer cannot be started.
@@ -513,7 +517,7 @@ class BrowserWindow(EventEmitter):
         given = {**(options or {}), **others}
         preferences = web_preferences or given.get("webPreferences") or given.get("web_preferences") or {}
         self.id = next(_numbers)
-        made = transport if isinstance(transport, Transport) else _transport(transport or "node")
+        made = transport if isinstance(transport, Transport) else _transport(transport, given)
         record = None
         if trace is not None:
             from labkit.electron.tracing import Record  # with numpy and all of the trace, which others do without
@@ -621,17 +625,25 @@ class CloseEvent:
     preventDefault = prevent_default
 
 
-def _transport(kind: str) -> Transport:
-    kinds: dict[str, Callable[[], Transport]] = {"node": _node}
-    if kind not in kinds:
-        raise ValueError(f"no transport called {kind!r}; there are: {', '.join(kinds)}")
-    return kinds[kind]()
+def _transport(kind: str | None, options: dict[str, Any]) -> Transport:
+    seen = {name: options[name] for name in ("title", "width", "height") if name in options}
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    kernel = getattr(shell, "kernel", None) is not None
+    if kind is None:  # Jupyter's server tells the kernel which notebook it works for; nbclient tells it nothing
+        kind = "jupyter" if kernel and "JPY_SESSION_NAME" in os.environ else "node"
+    if kind == "jupyter":
+        from labkit.electron.jupyter import JupyterTransport
 
+        return JupyterTransport(**seen)
+    if kind == "node":
+        from labkit.electron.node import NodeTransport
 
-def _node() -> Transport:
-    from labkit.electron.node import NodeTransport
+        if not kernel:
+            return NodeTransport()
+        from labkit.electron.jupyter import Shown
 
-    return NodeTransport()
+        return Shown(NodeTransport(), "in Node, without a display", **seen)
+    raise ValueError(f'no transport called "{kind}"; there are: jupyter, node')
 
 
 def close_all() -> None:

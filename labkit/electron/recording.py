@@ -1,0 +1,69 @@
+"""What a window shows and says, kept: a report or a saved notebook shows the page again, and a recording plays main.
+
+A recording is gzip of: the length of what follows as eight bytes, JSON (title, size, page, frames), then the frames.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+import time
+from typing import Any
+
+MOST_FRAMES, MOST_BYTES = 5_000, 1 << 22
+
+
+class Recording:
+    """The page that a window has shown last, and its messages: the first of them, and how many more there were."""
+
+    def __init__(self, title: str):
+        self._lock = threading.Lock()
+        self._title = title
+        self._page: dict[str, Any] | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._begun = time.monotonic_ns()
+        self._frames: list[tuple[float, int, bytes]] = []  # milliseconds, 1 to the page or 0 from it
+        self._acts: list[tuple[float, dict[str, Any]]] = []
+        self._bytes = self._lost = 0
+
+    def loaded(self, page: dict[str, Any]) -> None:
+        """A page is shown, in place of the one before."""
+        with self._lock:
+            self._page = page
+            self._forget()
+
+    def note(self, frame: bytes, to_page: bool) -> None:
+        """A frame has crossed."""
+        with self._lock:
+            if len(self._frames) >= MOST_FRAMES or self._bytes + len(frame) > MOST_BYTES:
+                self._lost += 1
+                return
+            self._bytes += len(frame)
+            self._frames.append(((time.monotonic_ns() - self._begun) / 1e6, int(to_page), bytes(frame)))
+
+    def act(self, what: dict[str, Any]) -> None:
+        """Somebody has clicked or typed in the page."""
+        with self._lock:
+            if len(self._acts) < MOST_FRAMES:
+                self._acts.append(((time.monotonic_ns() - self._begun) / 1e6, what))
+
+    def packed(self) -> bytes:
+        """The recording as bytes; empty before a page was shown."""
+        with self._lock:
+            if self._page is None:
+                return b""
+            header = {
+                "title": self._title,
+                "page": self._page,
+                "frames": [[round(at, 3), to_page, len(frame)] for at, to_page, frame in self._frames],
+                "acts": [[round(at, 3), what] for at, what in self._acts],
+                "lost": self._lost,
+                "text behind": True,  # what is behind this JSON holds text: a report masks what it must not tell
+            }
+            data = b"".join(frame for _, _, frame in self._frames)
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        return gzip.compress(len(text).to_bytes(8, "little") + text + data, 6, mtime=0)
