@@ -265,8 +265,8 @@ class NotebookRenderer:
                 view = output.get("data", {}).get(WIDGET_VIEW)
                 lost = view and view.get("model_id") not in self.models
                 gives_way = alive and STANDS_IN in output.get("metadata", {})
-                has_picture = STANDS_IN in following.get("metadata", {}) and "image/png" in following["data"]
-                if not (gives_way or (lost and has_picture)):
+                behind = following["data"] if STANDS_IN in following.get("metadata", {}) else {}
+                if not (gives_way or (lost and ("image/png" in behind or "text/html" in behind))):
                     yield self.output(_scrubbed(output))
                 alive = bool(view) and not lost
 

@@ -265,9 +265,8 @@ def test_in_jupyterlab_the_keys_are_the_views_and_not_the_notebooks(browser, tmp
         assert page.complaints == []
 
 
-def test_a_notebook_shows_the_view_and_a_terminal_the_counts():
+def test_a_terminal_shows_the_counts(capsys):
     explorer = explorers()["lost"]
-    data = explorer._repr_mimebundle_()
-    data = data[0] if isinstance(data, tuple) else data
-    assert "application/vnd.jupyter.widget-view+json" in data
+    explorer._ipython_display_()
+    assert capsys.readouterr().out == f"{explorer!r}\n"
     assert repr(explorer) == "<explorer of A, <i>B</i>: 6 interleavings through 12 states; 4 break>"

@@ -163,7 +163,7 @@ def test_in_the_dashboard_one_choice_is_that_of_all_views(browser, tmp_path):
             page.get_by_role("button", name="Zoom in").click()
         sequence = until(page, lambda s: s["parts"][2]["series"][0]["n"] < 1_000, "measured the window")["parts"][0]
         now = state(page)
-        sequence, occupancy, latencies = now["parts"]
+        sequence, occupancy, latencies, flow = now["parts"]
         assert (sequence["from_ns"], sequence["to_ns"]) == (occupancy["from_ns"], occupancy["to_ns"])
         epoch = trace.events()["time_ns"].min()
         sent, own = found["send_begins"] - epoch, found["channel"] == 0
@@ -174,6 +174,19 @@ def test_in_the_dashboard_one_choice_is_that_of_all_views(browser, tmp_path):
         page.get_by_role("button", name="Next message").click()
         now = state(page)
         assert now["parts"][0]["chosen"] == now["parts"][1]["chosen"] is not None
+        chosen = now["parts"][0]["chosen"]
+        flow = until(page, lambda s: s["parts"][3]["selected"], "chose the same message")["parts"][3]
+        assert flow["selected"]["count"] == chosen["id"] % 2**37 and flow["messages"] == 4_000
+        page.get_by_role("slider", name="Time in the recording").fill("3000")
+        now = until(page, lambda s: not s["parts"][3]["selected"], "let go of it")
+        assert now["parts"][3]["time_ns"] == pytest.approx(now["parts"][0]["now_ns"], rel=1e-9)
+        totals = [
+            np.sum((found["channel"] == n) & (found["receive_ends"] - epoch <= now["parts"][0]["now_ns"]))
+            for n in (0, 1)
+        ]
+        assert [c["received"] for c in now["parts"][3]["channels"]] == totals
+        page.get_by_role("button", name="Play").click()
+        until(page, lambda s: s["parts"][3]["dots"] and s["parts"][0]["playing"], "lets the dots move along")
         page.get_by_role("button", name="pipe", exact=True).nth(1).click()  # the occupancy's
         until(page, lambda s: s["parts"][0]["hidden"] == [0], "hid the channel in the chart")
         assert page.complaints == []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import shutil
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import nbformat
@@ -13,6 +15,9 @@ import pytest
 
 from labkit import Trace, channel, launch
 from labkit.bench.view_cost import MadeUp
+from labkit.page import render
+from labkit.report import run
+from labkit.stats import STANDS_IN
 from labkit.sync import PosixSemaphore
 from labkit.views import pictures
 from tests.browser import chromium, in_browser, jupyterlab, opened, until
@@ -88,6 +93,100 @@ def test_the_picture_of_locks_has_a_bar_for_every_hold():
     assert sum(bars) == 2 * 3 * 2  # a wait and a hold, each
     legend = [text.get_text() for text in picture.axes.get_legend().get_texts()]
     assert legend == ["holds fork 1", "holds fork 2", "waits for it"]
+
+
+VIEWS = """
+from labkit import Trace, channel, facts, watch
+from labkit.explore import Explorer
+from labkit.lockfree import Mpmc
+from labkit.sync import PosixSemaphore
+from labkit.views.ring import Ring
+def increment(s):
+    value = s.counter
+    yield
+    s.counter = value + 1
+trace = Trace()
+tx, rx = channel("pipe", trace=trace)
+fork = trace.lock(PosixSemaphore(), "fork <1>")
+for number in range(30):
+    tx.send(b"hello")
+    rx.receive()
+    with fork: pass
+tx.close(), rx.close(), fork.close()
+---
+both = {"both <i>count</i>": lambda s: s.counter == 2}
+Explorer({"A": increment, "B": increment}, shared={"counter": 0}, at_end=both)
+---
+watch(facts())
+---
+queue = Mpmc(4, message_bytes=32)
+ring = Ring(queue)
+queue.send(b"<b>one</b>")
+loan = queue.loan(20)
+ring.snapshot("one is in it, one is claimed")
+ring
+---
+watch(trace)
+---
+for view in ("sequence", "occupancy", "latency", "dashboard"): watch(trace, view=view)
+"""
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """A notebook with every view there is."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell.strip()) for cell in VIEWS.split("---")])
+    assert run(tmp_path_factory.mktemp("views") / "views.ipynb", notebook, timeout=120) == []
+    return notebook
+
+
+def test_every_view_leaves_behind_it_what_is_seen_where_it_is_not_alive(executed):
+    outputs = [output for cell in executed.cells for output in cell.outputs if output.output_type == "display_data"]
+    views = [n for n, output in enumerate(outputs) if VIEW in output["data"]]
+    assert len(views) == 9
+    for n in views:
+        behind = outputs[n + 1]
+        assert STANDS_IN in behind.metadata
+        if "text/html" not in behind["data"]:
+            assert loud(base64.b64decode(behind["data"]["image/png"]))
+    alive = render([("views", executed)])
+    assert "The shortest that breaks" not in alive and "<table" not in alive and alive.count('class="view"') == 9
+    dead = copy.deepcopy(executed)
+    del dead.metadata["widgets"]
+    page = render([("views", dead)])
+    assert "The shortest that breaks: 4 steps" in page and "both &lt;i&gt;count&lt;/i&gt;" in page
+    assert ">unix_seqpacket</th>" in page and page.count("data:image/png") == 7
+
+
+@in_browser
+def test_every_view_is_saved_as_svg_with_its_words_and_as_png(browser, executed, tmp_path):
+    path = tmp_path / "views.html"
+    path.write_text(render([("views", executed)]))
+    expected = [
+        ("facts", {"unix_seqpacket", "pipe(7)", "mechanism"}),
+        ("ring", {"<b>one</b>", "write_position"}),
+        ("flow", {"notebook", "pipe"}),
+        ("locks", {"fork <1>"}),
+        ("sequence", {"notebook", "pipe"}),
+        ("occupancy", {"pipe"}),
+        ("latency", {"pipe"}),
+    ]
+    with opened(browser, path.as_uri(), accept_downloads=True) as page:
+        until(page, lambda s: s.get("messages", 0) == 30, "drew", number=3)
+        until(page, lambda s: s.get("messages", 0) == 30 and s["parts"][2]["series"], "drew", number=8)
+        for name, some in expected:
+            view = page.locator(f".labkit-{name}").first
+            view.scroll_into_view_if_needed()
+            with page.expect_download() as download:
+                view.get_by_role("button", name="Save this picture as SVG").click()
+            root = ElementTree.parse(download.value.path()).getroot()
+            written = {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
+            assert download.value.suggested_filename == f"{name}.svg" and some <= written, written
+            with page.expect_download() as download:
+                view.get_by_role("button", name="Save this picture as PNG").click()
+            assert loud(Path(download.value.path()).read_bytes())
+        assert page.complaints == []
 
 
 CELL = """

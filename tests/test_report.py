@@ -319,7 +319,17 @@ def test_a_pdf_has_the_text_in_every_script_and_a_picture_of_the_view(tmp_path, 
     assert "no font" not in capsys.readouterr().err
     read = pypdf.PdfReader(output)
     text = "\n".join(page.extract_text() for page in read.pages)
-    for words in ("Lab", "你好", "世界", "naïve →", "🎉", "👩\u200d🚀", "日本語", "Replay", "pipe: half within"):
+    for words in (
+        "Lab",
+        "你好",
+        "世界",
+        "naïve →",
+        "🎉",
+        "👩\u200d🚀",
+        "日本語",
+        "The end of a recording",
+        "pipe: half within",
+    ):
         assert words in text
     assert read.metadata.title == "Lab" and str(tmp_path) not in output.read_bytes().decode("latin-1")
     assert [float(side) for side in read.pages[0].mediabox[2:]] == pytest.approx([595, 842], abs=1)  # A4

@@ -311,6 +311,17 @@ def test_the_end_shows_the_totals_and_how_the_processes_ended(browser, exported)
 
 
 @in_browser
+def test_paper_shows_how_it_ended(browser, exported):
+    with opened(browser, exported.url) as page:
+        until(page, lambda s: s["playing"] and s["dots"] > 0, "played")
+        page.emulate_media(media="print")
+        now = until(page, lambda s: not s["playing"], "stopped for paper")
+        assert now["share"] == 1 and [(c["sent"], c["received"]) for c in now["channels"]] == [(N, N)] * 2
+        assert {p["state"] for p in now["processes"]} == {"ended"}
+        assert page.locator(".note").inner_text().startswith("The end of a recording of")
+
+
+@in_browser
 def test_a_reader_who_wants_no_motion_gets_none(browser, exported):
     with opened(browser, exported.url, reduced_motion="reduce") as page:
         now = until(page, lambda s: s["mode"] == "replay", "loaded its recording")

@@ -273,8 +273,12 @@ class Explorer:
             verdict = f"{self.breaking:,} break" if self._verdicts else "none breaks"
         return f"<explorer of {', '.join(self.names)}: {ways}; {verdict}>"
 
-    def _repr_mimebundle_(self, **options: Any) -> Any:
+    def _ipython_display_(self) -> None:
+        from IPython import get_ipython
+
         from labkit.views.explorer import Steps
 
-        data, *metadata = Steps(table=self.table())._repr_mimebundle_(**options)
-        return {**data, "text/plain": repr(self)}, *metadata
+        if getattr(get_ipython(), "kernel", None) is None:
+            print(self)
+        else:
+            Steps(self)._ipython_display_()

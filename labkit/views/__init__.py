@@ -32,7 +32,7 @@ def watch(*traces: Trace | FactsTable, view: str | None = None, **options: Any) 
         traces: what to show; call this before the processes are launched to see them live, and after the channels and
             locks are made. Several traces are compared by their latency. The table labkit.facts() can be shown too.
         view: "flow" shows messages as moving dots; "sequence" as arrows over time, whose slope is their latency;
-            "occupancy" how full the channels were; "latency" how long messages took; "dashboard" these three, linked;
+            "occupancy" how full the channels were; "latency" how long messages took; "dashboard" all four, linked;
             "locks" who held and awaited which lock. Unless given: flow when the trace has channels, and locks below it
             when it has locks.
         options: given to the views; names=("before", "after") for the latencies of two traces.

@@ -1,7 +1,8 @@
 // Several views over one trace with one timeline: the window, the cursor, the chosen message and the hidden channels are
 // those of all, and the latencies are those of the window that is shown.
 
-import { Messages, RECEIVED, SENT } from "./messages.js";
+import { ID, Messages, RECEIVED, SENT } from "./messages.js";
+import { FlowStore, FlowView } from "./flow.js";
 import { View, duration, element, number, widget } from "./shared.js";
 import { LatencyView } from "./latency.js";
 import { OccupancyView } from "./occupancy.js";
@@ -64,14 +65,94 @@ function curve(label, sorted, lost) {
   };
 }
 
+const BEHIND = 0.15e9; // ns that dots stay behind the newest news, so that they move evenly
+
+/** The flow of messages at the cursor of a timeline, with the message that is chosen there. */
+class FlowAlong extends FlowView {
+  constructor(store, el, timeline) {
+    super(store, el);
+    Object.assign(this, { timeline, mode: "replay", playing: false });
+    for (const part of [this.bar, this.note, this.spoken]) part.remove();
+    this.told = () => this.ask();
+    timeline.listeners.add(this.told);
+    this.on(this.canvas, "click", (event) => this.choose(this.near(event.offsetX, event.offsetY)));
+    this.ask();
+  }
+
+  close() {
+    this.timeline.listeners.delete(this.told);
+    cancelAnimationFrame(this.asked);
+    super.close();
+  }
+
+  // The timeline is its clock.
+  wake() {}
+  sighted() {}
+  still() {}
+
+  onStore() {
+    if (this.key() !== this.sceneKey) this.resized();
+    else this.refreshNodes();
+    this.setMoments();
+    this.was = null;
+    this.ask();
+  }
+
+  ask() {
+    if (this.asked || this.closed || !this.timeline) return;
+    this.asked = requestAnimationFrame(() => {
+      this.asked = 0;
+      this.align();
+    });
+  }
+
+  /** Stand where the timeline stands; painted only when that is another moment, or another choice. */
+  align() {
+    const { timeline, store } = this, all = timeline.store, live = all.streams && timeline.atEnd;
+    const { chosen, speed, hidden } = timeline, id = chosen === null ? null : all.columns[ID][chosen];
+    const now = live ? timeline.end - BEHIND : timeline.now, key = [now, speed, id, ...hidden].join();
+    if (key === this.was) return;
+    if (speed !== this.speed || this.was === null) {
+      this.speed = speed;
+      this.rethin();
+    }
+    this.was = key;
+    if (id !== this.selected?.id) this.selected = id === null ? null : { id, row: store.find(id) };
+    this.u = store.axis.virtual(Math.max(0, now)) + (timeline.atEnd && !live ? this.tail() : 0);
+    this.paint();
+  }
+
+  hides(channel) { return this.timeline?.hidden.has(this.store.index.get(channel)); }
+
+  choose(dot) {
+    const { timeline } = this, chosen = dot ? timeline.store.columns[ID].subarray(0, timeline.store.count).indexOf(dot.row[ID]) : -1;
+    if (chosen < 0) return;
+    Object.assign(timeline, { chosen, playing: false });
+    timeline.tell();
+  }
+}
+
+/** The messages of a trace, once by time and once as they flow. */
+class Both extends Messages {
+  constructor(model) {
+    super(model);
+    this.flow = new FlowStore(model);
+    const detach = this.detach;
+    this.detach = () => {
+      detach();
+      this.flow.detach();
+    };
+  }
+}
+
 class Dashboard extends View {
   constructor(store, el) {
     super(el, "dashboard", "A trace, seen in several ways at once", CSS);
     this.timeline = new Timeline(store);
     this.latencies = new WindowLatency(this.timeline);
-    const places = [0, 1, 2].map(() => element("div"));
-    this.root.append(...places);
-    this.parts = [new SequenceView(store, places[0], { timeline: this.timeline }), new OccupancyView(store, places[1], { timeline: this.timeline, controls: false }), new LatencyView(this.latencies, places[2])];
+    const places = [0, 1, 2, 3].map(() => element("div"));
+    this.root.append(places[3], ...places.slice(0, 3));
+    this.parts = [new SequenceView(store, places[0], { timeline: this.timeline }), new OccupancyView(store, places[1], { timeline: this.timeline, controls: false }), new LatencyView(this.latencies, places[2]), new FlowAlong(store.flow, places[3], this.timeline)];
     this.follow();
   }
 
@@ -88,4 +169,4 @@ class Dashboard extends View {
   state() { return { view: "dashboard", messages: this.parts[0].store.count, parts: this.parts.map((part) => part.state()) }; }
 }
 
-export default widget((model) => new Messages(model), (store, el) => new Dashboard(store, el));
+export default widget((model) => new Both(model), (store, el) => new Dashboard(store, el));

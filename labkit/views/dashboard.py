@@ -1,4 +1,4 @@
-"""Several views over one trace with one timeline: sequence, occupancy and latency: dashboard.js."""
+"""Several views over one trace with one timeline: flow, sequence, occupancy and latency: dashboard.js."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from labkit.views.latency import floors
 
 
 class Dashboard(Flow):
-    """Shows the messages of a trace as arrows, how full its channels were, and how long messages took, all linked."""
+    """Shows the messages of a trace as dots and as arrows, how full its channels were, how long they took; linked."""
 
     _esm = module("dashboard")
     most = 250_000

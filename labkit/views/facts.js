@@ -1,6 +1,7 @@
 // The comparison table of all mechanisms: a click on a heading sorts, a word leaves the rows that have it. Each fact is one
 // that the test suite checks both ways.
 
+import { SvgContext, saveButtons } from "./picture.js";
 import { Store, View, element, number, parse, plural, setText, widget } from "./shared.js";
 
 const CSS = `
@@ -25,7 +26,7 @@ class FactsView extends View {
     this.on(this.search, "input", () => ((this.wanted = this.search.value.trim().toLowerCase()), this.paint()));
     this.meaning = element("span", { role: "status", "aria-live": "polite" });
     this.table = element("table");
-    this.root.append(element("div", { class: "bar" }, this.search, this.meaning), element("div", { class: "wide", tabindex: "0", role: "group", "aria-label": "The table" }, this.table));
+    this.root.append(element("div", { class: "bar" }, this.search, this.meaning, saveButtons(this, "facts")), element("div", { class: "wide", tabindex: "0", role: "group", "aria-label": "The table" }, this.table));
     this.heard = () => this.paint();
     store.listeners.add(this.heard);
     this.follow();
@@ -68,6 +69,27 @@ class FactsView extends View {
     const rows = this.rows;
     this.table.replaceChildren(element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map(cell)))));
     setText(this.meaning, by ? `${this.heads[by]}: ${columns[by - 1].meaning}` : `${plural(rows.length, "mechanism")}. A heading sorts; the pointer on it tells what it means.`);
+  }
+
+  /** The table as it is sorted and searched now. */
+  file() {
+    const { theme, rows } = this, ctx = new SvgContext(0, 0), font = (weight) => (ctx.font = `${weight} 13px system-ui, sans-serif`);
+    const table = [this.heads, ...rows.map((row) => row.map((value) => (value === true ? "● yes" : words(value))))];
+    font(600);
+    const wide = this.heads.map((_, n) => Math.max(...table.map((row) => ctx.measureText(row[n]).width)) + 18);
+    const at = wide.map((_, n) => 8 + wide.slice(0, n).reduce((sum, w) => sum + w, 0));
+    Object.assign(ctx, { width: Math.ceil(at.at(-1) + wide.at(-1)), height: 26 * table.length + 8 });
+    table.forEach((row, line) => {
+      ctx.fillStyle = theme.faint;
+      ctx.fillRect(0, 26 * (line + 1) + 3, ctx.width, 1);
+      row.forEach((text, n) => {
+        const value = line ? rows[line - 1][n] : null;
+        font(line && n && value !== true ? 400 : 600);
+        ctx.fillStyle = !line || value === false ? theme.weak : value === true ? theme.running : theme.strong;
+        ctx.fillText(text, at[n], 26 * line + 17);
+      });
+    });
+    return ctx.text(theme.ground);
   }
 
   /** For tests: what is shown, read-only. */

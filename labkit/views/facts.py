@@ -7,14 +7,14 @@ import json
 import uuid
 from typing import Any
 
-import anywidget
 import traitlets
 
 from labkit.channels import FactsTable
 from labkit.views.esm import module
+from labkit.views.live import Shown
 
 
-class FactsView(anywidget.AnyWidget):
+class FactsView(Shown):
     """Shows labkit.facts(), a row a mechanism. Nothing is sent back."""
 
     _esm = module("facts")
@@ -22,7 +22,14 @@ class FactsView(anywidget.AnyWidget):
     recording = traitlets.Bytes().tag(sync=True)
 
     def __init__(self, table: FactsTable, **options: Any):
+        self._table = table
         super().__init__(key=uuid.uuid4().hex, recording=record(table), **options)
+
+    def __repr__(self) -> str:
+        return repr(self._table)
+
+    def stands_in(self) -> dict[str, str]:
+        return self.as_page(self._table._repr_html_())
 
 
 def record(table: FactsTable) -> bytes:

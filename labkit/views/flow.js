@@ -8,6 +8,7 @@
 // All times are nanoseconds since the first event of the trace.
 
 import { Pen, SHAPES, Store, View, button, bytes, duration, element, fittingSpeed, moment, number, plural, roundUp, setText, showPlaying, speedPicker, widget } from "./shared.js";
+import { asSvg, saveButtons, sentences, stacked } from "./picture.js";
 import { ASKED, CHANNEL, DROPPED, ENTERED, ID, RECEIVED, RECEIVER, SENDER, SENT, SIZE, STRIDE, asFloats, before, begins, openRecording } from "./messages.js";
 
 const BLOCK = 256, MOST_BLOCKS = 800; // the newest 200,000 messages
@@ -81,7 +82,7 @@ class Axis {
   real(u) { return this.map(u, 1, 0); }
 }
 
-class FlowStore extends Store {
+export class FlowStore extends Store {
   constructor(model) {
     super(model);
     this.clear();
@@ -194,6 +195,12 @@ class FlowStore extends Store {
         if (block.rows[at + SENT] <= u) visit(block.rows, at);
       }
     }
+  }
+
+  /** The row of a message, null when it is not here. */
+  find(id) {
+    for (const { rows, count } of this.blocks) for (let at = 0; at < count * STRIDE; at += STRIDE) if (rows[at + ID] === id) return rows.slice(at, at + STRIDE);
+    return null;
   }
 
   /** The message after (or before) a moment, by the time its send began. */
@@ -335,7 +342,10 @@ function arrange(meta, width) {
     queue.column = queue.from.length ? 2 * Math.min(...ends.map((n) => n.layer)) + 1 : ends.length ? 2 * Math.min(...ends.map((n) => n.layer)) - 1 : 1;
   }
   for (const node of nodes) node.column = 2 * node.layer;
-  return place(nodes, queues, width);
+  const talking = new Set(queues.flatMap((q) => [...q.from, ...q.to])), last = Math.max(...[...talking].map((n) => n.layer), 1);
+  const silent = nodes.filter((n) => !talking.has(n));
+  silent.forEach((node, i) => Object.assign(node, { silent: true, column: 2 * (i % (last + 1)) })); // side by side, below
+  return place(nodes, queues, silent, width);
 }
 
 /** A process that receives its own messages stands on the right a second time. */
@@ -362,13 +372,17 @@ function layer(nodes) {
   // A process that only receives stands right of its queue, also when nobody has sent yet.
 }
 
-function place(nodes, queues, width) {
+function place(nodes, queues, silent, width) {
   const neighbours = new Map([...nodes, ...queues].map((item) => [item, []]));
   for (const queue of queues) {
     for (const node of [...queue.from, ...queue.to]) {
       neighbours.get(queue).push(node);
       neighbours.get(node).push(queue);
     }
+  }
+  for (const node of silent.slice(1)) {
+    neighbours.get(silent[0]).push(node);
+    neighbours.get(node).push(silent[0]);
   }
   const shift = Math.min(0, ...queues.map((q) => q.column));
   for (const item of neighbours.keys()) item.column -= shift;
@@ -392,7 +406,7 @@ function place(nodes, queues, width) {
       list.forEach((item, i) => {
         const wide = item.column % 2 ? queueWidth : nodeWidth;
         item.x = x(item.column) + wide / 2;
-        item.y = top + (height * (i + 0.5)) / list.length;
+        item.y = top + (height * (i + 0.5)) / (item.silent ? part.lines : list.length);
         item.w = wide;
         item.h = item.column % 2 ? 26 : small ? 56 : 60;
       });
@@ -692,6 +706,7 @@ class Painter extends Pen {
     const { scene, store, u, pace, thin } = view, dots = [];
     store.visible(u, pace, (rows, at) => {
       const channel = rows[at + CHANNEL], every = store.every[channel] ?? 1;
+      if (view.hides(channel)) return;
       const picked = Math.floor((rows[at + ID] % 2 ** 37) / every) % (thin.get(channel) ?? 1) === 0;
       if (!picked && rows[at + ID] !== view.selected?.id) return;
       const row = rows.subarray(at, at + STRIDE), place = position(row, u, pace, scene, store);
@@ -785,7 +800,7 @@ const CSS = `
 @media print { .labkit-flow .note { padding-top: 8px; border-top: 1px solid var(--lk-faint); } }
 `;
 
-class FlowView extends View {
+export class FlowView extends View {
   constructor(store, el) {
     super(el, "flow", "Flow of messages", CSS);
     Object.assign(this, { store, u: 0, mode: "live", playing: true, speed: 1, touched: false, thin: new Map(), states: new Map(), dots: [] });
@@ -817,8 +832,8 @@ class FlowView extends View {
     this.note = element("div", { class: "note" });
     this.spoken = element("div", { class: "spoken", role: "status", "aria-live": "polite" });
     this.stage = element("div", { class: "stage" }, this.canvas);
-    const bar = element("div", { class: "bar", role: "group", "aria-label": "Replay" }, this.play, this.back, this.next, element("div", { class: "time" }, this.stripe, this.slider), this.clock, this.pick, this.newest);
-    this.root.append(this.stage, bar, this.note, this.tip, this.spoken);
+    this.bar = element("div", { class: "bar", role: "group", "aria-label": "Replay" }, this.play, this.back, this.next, element("div", { class: "time" }, this.stripe, this.slider), this.clock, this.pick, this.newest, saveButtons(this, "flow"));
+    this.root.append(this.stage, this.bar, this.note, this.tip, this.spoken);
     this.on(this.canvas, "pointermove", (event) => this.hover(event));
     this.on(this.canvas, "pointerleave", () => this.hover(null));
   }
@@ -915,6 +930,7 @@ class FlowView extends View {
 
   take() {
     this.touched = true;
+    this.onPaper = false;
     if (this.mode === "live") {
       this.mode = "replay";
       this.u = Math.min(this.u, this.store.end);
@@ -976,17 +992,10 @@ class FlowView extends View {
     this.paint();
   }
 
-  /** The picture for paper: the moment with the most to see. */
+  /** The picture for paper: how it ended, with all that was sent counted. */
   still() {
-    if (this.mode === "live") return;
-    this.playing = false;
-    let most = -1, best = this.u;
-    for (const u of (this.moments ?? []).filter((_, i) => i % 4 === 0)) {
-      this.u = u;
-      const dots = this.pen.gather(this).length;
-      if (dots > most) [most, best] = [dots, u];
-    }
-    this.u = best;
+    if (this.mode === "live" || !this.store.blocks.length) return;
+    Object.assign(this, { playing: false, selected: null, onPaper: true, u: this.store.end + this.tail() });
     this.paint();
   }
 
@@ -1036,10 +1045,17 @@ class FlowView extends View {
 
   // -- what is shown
 
+  draw() { this.dots = this.pen.draw(this); }
+
+  file() {
+    const { pen, theme, scene, clock, note } = this, main = asSvg(pen, () => this.draw());
+    return stacked([main, sentences([`${clock.textContent}. ${note.textContent}`], scene.width, theme)], theme.ground);
+  }
+
   paint() {
     if (this.closed || !this.theme) return;
     this.time = this.store.axis.real(this.u);
-    this.dots = this.pen.draw(this);
+    this.draw();
     this.pen.strip(this.stripe, this);
     showPlaying(this.play, this.playing);
     const none = !this.store.blocks.length;
@@ -1064,8 +1080,10 @@ class FlowView extends View {
     else if (!store.blocks.length) parts.push("Nothing has been sent yet.");
     else if (this.selected) parts.push(...this.words(this.selected.row));
     else {
-      parts.push(this.mode === "live" ? "Live." : this.speed === 1 ? "Replay in real time." : `Replay, ${number(this.speed)}× slower.`);
-      if (store.median) {
+      if (this.onPaper) parts.push(`The end of a recording of ${duration(store.meta.newest)}.`);
+      else parts.push(this.mode === "live" ? "Live." : this.speed === 1 ? "Replay in real time." : `Replay, ${number(this.speed)}× slower.`);
+      if (store.median && this.onPaper) parts.push(`A message took ${duration(store.median)} (median).`);
+      else if (store.median) {
         const drawn = Math.max(store.median / this.pace, 2 * LEG + REST), factor = (drawn * 1e9) / store.median;
         parts.push(factor > 1.5 ? `A message takes ${duration(store.median)} (median); it is shown ${times(factor)}× slower.` : `A message takes ${duration(store.median)} (median).`);
       }
@@ -1075,6 +1093,9 @@ class FlowView extends View {
     if (store.meta.lost) parts.push(`${plural(store.meta.lost, "event")} could not be recorded.`);
     setText(this.note, parts.join(" "));
   }
+
+  /** Whether the reader has switched a channel off. */
+  hides() { return false; }
 
   /** Of how many messages one dot is shown. */
   density(queue) { return (this.store.every[queue.number] ?? 1) * (this.thin.get(queue.number) ?? 1); }
@@ -1098,12 +1119,17 @@ class FlowView extends View {
     else this.showTip(null);
   }
 
-  under(x, y) {
+  near(x, y) {
     let best = null, nearest = 11;
     for (const dot of this.dots) {
       const far = Math.hypot(dot.x - x, dot.y - y);
       if (far < nearest) [best, nearest] = [dot, far];
     }
+    return best;
+  }
+
+  under(x, y) {
+    const best = this.near(x, y);
     if (best) return this.words(best.row).join("\n");
     const inside = (item) => Math.abs(item.x - x) < item.w / 2 && Math.abs(item.y - y) < item.h / 2;
     const node = this.scene.nodes.find(inside);

@@ -4,7 +4,7 @@
 //   series  {label, n, lost, points: [[ns, share]], first, bars, figures}: see curve() in labkit/views/latency.py
 
 import { Pen, SHAPES, Store, View, duration, element, number, parse, setText, widget } from "./shared.js";
-import { saveButtons } from "./picture.js";
+import { asSvg, legend, saveButtons, stacked } from "./picture.js";
 import { shapeIcon } from "./signs.js";
 
 const PER_DECADE = 12; // bars
@@ -17,10 +17,11 @@ const CSS = `
 .labkit-latency canvas { width: 100%; cursor: crosshair; }
 .labkit-latency .legend { display: flex; flex-wrap: wrap; gap: 5px 8px; align-items: center; padding: 8px 12px 6px; max-height: 120px; overflow: auto; }
 .labkit-latency .legend button { min-height: 26px; padding: 0 9px; display: inline-flex; gap: 6px; align-items: center; font-weight: 400; color: var(--lk-strong); border-color: var(--lk-line); }
-.labkit-latency .legend button[aria-pressed=false] { opacity: .45; text-decoration: line-through; } .labkit-latency .legend .save { margin-left: auto; display: inline-flex; gap: 6px; }
+.labkit-latency .legend button[aria-pressed=false] { opacity: .45; text-decoration: line-through; } .labkit-latency .legend .group { margin-left: auto; }
+.labkit-latency .legend .group button { border-color: var(--lk-line); }
 .labkit-latency .figures { overflow-x: auto; padding: 0 12px 6px; } .labkit-latency table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; color: inherit; font-size: 13px; }
 .labkit-latency :is(th, td) { text-align: right; padding: 3px 8px; border-bottom: 1px solid var(--lk-faint); white-space: nowrap; background: none; color: inherit; } .labkit-latency :is(th, td):first-child { text-align: left; }
-.labkit-latency thead th { color: var(--lk-weak); font-weight: 400; } .labkit-latency tbody th { font-weight: 600; } .labkit-latency td svg, .labkit-latency th svg { width: 12px; height: 12px; display: inline-block; margin-right: 6px; vertical-align: -1px; }
+.labkit-latency thead th { white-space: normal; vertical-align: bottom; color: var(--lk-weak); font-weight: 400; } .labkit-latency tbody th { font-weight: 600; } .labkit-latency td svg, .labkit-latency th svg { width: 12px; height: 12px; display: inline-block; margin-right: 6px; vertical-align: -1px; }
 `;
 
 export class LatencyView extends View {
@@ -77,7 +78,7 @@ export class LatencyView extends View {
       });
       return chip;
     });
-    this.chips.replaceChildren(...chips, element("span", { class: "save" }, ...saveButtons(this, "latency")));
+    this.chips.replaceChildren(...chips, saveButtons(this, "latency"));
   }
 
   paintFigures() {
@@ -103,6 +104,11 @@ export class LatencyView extends View {
     this.areas = [{ left: 46, top: 42, w: half.w - 62, h: half.h - 68 }, this.wide ? { left: half.w + 40, top: 42, w: half.w - 56, h: half.h - 68 } : { left: 46, top: half.h + 42, w: half.w - 62, h: half.h - 68 }];
     this.curves(this.areas[0], shown);
     this.bars(this.areas[1], shown);
+  }
+
+  file() {
+    const { pen, theme, width } = this, keys = this.shown.map((s) => [SHAPES[s.index % SHAPES.length], pen.colour(s.index), s.label]);
+    return stacked([legend(keys, width, theme), asSvg(pen, () => this.draw())], theme.ground);
   }
 
   x(area, ns) { return area.left + ((Math.log10(Math.max(1, ns)) - this.range[0]) / (this.range[1] - this.range[0])) * area.w; }

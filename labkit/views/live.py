@@ -28,17 +28,44 @@ live: weakref.WeakSet[Live] = weakref.WeakSet()
 """The views that are not closed."""
 
 
-class Live(anywidget.AnyWidget):
+class Shown(anywidget.AnyWidget):
+    """A view, and behind it what is seen where it is not alive: on GitHub, in mail, in a notebook of another day."""
+
+    # While the view is alive, what stands in for it is not seen.
+    _css = """
+.jp-OutputArea-child:has([class^="labkit-"])
+  + .jp-OutputArea-child:has(img.jp-needs-light-background, pre:empty, .labkit-stands-in) {
+  display: none;
+}"""
+
+    _displayed = False
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        data, metadata = self._repr_mimebundle_() or ({}, {})
+        display(data, metadata=metadata, raw=True)
+        display(self.stands_in(), metadata={STANDS_IN: True}, raw=True, display_id=self._place)
+        self._displayed = True
+
+    @property
+    def _place(self) -> str:
+        return f"labkit-{self.model_id}"
+
+    def stands_in(self) -> dict[str, str]:
+        """A MIME bundle: what is seen instead of the view."""
+        return {"text/plain": ""}
+
+    def as_page(self, content: str) -> dict[str, str]:
+        """HTML that stands in for the view, as a MIME bundle."""
+        return {"text/html": f'<div class="labkit-stands-in">{content}</div>', "text/plain": repr(self)}
+
+
+class Live(Shown):
     """Shows a trace while it is recorded, and afterwards. A view says how: `_begin`, `_push`, `_record`, `picture`.
 
     Without a trace the view itself tells what is new, by `_hear`.
     """
-
-    # While the view is alive, its picture is not seen.
-    _css = """
-.jp-OutputArea-child:has([class^="labkit-"]) + .jp-OutputArea-child:has(img.jp-needs-light-background, pre:empty) {
-  display: none;
-}"""
 
     key = traitlets.Unicode().tag(sync=True)
     recording = traitlets.Bytes().tag(sync=True)
@@ -47,7 +74,6 @@ class Live(anywidget.AnyWidget):
         self._news: queue.SimpleQueue[np.ndarray | None] = queue.SimpleQueue()
         self._working, self._made = threading.Lock(), time.monotonic()
         self._worker: threading.Thread | None = None
-        self._displayed = False
         self._unsubscribe: Callable[[], None] = lambda: None
         if trace is not None:
             self._trace = trace
@@ -59,19 +85,6 @@ class Live(anywidget.AnyWidget):
 
     def __repr__(self) -> str:
         return type(self).__name__ + (f" of {self._trace!r}" if hasattr(self, "_trace") else "")
-
-    def _ipython_display_(self) -> None:
-        """Show the view, and after it the place of its picture: for GitHub, mail, and a notebook opened another day."""
-        from IPython.display import display
-
-        data, metadata = self._repr_mimebundle_() or ({}, {})
-        display(data, metadata=metadata, raw=True)
-        display({"text/plain": ""}, metadata={STANDS_IN: True}, raw=True, display_id=self._place)
-        self._displayed = True
-
-    @property
-    def _place(self) -> str:
-        return f"labkit-{self.key}"
 
     def picture(self) -> Picture | None:
         """What the view shows, drawn once and without JavaScript; None where there is no such drawing."""

@@ -7,6 +7,7 @@
 // All times are nanoseconds since the first wait.
 
 import { Pen, Store, View, button, drawn, duration, element, moment, number, parse, roundStep, setText, widget } from "./shared.js";
+import { asSvg, legend, saveButtons, sentences, stacked } from "./picture.js";
 
 const GOT = 0, IN_VAIN = 1, HELD = 2, GIVEN = 3; // kinds of span
 const ACTOR = 0, LOCK = 1, KIND = 2, BEGIN = 3, END = 4; // a span
@@ -68,7 +69,7 @@ class LocksView extends View {
     this.more.title = "Zoom in at the chosen moment";
     this.whole = button("Whole", () => this.zoom(Infinity));
     this.whole.title = "Show the whole time";
-    const bar = element("div", { class: "bar" }, this.slider, this.clock, this.live, this.less, this.more, this.whole);
+    const bar = element("div", { class: "bar" }, this.slider, this.clock, this.live, this.less, this.more, this.whole, saveButtons(this, "locks"));
     this.svg = drawn("svg", { role: "img" });
     this.graph = element("div", { class: "graph" }, this.svg);
     this.words = element("p");
@@ -159,6 +160,14 @@ class LocksView extends View {
     this.paintLanes();
     this.paintGraph();
     this.tell();
+  }
+
+  /** The lanes, who waits for whom, and the sentence below them. */
+  file() {
+    const { width, theme, table } = this, [, , , tall] = this.svg.getAttribute("viewBox").split(" ").map(Number);
+    const keys = legend(table.locks.map(({ label }, lock) => ["square", this.colour(lock), label]), width, theme);
+    const lanes = { ...asSvg(this.pen, () => this.paintLanes()), x: 12 }, graph = { svg: this.svg, width, height: tall };
+    return stacked([keys, lanes, graph, sentences([`At ${moment(this.now(), this.end())}: ${this.sentence()[0]}`], width, theme)], theme.ground);
   }
 
   paintLegend() {

@@ -1,6 +1,6 @@
-// A view's picture as a file: PNG from a canvas, SVG from the same drawing made once more on a context that writes it down.
+// A view's picture as a file: SVG from the same drawing, made once more on a context that writes it down, and PNG from that.
 
-import { button } from "./shared.js";
+import { Pen, button, element } from "./shared.js";
 
 const escaped = (text) => String(text).replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
 const round = (n) => Math.round(n * 100) / 100;
@@ -8,7 +8,7 @@ const round = (n) => Math.round(n * 100) / 100;
 /** What the views use of a canvas's context, written as SVG. Text is measured by a real canvas. */
 export class SvgContext {
   constructor(width, height) {
-    Object.assign(this, { width, height, parts: [], path: "", clips: 0, stack: [], open: 0, ruler: document.createElement("canvas").getContext("2d") });
+    Object.assign(this, { width, height, parts: [], path: "", clips: 0, fades: [], stack: [], open: 0, ruler: document.createElement("canvas").getContext("2d") });
     Object.assign(this, { fillStyle: "#000", strokeStyle: "#000", lineWidth: 1, lineCap: "butt", lineJoin: "miter", globalAlpha: 1, font: "12px sans-serif", textAlign: "left", textBaseline: "middle", dash: [] });
   }
   setTransform() {}
@@ -27,6 +27,12 @@ export class SvgContext {
   clip() {
     this.parts.push(`<clipPath id="c${++this.clips}"><path d="${this.path}"/></clipPath><g clip-path="url(#c${this.clips})">`);
     this.open++;
+  }
+  /** A gradient, as much of it as the views use: it becomes the colour url(#…) when it is written into an attribute. */
+  createLinearGradient(x1, y1, x2, y2) {
+    const id = `f${this.fades.length + 1}`, fade = { id, line: `x1="${round(x1)}" y1="${round(y1)}" x2="${round(x2)}" y2="${round(y2)}"`, stops: [] };
+    this.fades.push(fade);
+    return { toString: () => `url(#${id})`, addColorStop: (at, colour) => fade.stops.push(`<stop offset="${at}" stop-color="${colour.slice(0, 7)}" stop-opacity="${round(parseInt(colour.slice(7) || "ff", 16) / 255)}"/>`) };
   }
   beginPath() { this.path = ""; }
   moveTo(x, y) { this.path += `M${round(x)} ${round(y)}`; }
@@ -51,32 +57,22 @@ export class SvgContext {
     return ` stroke="${this.strokeStyle}" stroke-width="${this.lineWidth}"${dash}${cap}${this.alpha()}`;
   }
   text(ground) {
-    return `<svg xmlns="http://www.w3.org/2000/svg" width="${this.width}" height="${this.height}" viewBox="0 0 ${this.width} ${this.height}"><rect width="100%" height="100%" fill="${ground}"/>${this.parts.join("")}${"</g>".repeat(this.open)}</svg>`;
+    const fades = this.fades.map(({ id, line, stops }) => `<linearGradient id="${id}" gradientUnits="userSpaceOnUse" ${line}>${stops.join("")}</linearGradient>`);
+    return `<svg xmlns="http://www.w3.org/2000/svg" width="${this.width}" height="${this.height}" viewBox="0 0 ${this.width} ${this.height}"><rect width="100%" height="100%" fill="${ground}"/>${fades.join("")}${this.parts.join("")}${"</g>".repeat(this.open)}</svg>`;
   }
 }
 
-/** The same drawing as SVG: `draw` is called with the pen on another context. */
+/** The same drawing as SVG, a part of a file: `draw` is called with the pen on another context. */
 export function asSvg(pen, draw) {
   const { ctx, width, height } = pen;
   pen.ctx = new SvgContext(width, height);
   try {
     draw();
-    return pen.ctx.text(pen.theme.ground);
+    return { svg: pen.ctx.text(pen.theme.ground), width, height };
   } finally {
     pen.ctx = ctx;
     draw();
   }
-}
-
-/** The canvas on the ground of the page: a PNG with a transparent ground is unreadable on another one. */
-export function asPng(pen) {
-  const copy = document.createElement("canvas");
-  Object.assign(copy, { width: pen.canvas.width, height: pen.canvas.height });
-  const ctx = copy.getContext("2d");
-  ctx.fillStyle = pen.theme.ground;
-  ctx.fillRect(0, 0, copy.width, copy.height);
-  ctx.drawImage(pen.canvas, 0, 0);
-  return new Promise((done) => copy.toBlob(done, "image/png"));
 }
 
 function download(blob, name) {
@@ -86,10 +82,70 @@ function download(blob, name) {
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
-/** Two buttons that save what a view shows; a view has a pen, draw() and a name. */
+/** An SVG as a PNG of twice as many pixels. */
+async function rasterised(svg) {
+  const picture = element("img"), canvas = element("canvas");
+  picture.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svg)}`;
+  await picture.decode();
+  Object.assign(canvas, { width: 2 * picture.width, height: 2 * picture.height });
+  canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
+  return new Promise((done) => canvas.toBlob(done, "image/png"));
+}
+
+/** Two buttons that save what a view shows; view.file() is its picture as SVG. */
 export function saveButtons(view, name) {
-  return [
-    button("Save this picture as PNG", async () => download(await asPng(view.pen), `${name}.png`), { text: "PNG" }),
-    button("Save this picture as SVG", () => download(new Blob([asSvg(view.pen, () => view.draw())], { type: "image/svg+xml" }), `${name}.svg`), { text: "SVG" }),
+  const made = [
+    button("Save this picture as PNG", async () => download(await rasterised(view.file()), `${name}.png`), { text: "PNG" }),
+    button("Save this picture as SVG", () => download(new Blob([view.file()], { type: "image/svg+xml" }), `${name}.svg`), { text: "SVG" }),
   ];
+  return element("div", { class: "group", role: "group", "aria-label": "Save" }, ...made);
+}
+
+/** Pictures one below the other: [{ svg: an element or a text, width, height, perhaps x }]. */
+export function stacked(parts, ground) {
+  const width = Math.max(...parts.map(({ x = 0, width: wide }) => x + wide)), height = parts.reduce((sum, part) => sum + part.height, 0);
+  let y = 0;
+  const placed = parts.map(({ svg, height: tall, width: wide, x = 0 }) => {
+    const text = typeof svg === "string" ? svg : new XMLSerializer().serializeToString(svg), own = /viewBox="[^"]*"/.exec(text)[0];
+    const at = `<svg xmlns="http://www.w3.org/2000/svg" x="${x}" y="${y}" width="${wide}" height="${tall}" ${own}>${text.replace(/^<svg[^>]*>/, "")}`;
+    y += tall;
+    return at;
+  });
+  return `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" viewBox="0 0 ${width} ${height}" font-family="system-ui, sans-serif"><rect width="100%" height="100%" fill="${ground}"/>${placed.join("")}</svg>`;
+}
+
+/** What the colours mean: [shape, colour, word] each. */
+export function legend(entries, width, theme) {
+  const ctx = new SvgContext(width, 0);
+  let x = 12, y = 14;
+  ctx.font = "13px system-ui, sans-serif";
+  for (const [shape, colour, word] of entries) {
+    const wide = ctx.measureText(word).width + 34;
+    if (x > 12 && x + wide > width) [x, y] = [12, y + 20];
+    Pen.prototype.shape.call({ ctx }, shape, x, y, 5);
+    ctx.fillStyle = colour;
+    ctx.fill();
+    ctx.fillStyle = theme.strong;
+    ctx.fillText(word, x + 12, y);
+    x += wide;
+  }
+  ctx.height = entries.length ? y + 14 : 0;
+  return { svg: ctx.text(theme.ground), width, height: ctx.height };
+}
+
+/** Sentences as a picture of their own, broken into lines. */
+export function sentences(texts, width, theme) {
+  const ctx = new SvgContext(width, 0), lines = [];
+  Object.assign(ctx, { font: "13px system-ui, sans-serif", fillStyle: theme.strong });
+  for (const text of texts.filter(Boolean)) {
+    lines.push("");
+    for (const word of text.split(" ")) {
+      const longer = `${lines.at(-1)} ${word}`.trim();
+      if (lines.at(-1) && ctx.measureText(longer).width > width - 20) lines.push(word);
+      else lines[lines.length - 1] = longer;
+    }
+  }
+  lines.forEach((line, n) => ctx.fillText(line, 10, 14 + 19 * n));
+  ctx.height = 10 + 19 * lines.length;
+  return { svg: ctx.text(theme.ground), width, height: ctx.height };
 }

@@ -112,3 +112,46 @@ def locks(trace: Trace) -> Picture:
     axes.set(xlabel="time (ms)", xlim=(0, max(last / 1e6, 1e-3)), ylim=(max(len(actors), 1) - 0.5, -0.5))
     axes.legend(frameon=False, fontsize="small", ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
     return Picture(axes)
+
+
+def ring(title: str, frame: dict[str, Any], positions: dict[str, int], owners: list[str]) -> Picture:
+    """The slots of a queue as a circle, each in its state, who owns it, and where the positions are."""
+    from matplotlib.patches import Patch, Wedge
+
+    axes = _axes(None, 7, 4.2)
+    axes.set(xlim=(-1.35, 3.1), ylim=(-1.3, 1.3), aspect="equal")
+    axes.axis("off")
+    styles: dict[str, dict[str, Any]] = {
+        "free": {"facecolor": "#F6F7F9"},
+        "filling": {"facecolor": "white", "hatch": "////"},
+        "full": {"facecolor": COLOURS[0]},
+        "taking": {"facecolor": "white", "hatch": "\\\\\\\\"},
+        "poison": {"facecolor": "#FDF1F2", "edgecolor": BAD},
+    }
+    slots = frame["slots"]
+    for number, (state, lap, owner, _, text) in enumerate(slots):
+        wide = 360 / len(slots)
+        start = 90 - (number + 1) * wide
+        axes.add_patch(Wedge((0, 0), 1, start, start + wide, width=0.45, **{"edgecolor": WEAK, **styles[state]}))
+        middle = np.deg2rad(start + wide / 2)
+        x, y = np.cos(middle), np.sin(middle)
+        small = {"ha": "center", "va": "center", "fontsize": 8}
+        axes.text(1.13 * x, 1.13 * y, str(number), color=WEAK, **small)
+        who = "?" if owner == -1 else chr(65 + owner % 26) if owner is not None else ""
+        told = f"{who} ✕" if owner in frame["dead"] else who or drawable(text)[:8]
+        if len(slots) <= 16:
+            told += f"\nlap {lap}"
+        colour = "white" if state == "full" else BAD if "✕" in told else INK
+        ground = {"boxstyle": "round,pad=0.15", "facecolor": "white", "linewidth": 0}
+        hatched = {"bbox": ground} if "hatch" in styles[state] else {}
+        axes.text(0.78 * x, 0.78 * y, told, color=colour, **small, **hatched)
+    for line, (name, value) in enumerate(positions.items()):
+        axes.text(
+            0, 0.12 - 0.2 * line, f"{name.replace('_position', '')} {value:,}", ha="center", fontsize=8, color=INK
+        )
+    names = [f"{chr(65 + number % 26)}: {drawable(owner)}" for number, owner in enumerate(owners[:8])]
+    note = "\n".join([drawable(title), drawable(frame["label"]), *names])
+    axes.text(1.5, 1.05, note, va="top", fontsize=9, color=INK, wrap=True)
+    marks = [Patch(**{"edgecolor": WEAK, **style}, label=state) for state, style in styles.items()]
+    axes.legend(handles=marks, frameon=False, fontsize=8, loc="lower right")
+    return Picture(axes)

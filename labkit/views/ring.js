@@ -6,6 +6,7 @@
 // A slot is [state, lap, owner, times, text]; owner -1: somebody whom the memory does not name, null: nobody.
 
 import { Store, View, button, darkPage, drawn, duration, element, gunzip, number, parse, setText, showPlaying, widget } from "./shared.js";
+import { saveButtons, sentences, stacked } from "./picture.js";
 
 const STATE = 0, LAP = 1, OWNER = 2, TIMES = 3, TEXT = 4;
 const LINE = 64, MOST_LINES = 14; // bytes of a cache line; lines of slots that are drawn
@@ -107,7 +108,7 @@ class RingView extends View {
     this.speed = element("select", { "aria-label": "Speed", title: "Snapshots a second" }, ...[1, 2, 5, 20].map((n) => element("option", { value: n }, `${n}/s`)));
     this.speed.value = "2";
     this.clock = element("span", { class: "clock" });
-    const bar = element("div", { class: "bar", role: "group", "aria-label": "History" }, this.playing, this.back, this.forth, this.slider, this.clock, this.speed, this.newest);
+    const bar = element("div", { class: "bar", role: "group", "aria-label": "History" }, this.playing, this.back, this.forth, this.slider, this.clock, this.speed, this.newest, saveButtons(this, "ring"));
     this.label = element("p", { class: "label" });
     this.words = element("p");
     this.says = element("div", { class: "verdict", role: "status", "aria-live": "polite" }, this.label, this.words);
@@ -171,6 +172,12 @@ class RingView extends View {
     this.paintLines(before);
     this.paintBar();
     this.tell();
+  }
+
+  /** The circle, and below it what is said of this snapshot. */
+  file() {
+    const circle = { svg: this.svg, width: 430, height: 430 };
+    return stacked([circle, sentences([this.table.title, this.label.textContent, this.words.textContent], 430, this.theme)], this.theme.ground);
   }
 
   paintLegend() {

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labkit.launch import jobs
+from labkit.stats import Picture
 from labkit.views.esm import module
 from labkit.views.live import Live
 
@@ -279,6 +280,14 @@ class Ring(Live):
     def _push(self, events: np.ndarray) -> None:
         self.send({"kind": "ring"}, buffers=[gzip.compress(events.tobytes(), 6, mtime=0)])
         time.sleep(PAUSE)
+
+    def picture(self) -> Picture:
+        from labkit.views import pictures
+
+        with self._lock:
+            newest = self._frames[-1] if self._frames else {"slots": [], "values": [], "dead": [], "label": ""}
+        fields = {name: value for (name, _, _), value in zip(self._seen.fields, newest["values"], strict=False)}
+        return pictures.ring(self._seen.title, newest, fields, self._owners)
 
     def _record(self) -> bytes:
         layout = self._seen

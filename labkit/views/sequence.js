@@ -11,7 +11,7 @@ const SINGLE = 400; // up to so many have heads and shapes of their own
 const AT_ONCE = 40_000; // messages looked at one by one in a picture
 const TOP = 24; // the axis
 
-const CSS = `.labkit-sequence .legend button.trouble { margin-left: auto; color: var(--lk-killed); border-color: var(--lk-killed); }`;
+const CSS = `.labkit-sequence .legend button.trouble { margin-left: auto; max-width: none; color: var(--lk-killed); border-color: var(--lk-killed); white-space: nowrap; }`;
 
 export class SequenceView extends TimeView {
   constructor(store, el, options = {}) {

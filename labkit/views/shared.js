@@ -88,6 +88,7 @@ const CSS = `
 .labkit-view button[aria-pressed=true] { border-color: var(--lk-waiting); color: var(--lk-waiting); font-weight: 600; }
 .labkit-view :is(button, select, input, canvas, [tabindex]):focus-visible { outline: 2px solid var(--lk-waiting); outline-offset: 1px; }
 .labkit-view input[type=range] { accent-color: var(--lk-waiting); }
+.labkit-view .group { display: inline-flex; } .labkit-view .group button { border-radius: 0; margin-left: -1px; padding: 0 9px; } .labkit-view .group button:first-child { border-radius: 6px 0 0 6px; margin: 0; } .labkit-view .group button:last-child { border-radius: 0 6px 6px 0; }
 .labkit-view .clock { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .labkit-view .note { padding: 0 12px 9px; color: var(--lk-weak); }
 .labkit-view .tip { position: absolute; z-index: 2; pointer-events: none; background: var(--lk-strong); color: var(--lk-ground); border-radius: 6px; padding: 5px 9px; font-size: 12px; white-space: pre-wrap; overflow-wrap: anywhere; max-width: min(95%, 420px); }

@@ -6,7 +6,7 @@
 
 import { ID, RECEIVED, SENT, before, exact } from "./messages.js";
 import { Pen, SHAPES, View, button, duration, element, fittingSpeed, moment, roundStep, setText, showPlaying, speedPicker } from "./shared.js";
-import { saveButtons } from "./picture.js";
+import { asSvg, legend, saveButtons, sentences, stacked } from "./picture.js";
 import { shapeIcon, signIcon } from "./signs.js";
 
 const SHORTEST = 20; // ns in the window at most zoom
@@ -149,7 +149,6 @@ const CSS = `
 .labkit-time .slider { flex: 1 1 150px; min-width: 120px; position: relative; }
 .labkit-time .strip { width: 100%; height: 18px; } .labkit-time input[type=range] { display: block; width: 100%; margin: 0; height: 16px; }
 .labkit-time .clock { min-width: 9.5em; } .labkit-time .note { min-height: 2.9em; overflow-wrap: anywhere; }
-.labkit-time .group { display: inline-flex; } .labkit-time .group button { border-radius: 0; margin-left: -1px; padding: 0 9px; } .labkit-time .group button:first-child { border-radius: 6px 0 0 6px; margin: 0; } .labkit-time .group button:last-child { border-radius: 0 6px 6px 0; }
 @container (max-width: 780px) { .labkit-time .slider { order: -1; flex-basis: 100%; } }
 @media print { .labkit-time .legend :is(input, button[aria-pressed=false]) { display: none; } }
 `;
@@ -190,7 +189,7 @@ export class TimeView extends View {
     const group = (...buttons) => element("div", { class: "group" }, ...buttons);
     this.whole = button("Show the whole time", () => timeline.whole(), { text: "Whole" });
     const zoom = group(button("Zoom out", () => timeline.zoom(2), { text: "−" }), button("Zoom in", () => timeline.zoom(0.5), { text: "+" }), this.whole);
-    return element("div", { class: "bar", role: "group", "aria-label": "Replay and zoom" }, this.play, this.back, this.next, element("div", { class: "slider" }, this.strip, this.slider), this.clock, this.pick, zoom, group(...saveButtons(this, this.kind)));
+    return element("div", { class: "bar", role: "group", "aria-label": "Replay and zoom" }, this.play, this.back, this.next, element("div", { class: "slider" }, this.strip, this.slider), this.clock, this.pick, zoom, saveButtons(this, this.kind));
   }
 
   hands() {
@@ -307,6 +306,13 @@ export class TimeView extends View {
     if (this.timeline.atEnd || x < this.left || x > this.width) return;
     ctx.fillStyle = theme.waiting;
     ctx.fillRect(x - 0.75, 0, 1.5, this.height);
+  }
+
+  /** The picture with what its colours mean above and the words below it. */
+  file() {
+    const { pen, theme, width, timeline, store } = this, channels = store.meta.channels.map((c, n) => [SHAPES[n % SHAPES.length], pen.colour(n), c.label]);
+    const shown = channels.filter((_, n) => !timeline.hidden.has(n));
+    return stacked([legend(shown, width, theme), asSvg(pen, () => this.draw()), sentences([this.words().filter(Boolean).join(" ")], width, theme)], theme.ground);
   }
 
   /** Names of lanes are left of this. */
