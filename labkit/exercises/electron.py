@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from labkit.electron import BrowserWindow
+from labkit.electron.node import NodeTransport
 from labkit.exercises import Verdict
 
 PATIENCE = 3.0
@@ -18,8 +19,9 @@ PAGE = "data:text/html,<script>const { ipcRenderer } = require('electron')</scri
 
 
 def window() -> BrowserWindow:
-    """A window whose page may do what it likes with ipcRenderer."""
-    made = BrowserWindow(web_preferences={"contextIsolation": False, "nodeIntegration": True}, transport="node")
+    """A window that is shown nowhere, whose page may do what it likes with ipcRenderer."""
+    preferences = {"contextIsolation": False, "nodeIntegration": True}
+    made = BrowserWindow(web_preferences=preferences, transport=NodeTransport())
     made.load_url(PAGE)
     return made
 

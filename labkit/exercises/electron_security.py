@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.electron import BrowserWindow
+from labkit.electron.node import NodeTransport
 from labkit.exercises import Verdict
 from labkit.exercises.electron import run
 
@@ -60,7 +61,7 @@ def check_read_note(read_note: Callable[..., Any]) -> Verdict:
             return read_note(event, name, notes, page.as_uri())
 
         def opened() -> BrowserWindow:
-            win = BrowserWindow(web_preferences=preferences, transport="node")
+            win = BrowserWindow(web_preferences=preferences, transport=NodeTransport())
             win.web_contents.ipc.handle("app:read-note", handler)
             return win
 
@@ -183,7 +184,7 @@ def check_preload(preload: Callable[[], Any]) -> Verdict:
     with _folder() as root:
         (root / "preload.js").write_text(text)
         (root / "page.html").write_text("<title>notes</title>")
-        with BrowserWindow(web_preferences={"preload": str(root / "preload.js")}, transport="node") as win:
+        with BrowserWindow(web_preferences={"preload": str(root / "preload.js")}, transport=NodeTransport()) as win:
             contents = win.web_contents
             contents.on("preload-error", lambda event, path, error: failed.append(str(error)))
             contents.on("console-message", lambda event: None)
