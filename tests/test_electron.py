@@ -158,7 +158,7 @@ def test_without_node_the_error_says_how_to_get_it(monkeypatch):
 
 
 def test_an_unknown_transport_is_an_error_that_names_the_others():
-    with pytest.raises(ValueError, match="no transport called 'piep'; there are: node"):
+    with pytest.raises(ValueError, match='no transport called "piep"; there are: jupyter, node'):
         BrowserWindow(transport="piep")
 
 

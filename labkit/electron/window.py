@@ -494,7 +494,7 @@ class BrowserWindow(EventEmitter):
             `sandbox` (both True unless given), `nodeIntegration`; snake_case does as well. webPreferences is the same.
         transport: where the renderer runs: "jupyter", a frame in the notebook; "node", a process without a display; or
             a Transport of your own. Unless given: "jupyter" in a notebook that is open in JupyterLab or Notebook, else
-            "node", also when a notebook is run without anybody who looks at it.
+            "node"; a notebook that is run without being shown has the window in its output all the same, recorded.
         trace: a labkit.Trace that records each message of the window, both ways, as one of a channel.
         title: what the window is called, in views too; "window 1" there unless given.
         width, height: of its page where it is seen, in pixels.
@@ -629,16 +629,16 @@ def _transport(kind: str | None, options: dict[str, Any]) -> Transport:
     seen = {name: options[name] for name in ("title", "width", "height") if name in options}
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     kernel = getattr(shell, "kernel", None) is not None
-    if kind is None:  # Jupyter's server tells the kernel which notebook it works for; nbclient tells it nothing
-        kind = "jupyter" if kernel and "JPY_SESSION_NAME" in os.environ else "node"
-    if kind == "jupyter":
+    # Jupyter's server tells the kernel which notebook it works for; who runs a notebook without showing it does not.
+    looked_at = kernel and "JPY_SESSION_NAME" in os.environ
+    if kind == "jupyter" or (kind is None and looked_at):
         from labkit.electron.jupyter import JupyterTransport
 
         return JupyterTransport(**seen)
-    if kind == "node":
+    if kind in ("node", None):
         from labkit.electron.node import NodeTransport
 
-        if not kernel:
+        if kind == "node" or not kernel:
             return NodeTransport()
         from labkit.electron.jupyter import Shown
 
