@@ -23,6 +23,7 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
+import io
 import logging
 import os
 import re
@@ -247,6 +248,12 @@ class Kernel(Process):
         self._stopping = True
         self._soon(lambda: self._stop_asked.set())
 
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal, SIGKILL unless told otherwise: kill(2). After SIGKILL it returns when the kernel is dead."""
+        super().kill(number)
+        if number == signal.SIGKILL:
+            self._ended.wait(GRACE)
+
     def restart(self) -> Kernel:
         """Stop it and start a new one of the same name, which knows nothing of what the old one knew."""
         self.stop()
@@ -361,6 +368,8 @@ class Kernel(Process):
     async def _end(self, gone: asyncio.Future[None]) -> int:
         """End it if it still runs; returns its exit status."""
         if not gone.done():
+            for request in self._requests.values():
+                request.show_errors = False  # we wanted it
             if self.last and not self.last.done:  # else an interrupt would disturb what is done at exit
                 await self._manager.interrupt_kernel()
             if self.spec == NATIVE_KERNEL_NAME and self._started.done():
@@ -680,7 +689,7 @@ def _packed(values: dict[str, Any]) -> Iterator[tuple[bytes, list[int]]]:
 def _pickle(values: dict[str, Any], baggage: _Baggage) -> bytes:
     context.set_spawning_popen(baggage)
     try:
-        return pickled(values, reduction.ForkingPickler)
+        return dill.dumps(sys.path) + pickled(values, reduction.ForkingPickler)
     except Exception:
         for name, value in values.items():
             try:
@@ -723,8 +732,11 @@ def _take(hand: int, number: int) -> None:
     """In the kernel: make variables of what was handed over."""
     with socket.socket(fileno=os.dup(hand)) as sock:
         payload, _arrived[:] = _receive(sock, number)
+    file = io.BytesIO(payload)
     try:
-        values = dill.loads(payload)
+        theirs = dill.load(file)
+        sys.path += [place for place in theirs if place not in sys.path]  # what they have imported is found here, too
+        values = dill.load(file)
     finally:
         _close([fd for fd in _arrived if fd is not None])
         _arrived.clear()
