@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from labkit import Trace
+from labkit.doctor import find_browser
 from labkit.electron import (
     BrowserWindow,
     CloneError,
@@ -120,7 +121,8 @@ import sys, time
 from labkit.electron import BrowserWindow
 win = BrowserWindow(web_preferences={"contextIsolation": False})
 win.load_url("data:text/html,<script></script>").result(60)
-win.web_contents.execute_java_script("setTimeout(() => { for (;;); }); undefined").result(60)
+win.web_contents.execute_java_script("setTimeout(() => { for (;;); }, 100); undefined").result(60)
+time.sleep(0.5)
 print(win.web_contents.get_os_process_id(), flush=True)
 time.sleep(600)
 """
@@ -158,7 +160,7 @@ def test_without_node_the_error_says_how_to_get_it(monkeypatch):
 
 
 def test_an_unknown_transport_is_an_error_that_names_the_others():
-    with pytest.raises(ValueError, match='no transport called "piep"; there are: jupyter, node'):
+    with pytest.raises(ValueError, match='no transport called "piep"; there are: chromium, jupyter, node'):
         BrowserWindow(transport="piep")
 
 
@@ -794,3 +796,93 @@ def test_a_trace_of_a_window_is_saved_and_loaded(traced, tmp_path):
     assert [channel.label for channel in loaded.channels] == ["editor → main", "main → editor"]
     assert len(loaded.messages()) == 2
     assert trace.to_perfetto(tmp_path / "window.pftrace").stat().st_size > 0
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# In a Chromium; the golden lines are tested there as well
+
+
+@pytest.fixture
+def tab():
+    if find_browser() is None:
+        pytest.skip("NOT TESTED: no browser; install the Debian package chromium (apt-get install chromium)")
+    with BrowserWindow(web_preferences=OPEN, transport="chromium") as win:
+        win.load_url(EMPTY).result(WAIT)
+        yield win
+
+
+@pytest.mark.browser
+def test_a_chromium_gets_and_sends_large_messages(tab):
+    ipc_main.handle("back", lambda event, text, data: [text, data])
+    code = """ipcRenderer.invoke("back", "x".repeat(3 << 20), new Uint8Array(3 << 20).fill(7))
+      .then(([text, data]) => [text.length, data.length, data.every((byte) => byte === 7)])"""
+    assert run(tab, code) == [3 << 20, 3 << 20, True]
+
+
+@pytest.mark.browser
+def test_a_flood_of_a_chromium_arrives_in_order_and_main_is_not_flooded(tab):
+    seen, most = [], 0
+
+    def slow(event, number):
+        nonlocal most
+        seen.append(number)
+        most = max(most, tab.web_contents._waiting)
+
+    ipc_main.on("flood", slow)
+    run(tab, "for (let i = 0; i < 20000; i++) ipcRenderer.send('flood', i); undefined")
+    eventually(lambda: len(seen) == 20000)
+    assert seen == list(range(20000))
+    assert most < 20000
+
+
+@pytest.mark.browser
+def test_ports_connect_a_chromium_and_a_node(tab, win):
+    code = """ipcRenderer.on("port", ({ ports: [port] }) => { globalThis.got = []; globalThis.port = port;
+      port.onmessage = ({ data }) => got.push(data); }); undefined"""
+    channel = MessageChannelMain()
+    for each, port in ((tab, channel.port1), (win, channel.port2)):
+        run(each, code)
+        each.web_contents.post_message("port", None, [port])
+    eventually(lambda: run(tab, "typeof port") == run(win, "typeof port") == "object")
+    run(tab, "for (let i = 0; i < 100; i++) port.postMessage(i); undefined")
+    eventually(lambda: len(run(win, "got")) == 100)
+    run(win, "port.postMessage(got)")
+    eventually(lambda: run(tab, "got") == [list(range(100))])
+
+
+@pytest.mark.browser
+def test_what_goes_wrong_in_a_chromium_is_told(tab, tmp_path, caplog):
+    said = []
+    tab.web_contents.on("console-message", lambda message: said.append(message.message))
+    page = "data:text/html,<script>console.log('hi', 1, {a: 1})</script><script>throw new Error('bad page')</script>"
+    tab.load_url(page).result(WAIT)
+    eventually(lambda: len(said) == 2)
+    assert said[0].startswith("hi 1")
+    assert "Uncaught Error: bad page" in said[1]
+    with pytest.raises(Error, match="nothing is there"):
+        run(tab, "throw new RangeError('nothing is there')")
+    assert run(tab, "fetch('https://example.org/').catch((error) => error.name)") == "TypeError"  # there is no network
+    os.kill(tab.web_contents.get_os_process_id(), signal.SIGKILL)
+    eventually(lambda: "its renderer has gone: killed by SIGKILL" in caplog.text)
+
+
+@pytest.mark.browser
+def test_no_chromium_outlives_main(tab):
+    source = OUTLIVED.replace('contextIsolation": False}', 'contextIsolation": False}, transport="chromium"')
+    main = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE)
+    assert main.stdout
+    group = int(main.stdout.readline())
+    assert is_running(group)
+    main.send_signal(signal.SIGKILL)
+    main.wait()
+    main.stdout.close()
+    eventually(lambda: not any(_group(pid) == group for pid in os.listdir("/proc") if pid.isdigit()))
+
+
+def _group(pid: str) -> int:
+    """The process group of a process that runs: proc_pid_stat(5)."""
+    try:
+        state, _, group = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:3]
+    except OSError:
+        return 0
+    return 0 if state == "Z" else int(group)

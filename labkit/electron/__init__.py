@@ -26,8 +26,9 @@ would answer. What goes wrong where nobody waits for it is logged as "labkit.ele
 
 In a notebook that is open in JupyterLab a window is a sandboxed frame in the cell's output (labkit.electron.jupyter).
 Elsewhere it is a Node process: no display, no network, a document without layout, and vm contexts where Electron has
-isolated worlds, which keep apart but are no wall against hostile pages. It ends with this process, however this one
-ends.
+isolated worlds, which keep apart but are no wall against hostile pages. `transport="chromium"` runs a window in a
+headless Chromium, with real isolated worlds and a real document (labkit.electron.chromium). All of them end with this
+process, however it ends.
 """
 
 from labkit.electron.clone import CloneError, Error, undefined

@@ -446,14 +446,14 @@ const TOO_DEEP =
 const NOT_AN_ERROR =
   "An unknown exception occurred in the isolated context, an error occurred but a valid exception was not thrown.";
 
-const tag = (value) => Object.prototype.toString.call(value).slice(8, -1);
-const isError = (value) => value instanceof Error || (typeof value === "object" && value !== null && tag(value) === "Error");
+export const tag = (value) => Object.prototype.toString.call(value).slice(8, -1);
+export const isError = (value) => value instanceof Error || (typeof value === "object" && value !== null && tag(value) === "Error");
 
 /** Passed by reference: what belongs to the document, and blobs. */
-const isPlatform = (value) =>
+export const isPlatform = (value) =>
   /^(HTML|SVG)?\w*(Element|Document)$|^(Node|Text|Blob|File)$/.test(tag(value)) && tag(value) !== "Object";
 
-function isPlain(value) {
+export function isPlain(value) {
   const kind = tag(value);
   if (/^(Arguments|Date|RegExp|Map|Set|WeakMap|WeakSet|Promise|ArrayBuffer|SharedArrayBuffer|DataView)$/.test(kind)) return false;
   if (/Array$|^(Number|String|Boolean|Symbol|BigInt|Generator|Module)$|Iterator$/.test(kind)) return false;
@@ -538,7 +538,7 @@ function makeBridge(here, there, originals, proxies, hidden) {
   return (value) => pass(value, here, 0, new Map(), here);
 }
 
-function deepFreeze(value, seen = new Set()) {
+export function deepFreeze(value, seen = new Set()) {
   if (value === null || (typeof value !== "object" && typeof value !== "function")) return;
   if (ArrayBuffer.isView(value) || isPlatform(value) || seen.has(value)) return;
   seen.add(value);
@@ -550,12 +550,17 @@ function deepFreeze(value, seen = new Set()) {
 }
 
 function makeContextBridge(options, hidden) {
-  const isolated = options.contextIsolation && options.mainWorld;
-  const pass = isolated && makeBridge(worldTools(), options.mainWorld, new WeakMap(), new WeakMap(), hidden);
+  const isolated = options.contextIsolation && (options.mainWorld || options.expose);
+  const here = options.mainWorld && worldTools();
+  const pass = here && makeBridge(here, options.mainWorld, new WeakMap(), new WeakMap(), hidden);
   return Object.freeze({
     exposeInMainWorld(key, api) {
       if (!isolated) throw new Error("contextBridge API can only be used when contextIsolation is enabled");
       if (typeof key !== "string") throw new TypeError(conversionFailure(0, key));
+      if (options.expose) {
+        options.expose(key, api);
+        return;
+      }
       const window = options.mainWorld.global;
       if (key in window) {
         throw new Error("Cannot bind an API on top of an existing property on the window object");
@@ -581,6 +586,7 @@ const conversionFailure = (index, value) =>
  *   document          which load of the window this is; frames carry it
  *   contextIsolation  whether the page is in another world than the preload script
  *   mainWorld         worldTools() as the page's world has made them before any of its scripts ran
+ *   expose(key, api)  in its place, where no object of that world can be touched: hands an API over by other means
  *   report(error)     called with what a listener throws; thrown in a task of its own unless given
  *   schedule(task)    runs a task a little later, in order
  *   traced            whether frames tell when they were sent, and main is told when one arrives

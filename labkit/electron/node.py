@@ -56,7 +56,15 @@ def find_node() -> str:
     return found
 
 
-class _Outgoing:
+def tie(fd: int, pid: int) -> None:
+    """Have the kernel kill a process when the other end of this socket, which it has inherited, is closed."""
+    with contextlib.suppress(OSError):  # a kernel without it: the renderer ends when it next looks at its socket
+        fcntl.fcntl(fd, fcntl.F_SETOWN, pid)
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+class Outgoing:
     """Our end of a socket, written to without waiting: what does not fit waits here and is written by the main loop."""
 
     def __init__(self, end: socket.socket, most: int):
@@ -72,7 +80,7 @@ class _Outgoing:
                 return
             if self.unread + len(data) > self.most:
                 raise BufferError(f"the window does not read: {self.unread:,} bytes wait for it already")
-            rest = memoryview(struct.pack("<I", len(data)) + data)
+            rest = memoryview(data)
             if not self.waiting:
                 rest = rest[self._try(rest) :]
             if rest:
@@ -144,7 +152,7 @@ class NodeTransport(Transport):
                 pass_fds=[end.fileno() for end in theirs],
                 start_new_session=True,  # Ctrl-C in a terminal is meant for main
             )
-            self._tie(theirs[3].fileno(), self._process.pid)
+            tie(theirs[3].fileno(), self._process.pid)
         except BaseException:
             for end in ours:
                 end.close()
@@ -156,15 +164,8 @@ class NodeTransport(Transport):
         self.process_id = self._process.pid
         for end in ours:
             end.setblocking(False)
-        self._out, self._answers = _Outgoing(out, self.most_unread), _Outgoing(answers, self.most_unread)
+        self._out, self._answers = Outgoing(out, self.most_unread), Outgoing(answers, self.most_unread)
         main_loop.call(self._read_on)
-
-    @staticmethod
-    def _tie(fd: int, pid: int) -> None:
-        with contextlib.suppress(OSError):  # a kernel without it: the renderer ends when it next looks at its socket
-            fcntl.fcntl(fd, fcntl.F_SETOWN, pid)
-            fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
-            fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
 
     def load(self, page: Page) -> None:
         wanted = {
@@ -183,7 +184,8 @@ class NodeTransport(Transport):
 
     def post(self, frame: bytes) -> None:
         if not self._closed:
-            (self._answers if frame[0] == Kind.REPLY_SYNC else self._out).write(frame)
+            out = self._answers if frame[0] == Kind.REPLY_SYNC else self._out
+            out.write(struct.pack("<I", len(frame)) + frame)
 
     def resume(self) -> None:
         main_loop.call(self._read_on)

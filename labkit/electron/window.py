@@ -492,9 +492,10 @@ class BrowserWindow(EventEmitter):
         options: Electron's options as a dictionary, in place of or beside the keywords.
         web_preferences: a dictionary of `preload` (path of a script that runs before the page), `contextIsolation` and
             `sandbox` (both True unless given), `nodeIntegration`; snake_case does as well. webPreferences is the same.
-        transport: where the renderer runs: "jupyter", a frame in the notebook; "node", a process without a display; or
-            a Transport of your own. Unless given: "jupyter" in a notebook that is open in JupyterLab or Notebook, else
-            "node"; a notebook that is run without being shown has the window in its output all the same, recorded.
+        transport: where the renderer runs: "jupyter", a frame in the notebook; "node", a process without a display;
+            "chromium", a browser without a display, for pages that need one; or a Transport of your own. Unless given:
+            "jupyter" in a notebook that is open in JupyterLab or Notebook, else "node"; a notebook that is run without
+            being shown has the window in its output all the same, recorded.
         trace: a labkit.Trace that records each message of the window, both ways, as one of a channel.
         title: what the window is called, in views too; "window 1" there unless given.
         width, height: of its page where it is seen, in pixels.
@@ -643,7 +644,11 @@ def _transport(kind: str | None, options: dict[str, Any]) -> Transport:
         from labkit.electron.jupyter import Shown
 
         return Shown(NodeTransport(), "in Node, without a display", **seen)
-    raise ValueError(f'no transport called "{kind}"; there are: jupyter, node')
+    if kind == "chromium":
+        from labkit.electron.chromium import ChromiumTransport
+
+        return ChromiumTransport()
+    raise ValueError(f'no transport called "{kind}"; there are: chromium, jupyter, node')
 
 
 def close_all() -> None:

@@ -1,0 +1,432 @@
+"""The transport with a real browser: a window is a headless Chromium, the worlds are its own isolated worlds.
+
+main and the browser talk over two descriptors (--remote-debugging-pipe), in messages of the Chrome DevTools Protocol. A
+page calls a binding that only its preload script's world has; main calls a function of that world. sendSync is a
+synchronous request to an address that does not exist, which main answers in place of the network.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import json
+import os
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from labkit.doctor import find_browser
+from labkit.electron.clone import decode, encode
+from labkit.electron.frames import Frame, Kind, pack, unpack
+from labkit.electron.loop import main_loop
+from labkit.electron.node import Outgoing, tie
+from labkit.electron.transport import Page, Transport
+
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    " --disable-component-update --disable-sync --disable-extensions --disable-dev-shm-usage --mute-audio"
+    " --no-default-browser-check --remote-debugging-pipe"
+).split()
+WORLD = "labkit preload"
+LEVELS = {"warning": "warning", "error": "error", "assert": "error", "debug": "debug", "info": "info"}
+_HERE = Path(__file__).parent
+
+
+@cache
+def _library() -> str:
+    """The library as the beginning of a script: each module in a function of its own."""
+    names = {
+        "clone.js": ("", "decode encode"),
+        "electron-shim.js": (
+            "decode encode",
+            "createRenderer deepFreeze EventEmitter isError isPlain isPlatform Kind tag",
+        ),
+        "chromium-page.js": (
+            "decode encode createRenderer deepFreeze EventEmitter isError isPlain isPlatform Kind tag",
+            "mainWorld helper preloadWorld",
+        ),
+    }
+    parts = ["const labkit = {};"]
+    for name, (wanted, given) in names.items():
+        source = re.sub(r"^import .*?;$", "", (_HERE / name).read_text(encoding="utf-8"), flags=re.M | re.S)
+        source = re.sub(r"^export ", "", source, flags=re.M)
+        takes, gives = ", ".join(wanted.split()), ", ".join(given.split())
+        parts.append(f"(() => {{ const {{ {takes} }} = labkit;\n{source}\nObject.assign(labkit, {{ {gives} }}); }})();")
+    return "\n".join(parts)
+
+
+class ChromiumTransport(Transport):
+    """A headless Chromium with one page. See the module."""
+
+    supports_sync = True
+
+    def __init__(self) -> None:
+        self._closed = False
+        self._reading, self._more = False, True
+        self._buffer = bytearray()
+        self._calls: dict[int, Callable[[dict[str, Any]], None]] = {}
+        self._last_call = 0
+        self._lock = threading.RLock()
+        self._session = ""
+        self._waiting: list[Callable[[], None]] = []  # until there is a page to talk to
+        self._scripts: list[str] = []
+        self._document = 0
+        self._contexts: dict[str, int] = {}  # "page" and "preload" of this document
+        self._unsent: list[bytes] = []
+        self._requests: dict[int, str] = {}  # synchronous messages that wait, and for which request
+        self._answers: dict[int, bytes] = {}  # those that were answered before the request came
+
+    # The browser
+
+    def open(self, on_message: Callable[[bytes], Any], on_closed: Callable[[str], None]) -> None:
+        self._on_message, self._on_closed = on_message, on_closed
+        browser = find_browser()
+        if browser is None:
+            raise FileNotFoundError(
+                "a window of this transport is a Chromium, and there is none on PATH: install chromium, or set"
+                ' LABKIT_BROWSER to it; transport="node" needs no browser'
+            )
+        self._profile = tempfile.mkdtemp(prefix="labkit-window-")
+        ours, theirs = zip(*(socket.socketpair() for _ in range(3)), strict=True)
+        out, self._in, self._lifeline = ours
+        # The browser wants the first two under the numbers 3 and 4, from which they must be out of the way before.
+        reads, writes = (fcntl.fcntl(end.fileno(), fcntl.F_DUPFD_CLOEXEC, 10) for end in theirs[:2])
+        command = shlex.join([browser, *FLAGS, f"--user-data-dir={self._profile}", "about:blank"])
+        try:
+            self._process = subprocess.Popen(
+                ["/bin/bash", "-c", f"exec {command} 3<&{reads} 4>&{writes}"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(reads, writes, theirs[2].fileno()),
+                start_new_session=True,
+                # Whatever it writes goes when its profile goes.
+                env=os.environ | dict.fromkeys(("XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"), self._profile),
+            )
+            tie(theirs[2].fileno(), self._process.pid)
+        except BaseException:
+            for end in ours:
+                end.close()
+            shutil.rmtree(self._profile, ignore_errors=True)
+            raise
+        finally:
+            os.close(reads)
+            os.close(writes)
+            for end in theirs:
+                end.close()
+        self.process_id = self._process.pid
+        for end in ours:
+            end.setblocking(False)
+        self._out = Outgoing(out, self.most_unread)
+        main_loop.call(self._read_on)
+        self._call("Target.getTargets", {}, self._targets)
+
+    def _targets(self, result: dict[str, Any]) -> None:
+        page = next((each for each in result["targetInfos"] if each["type"] == "page"), None)
+        if page is None:
+            self._call("Target.createTarget", {"url": "about:blank"}, self._attach)
+        else:
+            self._attach(page)
+
+    def _attach(self, target: dict[str, Any]) -> None:
+        self._call("Target.attachToTarget", {"targetId": target["targetId"], "flatten": True}, self._attached)
+
+    def _attached(self, result: dict[str, Any]) -> None:
+        self._session = result["sessionId"]
+        self._call("Page.enable")
+        self._call("Runtime.enable")
+        self._call("Fetch.enable", {"patterns": [{"urlPattern": "http*"}]})
+        waiting, self._waiting = self._waiting, []
+        for task in waiting:
+            task()
+
+    # The protocol
+
+    def _call(
+        self,
+        method: str,
+        parameters: dict[str, Any] | None = None,
+        then: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        with self._lock:
+            self._last_call += 1
+            message: dict[str, Any] = {"id": self._last_call, "method": method, "params": parameters or {}}
+            if self._session:
+                message["sessionId"] = self._session
+            if then:
+                self._calls[self._last_call] = then
+            if not self._closed:
+                self._out.write(json.dumps(message).encode() + b"\0")
+
+    def _readable(self) -> None:
+        try:
+            data = self._in.recv(1 << 20)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._ended()
+            return
+        self._buffer += data
+        *whole, rest = self._buffer.split(b"\0")
+        self._buffer = bytearray(rest)
+        for each in whole:
+            if not self._closed:
+                self._message(json.loads(each))
+        if not self._more and self._reading and not self._closed:
+            self._reading = False  # the browser waits then, and the page too when it has filled the socket
+            main_loop.remove_reader(self._in.fileno())
+
+    def resume(self) -> None:
+        main_loop.call(self._read_on)
+
+    def _read_on(self) -> None:
+        self._more = True
+        if not self._reading and not self._closed:
+            self._reading = True
+            main_loop.add_reader(self._in.fileno(), self._readable)
+
+    def _give(self, frame: bytes) -> None:
+        self._more &= bool(self._on_message(frame))
+
+    def _message(self, message: dict[str, Any]) -> None:
+        if "id" in message:
+            then = self._calls.pop(message["id"], None)
+            if then:
+                then(message.get("result") or {"error": message.get("error", {}).get("message", "")})
+            return
+        handler = getattr(self, "_on_" + message["method"].replace(".", "_"), None)
+        if handler:
+            handler(**message["params"])
+
+    # A page
+
+    def load(self, page: Page) -> None:
+        with self._lock:
+            if self._session:
+                self._load(page)
+            else:
+                self._waiting.append(lambda: self._load(page))
+
+    def _load(self, page: Page) -> None:
+        self._document = page.document
+        self._contexts.clear()
+        self._requests.clear()
+        self._answers.clear()
+        for identifier in self._scripts:
+            self._call("Page.removeScriptToEvaluateOnNewDocument", {"identifier": identifier})
+        self._scripts.clear()
+        self._names = {name: f"labkit{secrets.token_hex(8)}" for name in "secret binding receive start helper".split()}
+        world = {"worldName": WORLD} if page.context_isolation else {}
+        binding = {"name": self._names["binding"]}
+        if page.context_isolation:
+            binding["executionContextName"] = WORLD
+        self._call("Runtime.addBinding", binding)
+        config = {
+            **self._names,
+            "document": page.document,
+            "contextIsolation": page.context_isolation,
+            "nodeIntegration": page.node_integration,
+            "traced": page.traced,
+            "maxBytes": self.max_bytes,
+            "process": {
+                "type": "renderer",
+                "platform": "linux",
+                "versions": {"electron": "labkit"},
+                "env": {},
+                "argv": [],
+            },
+        }
+        told = json.dumps(config)
+        self._add(f"labkit.helper({told});" + (f"labkit.mainWorld({told});" if page.context_isolation else ""), {})
+        self._add(f"labkit.preloadWorld({told});", world)
+        if page.preload:
+            self._add_preload(page.preload, world)
+        # The browser's process navigates and the renderer's takes scripts: wait until it has taken all.
+        self._call("Runtime.evaluate", {"expression": "0"}, lambda _: self._call("Page.navigate", {"url": page.url}))
+
+    def _add(self, code: str, world: dict[str, str]) -> None:
+        self._add_source(f"if (window === window.top) {{ {_library()}\n{code} }}", world)
+
+    def _add_preload(self, path: str, world: dict[str, str]) -> None:
+        start = self._names["start"]
+        try:
+            source = Path(path).read_text(encoding="utf-8")
+        except OSError as reason:
+            self._tell(Kind.STATE, ["preload-error", f"Error: {reason}"])
+            return
+        if path.endswith(".mjs"):
+            self._tell(Kind.STATE, ["preload-error", "Error: in this transport a preload script is no module: use .js"])
+            return
+        where = f"{json.dumps(path)}, {json.dumps(os.path.dirname(path))}"
+        names = "exports, require, module, __filename, __dirname, process, global"
+        self._add_source(f"globalThis[{json.dumps(start)}]?.(function ({names}) {{ {source}\n}}, {where});", world)
+
+    def _add_source(self, source: str, world: dict[str, str]) -> None:
+        def added(result: dict[str, Any]) -> None:
+            if "identifier" in result:
+                self._scripts.append(result["identifier"])
+
+        self._call("Page.addScriptToEvaluateOnNewDocument", {"source": source, **world}, added)
+
+    def _tell(self, kind: Kind, value: Any) -> None:
+        """A frame that the page would have sent if it could."""
+        self._give(pack(kind, encode(value), document=self._document))
+
+    def post(self, frame: bytes) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            if len(self._contexts) < 2:
+                self._unsent.append(frame)
+            else:
+                self._send(frame)
+
+    def _send(self, frame: bytes) -> None:
+        parts = unpack(frame)
+        if parts.kind == Kind.EVALUATE:
+            self._evaluate(parts)
+        elif parts.kind == Kind.REPLY_SYNC:
+            request = self._requests.pop(parts.number, None)
+            if request:
+                self._fulfil(request, frame)
+            else:
+                self._answers[parts.number] = frame
+        else:
+            function = f"(text) => globalThis[{json.dumps(self._names['receive'])}](text)"
+            self._call(
+                "Runtime.callFunctionOn",
+                {
+                    "functionDeclaration": function,
+                    "executionContextId": self._contexts["preload"],
+                    "arguments": [{"value": base64.b64encode(frame).decode()}],
+                },
+            )
+
+    def _fulfil(self, request: str, frame: bytes) -> None:
+        self._call(
+            "Fetch.fulfillRequest",
+            {
+                "requestId": request,
+                "responseCode": 200,
+                "responseHeaders": [{"name": "Access-Control-Allow-Origin", "value": "*"}],
+                "body": base64.b64encode(base64.b64encode(frame)).decode(),
+            },
+        )
+
+    def _evaluate(self, frame: Frame) -> None:
+        helper, context = json.dumps(self._names["helper"]), self._contexts["page"]
+
+        def ran(result: dict[str, Any]) -> None:
+            failed = "exceptionDetails" in result
+            value = (result["exceptionDetails"].get("exception") if failed else result.get("result")) or {}
+            argument = {key: value[key] for key in ("objectId", "unserializableValue", "value") if key in value}
+            self._call(
+                "Runtime.callFunctionOn",
+                {
+                    "functionDeclaration": f"(value) => globalThis[{helper}]({str(not failed).lower()}, value)",
+                    "executionContextId": context,
+                    "arguments": [argument],
+                },
+                told,
+            )
+
+        def told(result: dict[str, Any]) -> None:
+            text = result.get("result", {}).get("value")
+            clone = base64.b64decode(text) if text else encode([False, "the page has gone"])
+            self._give(pack(Kind.EVALUATED, clone, number=frame.number, document=frame.document))
+
+        parameters = {"expression": decode(frame.clone), "contextId": context, "awaitPromise": True, "replMode": False}
+        self._call("Runtime.evaluate", parameters, ran)
+
+    # What the browser tells
+
+    def _on_Runtime_executionContextCreated(self, context: dict[str, Any]) -> None:
+        which = "page" if context["auxData"].get("isDefault") else "preload" if context["name"] == WORLD else ""
+        with self._lock:
+            if self._document and which:
+                self._contexts[which] = context["id"]
+
+    def _on_Runtime_bindingCalled(self, name: str, payload: str, executionContextId: int) -> None:
+        if name != self._names["binding"]:
+            return
+        frame = base64.b64decode(payload)
+        if unpack(frame).document != self._document:
+            return
+        with self._lock:
+            self._contexts["preload"] = executionContextId
+            if "page" in self._contexts:  # both are there: what has waited for them goes
+                unsent, self._unsent = self._unsent, []
+                for each in unsent:
+                    self._send(each)
+        self._give(frame)
+
+    def _on_Fetch_requestPaused(self, requestId: str, request: dict[str, Any], **_: Any) -> None:
+        prefix = f"https://{self._names['secret']}.invalid/?" if self._document else "none"
+        if not request["url"].startswith(prefix):
+            self._call("Fetch.failRequest", {"requestId": requestId, "errorReason": "BlockedByClient"})
+            return
+        number = int(request["url"].removeprefix(prefix))
+        with self._lock:
+            frame = self._answers.pop(number, None)
+            if frame is None:
+                self._requests[number] = requestId
+            else:
+                self._fulfil(requestId, frame)
+
+    def _on_Runtime_consoleAPICalled(self, type: str, args: list[dict[str, Any]], **_: Any) -> None:  # noqa: A002
+        self._tell(Kind.CONSOLE, [LEVELS.get(type, "log"), " ".join(_shown(each) for each in args)])
+
+    def _on_Runtime_exceptionThrown(self, exceptionDetails: dict[str, Any], **_: Any) -> None:
+        exception = exceptionDetails.get("exception", {})
+        text = f"{exceptionDetails['text']} {exception.get('description', exception.get('value', ''))}"
+        self._tell(Kind.CONSOLE, ["error", text])
+
+    # The end
+
+    def _ended(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._kill()
+        code = self._process.wait()
+        self._free()
+        self._on_closed(f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}")
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # its helpers, too
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._kill()
+            main_loop.call(self._free)
+
+    def _free(self) -> None:
+        if self._reading:
+            self._reading = False
+            main_loop.remove_reader(self._in.fileno())
+        self._out.close()
+        self._in.close()
+        self._lifeline.close()
+        self._process.wait()
+        shutil.rmtree(self._profile, ignore_errors=True)
+
+
+def _shown(value: dict[str, Any]) -> str:
+    if "value" in value:
+        return value["value"] if isinstance(value["value"], str) else json.dumps(value["value"])
+    return str(value.get("unserializableValue", value.get("description", value["type"])))
