@@ -373,9 +373,35 @@ def test_several_windows_live_side_by_side_and_end_one_by_one(lab):
 
 
 @in_browser
+def test_what_a_listener_opens_and_prints_is_output_of_its_window_s_cell(lab):
+    assert (
+        lab.run("""
+        def listener(event):
+            print("heard")
+            opened.append(BrowserWindow(title="from a listener"))
+            opened[0].load_url("data:text/html,<title>opened by a listener</title>")
+        opened = []
+        ipc_main.once("open", listener)
+        outer = window()
+        outer.web_contents.execute_java_script("api.send('open'); console.log('logged')").result(30)
+        eventually(lambda: opened)
+        ignored = opened[0].web_contents.execute_java_script("1").result(30)
+    """)
+        .split("[window")[0]
+        .strip()
+        == "heard"
+    )
+    assert lab.run("outer.close(); opened[0].close()") == ""
+    cells = lab.page.locator(".jp-CodeCell", has_text="heard")
+    until(lab, lambda: cells.get_by_text("logged").count() > 0, "showed what the page has logged")
+    assert cells.locator(".labkit-window h3").all_inner_texts() == ["The page", "opened by a listener"]
+
+
+@in_browser
 def test_an_output_that_goes_takes_its_window_along(lab):
+    there = len(windows(lab))
     lab.run("gone = window()")
-    until(lab, lambda: len(windows(lab)) == 4, "showed the window")
+    until(lab, lambda: len(windows(lab)) == there + 1, "showed the window")
     lab.page.evaluate("jupyterapp.commands.execute('notebook:clear-cell-output')")
     assert lab.run("print(eventually(gone.is_destroyed))") == "True\n"
 

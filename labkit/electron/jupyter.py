@@ -20,15 +20,18 @@ window says that a cell must await. Sending from a page is bounded: 4096 message
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import json
 import mimetypes
 import re
+import sys
 import threading
 import time
 from base64 import b64encode
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -100,9 +103,11 @@ class JupyterTransport(Transport):
         from IPython.core.getipython import get_ipython
         from IPython.display import display
 
-        if getattr(get_ipython(), "kernel", None) is None:
+        shell = get_ipython()
+        if shell is None or getattr(shell, "kernel", None) is None:
             raise OSError('a window of this kind needs a notebook: take BrowserWindow(transport="node") elsewhere')
         self._on_message, self._on_closed = on_message, on_closed
+        self._cell = getattr(shell.display_pub, "parent_header", {})
         self.widget = WindowWidget(self._kept, **self._options)
         _give_a_thread_of_its_own(self.widget.comm)
         self.widget.on_msg(self._heard)
@@ -145,6 +150,7 @@ class JupyterTransport(Transport):
         kind, view = content.get("kind"), content.get("view")
         if kind == "hello":
             self.answers_while_busy = threading.current_thread() is not threading.main_thread()
+            _take_messages_beside_a_cell()
             with self._changed:
                 first, self._view = self._view is None, view
                 self._changed.notify()
@@ -166,14 +172,15 @@ class JupyterTransport(Transport):
         elif kind == "act":
             self._kept.act(content["act"])
         elif kind == "close":  # somebody asks; a listener of "close" may be against it
-            if window := self._window():
-                main_loop.call(window.close)
+            with _under(self._cell):
+                if window := self._window():
+                    main_loop.call(window.close)
         elif kind == "gone":
             self._gone(content["why"])
 
     def _pass_on(self) -> None:
         """Give main what has come, until it wants no more."""
-        with self._reading:
+        with self._reading, _under(self._cell):
             while self._in and not self._closed:
                 more = self._on_message(self._in.popleft())
                 self._accepted += 1
@@ -283,8 +290,29 @@ class Shown(Transport):
 
 # -------------------------------------------------------------------------------------------------------- the kernel
 
+
+@contextlib.contextmanager
+def _under(cell: Any) -> Iterator[None]:
+    """What is shown and printed from here, and in the main loop what is called from here, is output of this cell.
+
+    A message of a page is no cell: its output would go nowhere.
+    """
+    from IPython.core.getipython import get_ipython
+
+    shell = get_ipython()
+    there = sys.stdout, sys.stderr, shell and shell.display_pub
+    places: list[Any] = [place for place in there if hasattr(place, "set_thread_parent")]
+    tokens = [place.set_thread_parent(cell) for place in places] if cell else []
+    try:
+        yield
+    finally:
+        for place, token in zip(places, tokens, strict=False):
+            place.reset_thread_parent(token)
+
+
 _lock = threading.Lock()
 _subshell: str | None = None
+_held: tuple[str | None, Any] = None, None  # the subshell that seems to run a cell
 
 
 def _give_a_thread_of_its_own(comm: Any) -> None:
@@ -310,6 +338,22 @@ def _subshell_of_windows() -> str | None:
             return _subshell
     except Exception:  # private parts of ipykernel that have changed: between cells, then
         return None
+
+
+def _take_messages_beside_a_cell() -> None:
+    """In the windows' subshell: have it seem to run a cell, for ever.
+
+    Then ipykernel takes messages of comms beside it, and does not publish "busy" and "idle" round each. They cost more
+    than two messages: Jupyter's websocket waits with what follows a small message until the browser's TCP has
+    acknowledged that, 40 ms later (Nagle's algorithm and delayed acknowledgements).
+    """
+    global _held
+    from ipykernel.kernelbase import Kernel
+
+    with contextlib.suppress(Exception):  # private parts of ipykernel: as slow as any widget, then
+        if _subshell is not None and _held[0] != _subshell:
+            lock = Kernel.instance().shell_channel_thread.manager.get_subshell_asyncio_lock(_subshell)
+            _held = _subshell, asyncio.get_running_loop().create_task(lock.acquire())
 
 
 # -------------------------------------------------------------------------------------------------------- the page
