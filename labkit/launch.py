@@ -151,7 +151,10 @@ class Job(Process):
             self._leash.close()
         finally:
             _jobs.discard(self)
-            self._has_ended(self._process.exitcode)
+            code = self._process.exitcode
+            with contextlib.suppress(ValueError):  # it runs: it could not be waited for
+                self._process.close()  # its descriptors; a job may be remembered for long
+            self._has_ended(code)
 
     def wait(self, timeout: float | None = WAIT_TIMEOUT) -> Any:
         """Wait until the child has ended; returns what its function returned.

@@ -46,7 +46,7 @@ from labkit.channels import channel
 from labkit.channels.base import Closed, Receiver, Sender, all_have_arrived
 from labkit.launch import WAIT_TIMEOUT, Job, RemoteError, launch
 
-WINDOW = 256
+WINDOW = 64
 """Records that may be on the way unconfirmed. Not every channel has its own bound: all signals of a user share one,
 and a service would fill it with what the next one takes only when it has room there itself."""
 

@@ -33,6 +33,7 @@ FLOORS = {
     "labkit.preload": 4,  # what the fork server loads: floor 3 and all below it
     "labkit.rings": 3.5,  # runs a ring in processes
     "labkit.services": 3.5,  # processes in a line, launched and joined
+    "labkit.rpc": 3.5,
     "labkit.trace": 3,
     "labkit.launch": 3,
     "labkit.kernels": 3.1,  # hands ends over as launch does

@@ -338,6 +338,7 @@ report(race, "../reports/my-first-report.html")
 # | [10-memory-ordering](10-memory-ordering.ipynb) | Who sees what, and when? Store buffers, fences, and what the compiler does. |
 # | [11-crash](11-crash.ipynb) | What is left of a queue when a process dies in the middle of a message? |
 # | [13-cooperating-kernels](13-cooperating-kernels.ipynb) | How do two Jupyter kernels play ping-pong, and what when one dies? |
+# | [14-remote-procedure-calls](14-remote-procedure-calls.ipynb) | No answer has come: was it done? JSON over HTTP, gRPC, ipyparallel. |
 # | [15-services](15-services.ipynb) | Four services in a line: what is lost when one of them is killed? |
 # | [18-electron-ipc](18-electron-ipc.ipynb) | How do the windows of an Electron program talk with its main process? |
 # | [19-electron-security](19-electron-security.ipynb) | What can a hostile page reach, and which guard stops it? |

@@ -278,7 +278,7 @@ print("records in the outbox of each:", waiting)
 # %% [markdown]
 # The last queue is full at once. Then `eager_aggregate` waits in send, takes nothing any more, and the queue *before* it fills; and so on, up to the
 # source, which stops reading the file. That is **back-pressure**: nobody has programmed it. It is there because every queue is bounded, and whoever finds it
-# full waits. (`supervise` adds a bound of its own, 256 records that are not confirmed, for channels that hold more.) With queues without bounds the slowest service would decide how much memory you need.
+# full waits. (`supervise` adds a bound of its own, 64 records that are not confirmed, for channels that hold more.) With queues without bounds the slowest service would decide how much memory you need.
 #
 # ## The results
 #
