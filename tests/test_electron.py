@@ -148,6 +148,10 @@ def test_a_renderer_that_is_killed_is_an_event_and_its_calls_are_told(win, caplo
         waiting.result(WAIT)
     assert eventually(lambda: gone) == ["killed"]
     win.web_contents.send("x")  # nobody is there, and nothing happens
+    with pytest.raises(LoadError, match="ERR_FAILED"):
+        win.load_url(EMPTY).result(WAIT)
+    with pytest.raises(Error, match="its renderer has gone"):
+        run(win, "1")
     assert "SIGKILL" in caplog.text
 
 
@@ -314,6 +318,12 @@ def test_a_script_that_main_runs_returns_or_throws(win):
         run(win, "throw new RangeError('nothing is there')")
     with pytest.raises(Error, match=r"An object could not be cloned\."):
         run(win, "() => 1")
+
+
+def test_a_page_knows_what_it_was_loaded_with(folder):
+    with BrowserWindow() as win:
+        win.load_file(folder / "index.html", {"query": {"a": "b c"}, "hash": "top"}).result(WAIT)
+        assert run(win, "location.search + location.hash") == "?a=b+c#top"
 
 
 def test_loading_again_ends_what_the_first_page_had_begun(win):
@@ -563,6 +573,40 @@ def test_a_listener_that_raises_is_logged_with_its_traceback(win, caplog):
     eventually(lambda: "KeyError: 'boom'" in caplog.text)
     assert caplog.records[-1].levelno == logging.ERROR
     assert run(win, "1") == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), SystemExit(3), KeyboardInterrupt()], ids=repr)
+def test_whatever_a_listener_or_handler_raises_main_goes_on(win, error):
+    reported = []
+    app.on("uncaught-exception", reported.append)
+
+    def plain(event):
+        raise error
+
+    async def later(event):
+        raise error
+
+    async def deeper(event):
+        await asyncio.create_task(later(event))
+
+    for name, function in {"plain": plain, "later": later, "deeper": deeper}.items():
+        ipc_main.handle(name, function)
+        ipc_main.on(name, function)
+        run(win, f"ipcRenderer.send({name!r})")
+        said = run(win, f"ipcRenderer.invoke({name!r}).catch((error) => error.message)")
+        assert said.startswith(f"Error invoking remote method '{name}': {type(error).__name__}")
+    eventually(lambda: len(reported) >= 3)
+    assert set(map(type, reported)) == {type(error)}
+
+
+def test_waiting_in_a_handler_for_main_itself_is_an_error_and_awaiting_is_not(win):
+    async def asks(event):
+        return await event.sender.execute_java_script("6 * 7")
+
+    ipc_main.handle("waits", lambda event: event.sender.execute_java_script("1").result())
+    ipc_main.handle("asks", asks)
+    assert run(win, "ipcRenderer.invoke('asks')") == 42
+    assert "cannot wait for what it does itself" in run(win, "ipcRenderer.invoke('waits').catch(String)")
 
 
 def test_an_emitter_is_that_of_node():

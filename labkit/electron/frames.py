@@ -50,6 +50,10 @@ class Kind(IntEnum):
     PORT_MOVED = 67  # none: main has the port now, nothing more comes for it; the renderer answers with the same
 
 
+class Malformed(ValueError):
+    """Bytes that are no frame, or a frame that does not hold what its kind says."""
+
+
 class Frame(NamedTuple):
     """A frame, taken apart. The clone is not decoded yet."""
 
@@ -78,13 +82,13 @@ def unpack(data: bytes) -> Frame:
     """The frame that these bytes are.
 
     Raises:
-        ValueError: they are none.
+        Malformed: they are none.
     """
     if len(data) < HEADER.size:
-        raise ValueError(f"a frame has at least {HEADER.size} bytes, this has {len(data)}")
+        raise Malformed(f"a frame has at least {HEADER.size} bytes, this has {len(data)}")
     kind, frame, count, document, number, time_ns, took_ns = HEADER.unpack_from(data)
     start = HEADER.size + 4 * count
     if len(data) < start:
-        raise ValueError(f"a frame with {count} ports has at least {start} bytes, this has {len(data)}")
+        raise Malformed(f"a frame with {count} ports has at least {start} bytes, this has {len(data)}")
     ports = struct.unpack_from(f"<{count}I", data, HEADER.size) if count else ()
     return Frame(kind, frame, document, number, time_ns, took_ns, ports, data[start:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 
 from labkit.electron.clone import BigInt, CloneError, Error, decode, encode, undefined
 from labkit.electron.emitter import EventEmitter
-from labkit.electron.frames import Frame, Kind
+from labkit.electron.frames import Frame, Kind, Malformed
 from labkit.electron.loop import app, log, main_loop
 from labkit.electron.ports import MessagePortMain
 
@@ -182,7 +183,7 @@ def dispatch(contents: Any, frame: Frame) -> None:
     """A message has come from a window: to its listeners, or its handler. In the main loop.
 
     Raises:
-        ValueError: it is malformed.
+        Malformed: it holds no channel and arguments.
     """
     origin = contents.main_frame
     kind = Kind(frame.kind)
@@ -191,9 +192,9 @@ def dispatch(contents: Any, frame: Frame) -> None:
     try:
         channel, *args = decode(frame.clone, ports=ports)
         if not isinstance(channel, str):
-            raise ValueError(f"a channel is a str, not {channel!r}")
+            raise TypeError(f"a channel is a str, not {channel!r}")
     except (ValueError, TypeError, IndexError) as reason:
-        raise ValueError(f"a {kind.name} frame does not hold a channel and arguments: {reason}") from None
+        raise Malformed(f"a {kind.name} frame does not hold a channel and arguments: {reason}") from None
     emitters = origin.ipc, contents.ipc, ipc_main
     if kind == Kind.INVOKE:
         handler = next((each._handlers[channel] for each in emitters if channel in each._handlers), None)
@@ -233,7 +234,7 @@ def _invoke(
         return
     try:
         result = handler(event, *args)
-    except Exception as error:
+    except BaseException as error:  # also SystemExit: one handler must not end the thread of all
         _fail(channel, error, answer)
         return
     if hasattr(result, "add_done_callback"):  # a future: whoever has it settles it, or nobody
@@ -250,9 +251,9 @@ async def _wait(channel: str, result: Any, event: IpcMainInvokeEvent, answer: An
         value = await result
         while hasattr(value, "__await__"):  # as promises do
             value = await value
+    except (asyncio.CancelledError, GeneratorExit):
+        raise  # nobody answers
     except BaseException as error:
-        if not isinstance(error, Exception):
-            raise  # cancelled: nobody answers
         _fail(channel, error, answer)
     else:
         _succeed(channel, value, answer)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import os
 import selectors
 import threading
 from collections import deque
@@ -33,7 +34,7 @@ class App(EventEmitter):
             try:
                 self.emit("uncaught-exception", error)
                 return
-            except Exception as another:
+            except BaseException as another:
                 error = another
         log.error("Uncaught exception in the main process", exc_info=error)
 
@@ -137,7 +138,9 @@ class MainLoop:
         async def wait() -> None:
             try:
                 await result
-            except Exception as error:
+            except (asyncio.CancelledError, GeneratorExit):
+                raise
+            except BaseException as error:
                 app.report(error)
 
         self.task(wait())
@@ -167,7 +170,11 @@ class MainLoop:
         loop.call_soon(self._pump)
         loop.call_soon(self._look_later)
         try:
-            loop.run_forever()
+            while self._loop is loop:
+                try:
+                    loop.run_forever()
+                except BaseException as error:  # SystemExit of a task that a handler has made
+                    app.report(error)
         finally:
             for task in asyncio.all_tasks(loop):
                 task.cancel()
@@ -210,7 +217,7 @@ class MainLoop:
             function, args = self._queue.popleft()
             try:
                 function(*args)
-            except Exception as error:
+            except BaseException as error:  # also SystemExit: one listener must not end the thread of all
                 app.report(error)
 
     def _come_again(self) -> None:
@@ -240,3 +247,4 @@ def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
 
 
 main_loop = MainLoop()
+os.register_at_fork(after_in_child=main_loop.__init__)  # type: ignore[misc]  # the thread is the parent's

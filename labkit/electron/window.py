@@ -14,12 +14,12 @@ import weakref
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from labkit.electron import pages
 from labkit.electron.clone import CloneError, Error, decode, encode, undefined
 from labkit.electron.emitter import EventEmitter
-from labkit.electron.frames import Frame, Kind, pack, unpack
+from labkit.electron.frames import Frame, Kind, Malformed, pack, unpack
 from labkit.electron.ipc import IpcMain, dispatch
 from labkit.electron.loop import app, log, main_loop
 from labkit.electron.ports import MessagePortMain, Ports, disentangle, give
@@ -35,6 +35,12 @@ _MISSING: Any = object()
 
 class Promise(concurrent.futures.Future):
     """Something that will be there: `result(timeout)` waits for it in a thread, `await` in an async function."""
+
+    def result(self, timeout: float | None = None) -> Any:
+        """As of any Future. In a handler or listener that is a RuntimeError, not a wait for ever: `await` it there."""
+        if main_loop.here() and not self.done():
+            raise RuntimeError("main's thread cannot wait for what it does itself: make this function async, and await")
+        return super().result(timeout)
 
     def __await__(self) -> Generator[Any, None, Any]:
         return asyncio.wrap_future(self).__await__()
@@ -157,7 +163,7 @@ class WebContents(EventEmitter):
         self._transport, self._preferences, self._record = transport, preferences, record
         self._document = 0
         self._destroyed = False
-        self._loaded = False
+        self._gone = False  # its renderer, without being asked to
         self._loading: Promise | None = None
         self._unsent: list[tuple[Kind, bytes, tuple[int, ...]]] = []  # before the first page
         self._scripts: dict[int, Promise] = {}
@@ -188,9 +194,17 @@ class WebContents(EventEmitter):
         """Run a script in the page, once it is loaded; what it returns, awaited, can be waited for."""
         return self.main_frame.execute_java_script(code)
 
-    def load_file(self, path: str | os.PathLike[str]) -> Promise:
-        """Show a page of this machine. The result can be waited for: it is there when the page has loaded."""
-        return self.load_url(f"file://{quote(str(Path(path).resolve()))}")
+    def load_file(self, path: str | os.PathLike[str], options: dict[str, Any] | None = None) -> Promise:
+        """Show a page of this machine. The result can be waited for: it is there when the page has loaded.
+
+        Args:
+            path: of the page, relative to the current directory.
+            options: what its location says beside the path: `query`, a dictionary, or `search`; and `hash`.
+        """
+        given = options or {}
+        search = given.get("search") or urlencode(given.get("query", {}))
+        rest = ("?" + search.lstrip("?") if search else "") + ("#" + given["hash"] if given.get("hash") else "")
+        return self.load_url(f"file://{quote(str(Path(path).resolve()))}{rest}")
 
     def load_url(self, url: str) -> Promise:
         """Show a file: or data: page. The result can be waited for: it is there when the page has loaded.
@@ -201,17 +215,21 @@ class WebContents(EventEmitter):
         if self._destroyed:
             raise TypeError("Object has been destroyed")
         self._settle(pages.LoadError("ERR_ABORTED", -3, self.main_frame.url))
-        promise = self._loading = Promise()
+        promise = Promise()
         promise.set_running_or_notify_cancel()
         try:
             html, folder = pages.read(url)
+            if self._gone:
+                raise pages.LoadError("ERR_FAILED", -2, url)
         except pages.LoadError as error:
-            main_loop.call(self._failed, error)
+            promise.set_exception(error)
+            main_loop.call(self.emit, "did-fail-load", {}, error.number, error.name, error.url)
             return promise
         self.ports.close()
+        self._abandon()
         with self._lock:
+            self._loading = promise
             self._document += 1
-            self._loaded = False
             self.main_frame.url = url
             wanted = self._preferences
             page = Page(
@@ -287,7 +305,7 @@ class WebContents(EventEmitter):
             frame = unpack(data)
             if frame.document == self._document:
                 self._receive(frame, came)
-        except ValueError as reason:
+        except Malformed as reason:
             log.error("WebContents #%d: dropped a malformed message of its renderer: %s", self.id, reason)
         finally:
             self._done()
@@ -313,11 +331,10 @@ class WebContents(EventEmitter):
                 else:
                     promise.set_exception(value if isinstance(value, BaseException) else Error(str(value)))
         elif kind != Kind.RECEIVED:
-            raise ValueError(f"there is no kind {kind}")
+            raise Malformed(f"there is no kind {kind}")
 
     def _state(self, what: str, detail: Any) -> None:
         if what == "did-finish-load":
-            self._loaded = True
             self._settle(None)
             self.emit(what)
         elif what == "dom-ready":
@@ -341,10 +358,6 @@ class WebContents(EventEmitter):
             else:
                 loading.set_result(None)
 
-    def _failed(self, error: pages.LoadError) -> None:
-        self._settle(error)
-        self.emit("did-fail-load", {}, error.number, error.name, error.url)
-
     def _lost(self, how: str) -> None:
         """The renderer has gone, though nobody closed the window."""
         main_loop.call(self._crashed, how)
@@ -354,6 +367,7 @@ class WebContents(EventEmitter):
             return
         details = {"reason": "killed" if "killed" in how else "crashed", "exitCode": 1, "detail": how}
         log.error("WebContents #%d: its renderer has gone: %s", self.id, how)
+        self._gone = True
         self._document += 1  # whatever it had begun belongs to a page that is no more
         if self._record:
             self._record.close(how.partition("\n")[0])
@@ -412,10 +426,12 @@ class WebContents(EventEmitter):
         promise = Promise()
         promise.set_running_or_notify_cancel()
         with self._lock:
-            number = next(self._count) & 0xFFFF_FFFF
-            self._scripts[number] = promise
             if self._document == 0:
                 raise Error("there is no page yet to run a script in: load_file or load_url first")
+            if self._gone:
+                raise Error("there is no page any more to run a script in: its renderer has gone")
+            number = next(self._count) & 0xFFFF_FFFF
+            self._scripts[number] = promise
             self._post(Kind.EVALUATE, encode(str(code)), number)
         return promise
 
@@ -457,9 +473,12 @@ class ConsoleMessage:
 
 
 def _list(frame: Frame, length: int) -> list[Any]:
-    value = decode(frame.clone)
+    try:
+        value = decode(frame.clone)
+    except ValueError as reason:
+        raise Malformed(str(reason)) from None
     if not isinstance(value, list) or len(value) != length:
-        raise ValueError(f"a frame of kind {frame.kind} holds a list of {length}")
+        raise Malformed(f"a frame of kind {frame.kind} holds a list of {length}")
     return value
 
 
@@ -540,9 +559,9 @@ class BrowserWindow(EventEmitter):
             record.opened(made.process_id)
         _windows[self.id] = self
 
-    def load_file(self, path: str | os.PathLike[str]) -> Promise:
-        """Show a page of this machine. The result can be waited for: it is there when the page has loaded."""
-        return self._here().load_file(path)
+    def load_file(self, path: str | os.PathLike[str], options: dict[str, Any] | None = None) -> Promise:
+        """Show a page of this machine, as WebContents.load_file."""
+        return self._here().load_file(path, options)
 
     def load_url(self, url: str) -> Promise:
         """Show a file: or data: page. The result can be waited for: it is there when the page has loaded."""
@@ -658,3 +677,4 @@ def close_all() -> None:
 
 
 atexit.register(close_all)
+os.register_at_fork(after_in_child=_windows.clear)  # they are the parent's
