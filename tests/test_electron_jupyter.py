@@ -6,7 +6,6 @@ import base64
 import gzip
 import json
 import re
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,10 @@ import nbformat
 import pytest
 
 from labkit.electron import recording
-from labkit.electron.clone import encode
-from labkit.electron.frames import Kind, pack
 from labkit.electron.jupyter import JupyterTransport, inlined
-from labkit.report import report_notebooks, run
-from labkit.stats import STANDS_IN
+from labkit.report import report_notebooks
 from labkit.views import esm
-from tests.browser import Notebook, chromium, in_browser, jupyterlab, notebook, opened, state
+from tests.browser import Notebook, chromium, in_browser, notebook, opened
 from tests.test_electron_golden import LINES
 
 ROOT = Path(__file__).parents[1]
@@ -552,31 +548,6 @@ def test_a_report_shows_a_window_again_and_a_recording_plays_main(browser, tmp_p
         assert page.complaints == []
 
 
-def test_a_notebook_that_is_seen_without_javascript_has_a_picture_of_the_window(tmp_path):
-    new = nbformat.v4
-    made = new.new_notebook(cells=[new.new_code_cell(REPORTED)])
-    assert run(tmp_path / "a.ipynb", made) == []
-    outputs = [output for output in made.cells[0].outputs if STANDS_IN in output.metadata]
-    assert [output.data["text/plain"] for output in outputs] == [
-        "A picture of a window",
-        "A picture of a window called Silent",
-    ]
-    assert all(base64.b64decode(output.data["image/png"]).startswith(b"\x89PNG") for output in outputs)
-
-
-def test_a_picture_has_the_words_of_the_page_and_its_first_messages():
-    kept = recording.Recording("title")
-    assert kept.drawn(3) is None
-    kept.loaded({"html": "<title> A  page </title><style>p {}</style><p>one <b>two</b><script>three</script>"})
-    kept.note(pack(Kind.INVOKE, encode(["add", 1]), number=7), False)
-    kept.note(pack(Kind.PORT_MESSAGE, encode(1)), False)  # not shown
-    kept.note(pack(Kind.REPLY, encode(2), number=7), True)
-    kept.note(pack(Kind.SEND_TO_PAGE, b"no clone"), True)
-    title, words, rows, count = kept.drawn(2)
-    assert (title, words, count) == ("A page", ["one", "two"], 3)
-    assert [row[1:] for row in rows] == [("page → main", "invoke", "add"), ("main → page", "reply", "")]
-
-
 def test_a_recording_keeps_the_first_messages_of_the_last_page_and_counts_the_others(monkeypatch):
     monkeypatch.setattr(recording, "MOST_FRAMES", 3)
     kept = recording.Recording("title")
@@ -591,40 +562,6 @@ def test_a_recording_keeps_the_first_messages_of_the_last_page_and_counts_the_ot
     header = json.loads(plain[8:end])
     assert header["page"] == {"html": "second"} and header["lost"] == 1 and plain[end:] == b"onetwothree"
     assert [frame[1:] for frame in header["frames"]] == [[0, 3], [1, 3], [0, 5]]
-
-
-# ---------------------------------------------------------------------------------------------------------- the lab
-
-
-@in_browser
-def test_the_lab_is_clicked_through_in_jupyterlab(browser, tmp_path):
-    for name in "notebooks", "data":
-        shutil.copytree(ROOT / name, tmp_path / name)
-    with (
-        jupyterlab(tmp_path, "--LabApp.expose_app_in_browser=True") as address,
-        opened(
-            browser,
-            address("lab/tree/notebooks/18-electron-ipc.ipynb"),
-            offline=False,
-            viewport={"width": 1280, "height": 4000},
-        ) as page,
-    ):
-        lab = Notebook(page)
-        page.evaluate("""async () => {
-            const notebook = jupyterapp.shell.currentWidget.content;
-            const reads = (cell) => cell.model.sharedModel.source.includes('handle("read-file"');
-            const last = notebook.widgets.findIndex(reads);
-            notebook.activeCellIndex = last + 1;
-            await jupyterapp.commands.execute("notebook:run-all-above");
-        }""")
-        count = len(windows(lab))
-        frame = lab.page.frame_locator(".labkit-window iframe >> nth=0").frame_locator("iframe")
-        frame.locator("#open").click()
-        until(lab, lambda: len(windows(lab)) == count + 1, "opened another window")
-        frame.locator("#read").click()
-        frame.get_by_text("read 684768 characters").wait_for()
-        until(lab, lambda: state(page)["messages"] > 5, "showed the messages in the flow view")
-        assert page.complaints == []
 
 
 # ------------------------------------------------------------------------------------ the lines that Electron printed

@@ -539,7 +539,3 @@ check_subscription(on_price)
 # **HTML standard:** [structured clone](https://html.spec.whatwg.org/multipage/structured-data.html),
 # [channel messaging](https://html.spec.whatwg.org/multipage/web-messaging.html).
 # **Manual pages:** socketpair(2), unix(7), read(2), poll(2).
-
-# %%
-for each in BrowserWindow.get_all_windows():
-    each.close()
