@@ -326,6 +326,20 @@ def test_a_page_knows_what_it_was_loaded_with(folder):
         assert run(win, "location.search + location.hash") == "?a=b+c#top"
 
 
+def test_a_page_can_close_and_reload_its_window_and_show_notifications():
+    said, loads, closed = [], [], []
+    with BrowserWindow() as win:
+        win.web_contents.on("console-message", lambda message: said.append(message.message))
+        win.web_contents.on("did-finish-load", lambda: loads.append(1))
+        win.on("closed", lambda: closed.append(1))
+        win.load_url("data:text/html,<script>new Notification('News', { body: 'from main' })</script>").result(WAIT)
+        win.web_contents.execute_java_script("location.reload()")
+        eventually(lambda: len(loads) == 2)
+        assert said == ["notification: News: from main"] * 2
+        win.web_contents.execute_java_script("window.close()")
+        eventually(lambda: closed)
+
+
 def test_loading_again_ends_what_the_first_page_had_begun(win):
     run(win, "globalThis.old = ipcRenderer; setInterval(() => old.send('tick'), 5); undefined")
     ticks = []
@@ -733,6 +747,22 @@ def test_what_a_page_posts_to_a_closed_or_given_port_goes_nowhere(win):
       ipcRenderer.postMessage("x", null, [port2]); port2.postMessage(1); port1.close(); port1.postMessage(1);
       return names; })()"""
     assert run(win, code) == ["DataCloneError", "DataCloneError", "DataCloneError", "Error"]
+
+
+@pytest.mark.parametrize(
+    ("transfer", "error", "text"),
+    [
+        ([bytearray(10)], TypeError, "Port at index 0 is not a valid port"),
+        (["1"], TypeError, "Port at index 0 is not a valid port"),
+        (5, TypeError, "transferables must be an array of MessagePorts"),
+        (None, TypeError, "transferables must be an array of MessagePorts"),
+    ],
+)
+def test_what_is_no_port_cannot_be_transferred(transfer, error, text):
+    channel = MessageChannelMain()
+    with pytest.raises(error, match=text):
+        channel.port1.post_message(None, transfer)
+    channel.port1.close()
 
 
 def test_a_message_that_cannot_be_cloned_leaves_the_ports_where_they_are(win):

@@ -216,7 +216,8 @@ class Document {
       now: () => performance.now(),
       report: (error) => this.report(error),
       readyState: () => this.readyState,
-      reload: () => {},
+      reload: () => this.tell(Kind.STATE, ["reload", null]),
+      close: () => this.tell(Kind.STATE, ["close", null]),
       console(level, args) {
         document.console(level, util.formatWithOptions({ customInspect: false }, ...args));
       },

@@ -340,6 +340,19 @@ export function install(host, { MessageChannel, MessagePort, clone }) {
   for (const name of ["alert", "confirm", "prompt"]) define(name, (text) => void host.console("log", [`${name}: ${text}`]));
   for (const name of ["scrollTo", "focus", "blur", "print"]) define(name, () => {});
 
+  define("open", () => null);
+  define("close", () => host.close());
+
+  class Notification extends EventTarget {
+    static permission = "granted";
+    static requestPermission() { return Promise.resolve("granted"); }
+    constructor(title, options = {}) {
+      super();
+      Object.assign(this, { title: String(title), body: options.body ?? "" });
+      host.console("log", [`notification: ${this.title}${this.body ? `: ${this.body}` : ""}`]);
+    }
+    close() {}
+  }
   class ImageData {
     constructor(width, height) { Object.assign(this, { width, height, data: new Uint8ClampedArray(4 * width * height) }); }
     get [Symbol.toStringTag]() { return "ImageData"; }
@@ -358,7 +371,7 @@ export function install(host, { MessageChannel, MessagePort, clone }) {
   define("localStorage", new Storage());
   define("sessionStorage", new Storage());
   const made = { Event, CustomEvent, EventTarget, Element, HTMLElement: Element, Node: Element, Document, MessageChannel, MessagePort,
-    ImageData, DOMMatrix, Storage };
+    ImageData, DOMMatrix, Storage, Notification };
   for (const [name, value] of Object.entries(made)) define(name, value);
   for (const name of ["MouseEvent", "KeyboardEvent", "InputEvent", "MessageEvent", "ErrorEvent", "SubmitEvent"]) {
     define(name, class extends Event {});

@@ -250,8 +250,11 @@ class MessagePortMain(EventEmitter):
             end = self._end
             if end is None or end.closed:
                 return
-            ports = [] if transfer is undefined or transfer is None else list(transfer)
+            many = isinstance(transfer, (list, tuple))
+            ports = list(transfer) if many else []
             clone = encode(message, ports=[port for port in ports if isinstance(port, MessagePortMain)])
+            if not many and transfer is not undefined:
+                raise TypeError("transferables must be an array of MessagePorts")
             for index, port in enumerate(ports):
                 if not isinstance(port, MessagePortMain):
                     raise TypeError(f"Port at index {index} is not a valid port")

@@ -342,6 +342,10 @@ class WebContents(EventEmitter):
         elif what == "preload-error":
             log.error("Unable to load preload script: %s\n%s", self._preferences["preload"], detail)
             self.emit(what, {}, self._preferences["preload"], detail)
+        elif what == "reload":
+            self.reload()
+        elif what == "close" and self.id in _windows:
+            _windows[self.id].close()
 
     def _console(self, level: str, text: str) -> None:
         self.console.append(text)
