@@ -30,6 +30,7 @@ from labkit.electron import (
     app,
     close_all,
     ipc_main,
+    ipcMain,
     node,
     undefined,
     window,
@@ -166,6 +167,28 @@ def test_without_node_the_error_says_how_to_get_it(monkeypatch):
 def test_an_unknown_transport_is_an_error_that_names_the_others():
     with pytest.raises(ValueError, match='no transport called "piep"; there are: chromium, jupyter, node'):
         BrowserWindow(transport="piep")
+
+
+def test_a_program_of_electron_s_tutorial_reads_the_same():
+    asyncio.run(_tutorial())
+    assert BrowserWindow.get_all_windows() == []
+
+
+async def _tutorial():
+    await app.whenReady()
+
+    def handleSetTitle(event, title):
+        BrowserWindow.fromWebContents(event.sender).setTitle(title)
+
+    ipcMain.on("set-title", handleSetTitle)
+    mainWindow = BrowserWindow({"width": 800, "webPreferences": {"contextIsolation": False}, "show": False})
+    shown = []
+    mainWindow.once("ready-to-show", lambda: shown.append(mainWindow.show()))
+    await mainWindow.loadURL(EMPTY)
+    code = "ipcRenderer.send('set-title', 'a title'); ipcRenderer.sendSync('x')"
+    await mainWindow.webContents.executeJavaScript(code)
+    assert (mainWindow.getTitle(), shown) == ("a title", [None])
+    app.quit()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

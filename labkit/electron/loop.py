@@ -7,6 +7,7 @@ window or message and ends when there is no window, nothing to do, and no async 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import inspect
 import logging
@@ -14,7 +15,7 @@ import os
 import selectors
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 from labkit.electron.emitter import EventEmitter
@@ -25,8 +26,39 @@ PATIENCE_SECONDS = 0.2
 """How long the thread waits for something new before it ends; to start one takes a millisecond."""
 
 
+class Promise(concurrent.futures.Future):
+    """Something that will be there: `result(timeout)` waits for it in a thread, `await` in an async function."""
+
+    def result(self, timeout: float | None = None) -> Any:
+        """As of any Future. In a handler or listener that is a RuntimeError, not a wait for ever: `await` it there."""
+        if main_loop.here() and not self.done():
+            raise RuntimeError("main's thread cannot wait for what it does itself: make this function async, and await")
+        return super().result(timeout)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return asyncio.wrap_future(self).__await__()
+
+
 class App(EventEmitter):
     """What is about the application as a whole. Events: "uncaught-exception" (error), "window-all-closed" ()."""
+
+    def when_ready(self) -> Promise:
+        """It always is; Electron's programs wait for it."""
+        ready = Promise()
+        ready.set_result(None)
+        return ready
+
+    def is_ready(self) -> bool:
+        return True
+
+    def quit(self) -> None:
+        """Close all windows. This Python goes on."""
+        from labkit.electron.window import close_all
+
+        close_all()
+
+    whenReady = when_ready
+    isReady = is_ready
 
     def report(self, error: BaseException) -> None:
         """An error that nobody waits for: an event where somebody listens, else it is logged with its traceback."""

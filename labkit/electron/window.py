@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
-import concurrent.futures
 import itertools
 import os
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -21,7 +19,7 @@ from labkit.electron.clone import CloneError, Error, decode, encode, undefined
 from labkit.electron.emitter import EventEmitter
 from labkit.electron.frames import Frame, Kind, Malformed, pack, unpack
 from labkit.electron.ipc import IpcMain, dispatch
-from labkit.electron.loop import app, log, main_loop
+from labkit.electron.loop import Promise, app, log, main_loop
 from labkit.electron.ports import MessagePortMain, Ports, disentangle, give
 from labkit.electron.transport import Page, Transport
 
@@ -31,19 +29,6 @@ MOST_WAITING = 1024
 _numbers = itertools.count(1)
 _windows: dict[int, BrowserWindow] = {}
 _MISSING: Any = object()
-
-
-class Promise(concurrent.futures.Future):
-    """Something that will be there: `result(timeout)` waits for it in a thread, `await` in an async function."""
-
-    def result(self, timeout: float | None = None) -> Any:
-        """As of any Future. In a handler or listener that is a RuntimeError, not a wait for ever: `await` it there."""
-        if main_loop.here() and not self.done():
-            raise RuntimeError("main's thread cannot wait for what it does itself: make this function async, and await")
-        return super().result(timeout)
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        return asyncio.wrap_future(self).__await__()
 
 
 class WebFrameMain:
@@ -163,6 +148,7 @@ class WebContents(EventEmitter):
         self._transport, self._preferences, self._record = transport, preferences, record
         self._document = 0
         self._destroyed = False
+        self._shown = False  # once
         self._gone = False  # its renderer, without being asked to
         self._loading: Promise | None = None
         self._unsent: list[tuple[Kind, bytes, tuple[int, ...]]] = []  # before the first page
@@ -337,6 +323,9 @@ class WebContents(EventEmitter):
         if what == "did-finish-load":
             self._settle(None)
             self.emit(what)
+            if not self._shown and self.id in _windows:
+                self._shown = True
+                _windows[self.id].emit("ready-to-show")
         elif what == "dom-ready":
             self.emit(what)
         elif what == "preload-error":
@@ -506,7 +495,7 @@ def _preferences(given: dict[str, Any]) -> dict[str, Any]:
 
 
 class BrowserWindow(EventEmitter):
-    """A window: a renderer with a page in it. Events: "close" (event), "closed" ().
+    """A window: a renderer with a page in it. Events: "ready-to-show" (), "close" (event), "closed" ().
 
         win = BrowserWindow(web_preferences={"preload": "preload.js"})
         win.load_file("index.html")
@@ -549,7 +538,7 @@ class BrowserWindow(EventEmitter):
             name = given.get("title") or f"window {self.id}"
             record = Record(trace, name, MOST_WAITING, made.most_unread)
         self.web_contents = WebContents(self.id, made, _preferences(preferences), record)
-        self.title = given.get("title", "")
+        self.title: str = given.get("title", "")
         self._closed = False
         main_loop.hold()
         try:
@@ -597,6 +586,19 @@ class BrowserWindow(EventEmitter):
     def is_destroyed(self) -> bool:
         return self._closed
 
+    def set_title(self, title: str) -> None:
+        """Call it something else; a view that shows it already goes on with the title it was made with."""
+        self._here()
+        self.title = title
+
+    def get_title(self) -> str:
+        return self.title
+
+    def show(self) -> None:
+        """Electron's, without effect here, as are hide and focus."""
+
+    hide = focus = show
+
     def _here(self) -> WebContents:
         if self._closed:
             raise TypeError("Object has been destroyed")
@@ -632,6 +634,8 @@ class BrowserWindow(EventEmitter):
     getAllWindows = get_all_windows
     fromWebContents = from_web_contents
     fromId = from_id
+    setTitle = set_title
+    getTitle = get_title
 
     @property
     def webContents(self) -> WebContents:
