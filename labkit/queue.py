@@ -18,7 +18,8 @@ better:
                                          objects without a maxsize; any number of bytes that the memory holds)
     kill -9, of anybody at any time      blocks nobody else. What was put is got: whole, and once, unless the receiver
                                          died in the microsecond between taking and releasing it: another gets it then
-    put_many, get_many                   take several at a time
+    put_many, get_many                   take several at a time; small plain data are pickled together, three times as
+                                         fast, and are got one by one like others
     get_async, fileno                    wait with asyncio, select and poll
 
 What of `put` remains to be done when the queue is full is done by a thread, as in the original: a process joins it
@@ -51,7 +52,8 @@ EXACT = 1 << 20
 """A maxsize above this is as good as none."""
 
 
-BATCH = 256
+BATCH = 128
+"""Objects that are put at a time: see labkit.lockfree.objects.Objects.put_together."""
 
 
 class _Ring(Objects):
@@ -173,6 +175,9 @@ class Queue:
         objects = iter(objects)
         while left := list(itertools.islice(objects, BATCH)):
             while left:
+                if not self._tells_errors and (done := self._ring.put_together(left)):
+                    left = left[done:]
+                    continue
                 done, packed = (0, None) if self._tells_errors else self._ring.put_list(left)
                 if done < len(left):
                     remains = None if end is None else end - time.monotonic()

@@ -15,6 +15,11 @@ def put_numbers(q, count, who, large=0):
         q.put((who, number, np.full(large, number)) if large and number % 7 == 0 else (who, number))
 
 
+def put_numbers_together(q, count, who):
+    for start in range(0, count, 50):
+        q.put_many([(who, number) for number in range(start, start + 50)])
+
+
 def get_numbers(q, out):
     got = []
     while (thing := q.get()) is not None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
+import pickle
 import random
 import signal
 import time
@@ -21,8 +23,9 @@ from numba import njit
 from stepper import call_marked, mark, sweep
 
 from labkit.channels.base import Closed
-from labkit.lockfree import Broadcast, Missed, vyukov
+from labkit.lockfree import Broadcast, Missed, blocks, vyukov
 from labkit.lockfree.bells import POLLS, SLEEPS
+from labkit.lockfree.objects import NothingCame, Objects
 from labkit.lockfree.segment import ITEMS, ROOM
 
 needs_ptrace = pytest.mark.skipif(bool(stepper.why_not()), reason=stepper.why_not() or "it can")
@@ -354,6 +357,106 @@ def test_whoever_is_killed_after_any_instruction_the_others_go_on(name, operatio
     assert answers == sorted(answers), "what was done once was undone later"
     if not kind.forgets or sends:
         assert answers[-1] == (min(count, 1) if after_deaths and not sends else count), "the operation did nothing"
+
+
+# --- objects, which lie in slots and in runs of blocks ------------------------------------------------------
+
+LARGE_THING = "large" * 2000
+FEW_THINGS = [{"number": n, "all have": "this"} for n in range(9)]
+
+
+def put_pickled_together(q: Objects, things: list) -> None:
+    """`put_together`, of which the part that others can see is marked."""
+    q.put(None)  # so that it has joined
+    pickled = pickle.dumps(things, 5)
+    run = q._claim(len(pickled))
+    call_marked(functools.partial(q._put_together, pickled, len(things)), run.first)
+
+
+def put_large(q: Objects, thing: str) -> None:
+    q.put(None)
+    call_marked(q.offer, q.pack(thing))
+
+
+OF_OBJECTS: dict[str, tuple[list, list, Callable[[Objects], object]]] = {
+    "claim and free": ([], [], lambda q: call_marked(lambda size: q.throw_away(q._claim(size)), 9000)),
+    "put large": ([], [None, LARGE_THING], lambda q: put_large(q, LARGE_THING)),
+    "put together": ([], [None, *FEW_THINGS], lambda q: put_pickled_together(q, FEW_THINGS)),
+    "get large": ([LARGE_THING, 1], [], lambda q: call_marked(q._get, 0)),
+    "get one of many": ([*FEW_THINGS, 1], [], lambda q: call_marked(q._get, 0)),
+    "get many": ([*FEW_THINGS, LARGE_THING], [], lambda q: call_marked(q._get_list, 4)),
+}
+"""What is there before, what is put, and what a child does."""
+
+
+class ObjectsScene:
+    """A queue of objects, and the child that is killed at it."""
+
+    def __init__(self, before: list, put: list):
+        self.before, self.put = before, put
+        self.queue = Objects(16)
+        if before:
+            together = before[:-1]
+            if len(together) < 8 or not self.queue.put_together(together):
+                for thing in together:
+                    self.queue.put(thing)
+            self.queue.put(before[-1])
+
+    def words(self) -> np.ndarray:
+        """The slots, and the words of some blocks."""
+        end = self.queue._pool + blocks.WORDS + 8 * 64
+        return self.queue._segment.memory[:end].view(np.int64)
+
+    def close(self) -> None:
+        self.queue.close()
+
+    def drain(self) -> list:
+        came: list = []
+        looks = 0
+        while looks < 3:
+            try:
+                came.append(self.queue._get(0))
+            except NothingCame:
+                looks += 1
+            assert len(came) < 100, "it never ends"
+        return came
+
+    def check(self) -> int:
+        """How many objects the child has put, or got for good."""
+        came = self.drain()
+        if self.before:
+            done = len(self.before) - len(came)
+            assert [one for one in self.before if one in came] == sorted(came, key=self.before.index)
+            assert done <= 4, f"{came} came"
+        else:
+            done = len(came)
+            assert came == self.put[:done], f"{came} came"
+        assert self.queue.runs_in_use() == 0, "blocks are lost"
+        for _ in range(2):
+            for n in range(16):
+                self.queue.put(n if n % 5 else LARGE_THING)
+            assert self.queue.put_together(FEW_THINGS) == 0
+            with pytest.raises(TimeoutError):
+                self.queue._put(0, 0)
+            assert self.drain() == [n if n % 5 else LARGE_THING for n in range(16)]
+        return done
+
+
+@needs_ptrace
+@pytest.mark.parametrize("operation", OF_OBJECTS)
+def test_whoever_is_killed_over_a_run_of_blocks_leaves_it_to_others_or_whole(operation):
+    before, put, work = OF_OBJECTS[operation]
+    report = sweep(
+        f"objects.{operation}",
+        lambda: ObjectsScene(before, put),
+        lambda scene: work(scene.queue),
+        lambda scene: scene.check(),
+        lambda scene: scene.words(),
+    )
+    print(report)
+    assert not report.violations, str(report)
+    answers = [report.answers[point] for point in report.points]
+    assert answers == sorted(answers), "what was done once was undone later"
 
 
 @needs_ptrace

@@ -34,6 +34,7 @@ HOLD = """
     blocks
     blocks -DKILLS=2 -DRECEIVERS=1
     blocks -DRUN=1 -DREUSE -DRECEIVERS=1
+    blocks -DRUN=1 -DSHARED
     holders -DKILLS=1
     broadcast -DKILLS=2
     broadcast -DMARKS
@@ -67,6 +68,8 @@ FAIL = {
     "blocks -DRELEASE_FIRST": WRONG,
     "blocks -DPUBLISH_FIRST": WRONG,
     "blocks -DNO_POSITION": WRONG,
+    "blocks -DRUN=1 -DSHARED -DLAST_ONLY": WRONG,
+    "blocks -DRUN=1 -DSHARED -DSHARED_READ": WRONG,
     "mpmc -DBACK_FIRST -DLOANS -DCAPACITY=1 -DSECOND=0": HANGS,
     "holders -DAT_FIRST_SEND": WRONG,
     "holders -DAT_ARRIVAL": WRONG,

@@ -27,7 +27,16 @@ import pytest
 import roles
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from queue_roles import add_up, consume, get_numbers, hold_first, is_whole, produce, put_numbers
+from queue_roles import (
+    add_up,
+    consume,
+    get_numbers,
+    hold_first,
+    is_whole,
+    produce,
+    put_numbers,
+    put_numbers_together,
+)
 
 import labkit.queue
 from labkit import JoinableQueue, Queue, SimpleQueue, launch, machine
@@ -528,6 +537,167 @@ def test_asyncio_waits_for_it(q):
         return first, await q.get_async()
 
     assert asyncio.run(main()) == ("hello", "kept")
+
+
+# --- small plain data that are put together ------------------------------------------------------------------
+
+
+class Alone:
+    """What pickle does not know by itself."""
+
+    def __eq__(self, other):
+        return isinstance(other, Alone)
+
+    __hash__ = None
+
+
+class Unpicklable:
+    def __reduce__(self):
+        raise RuntimeError("not me")
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=300) | st.binary(),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(max_size=3), inner, max_size=4)
+        | st.tuples(inner, inner)
+        | st.frozensets(st.integers(), max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(things=st.lists(PLAIN, min_size=8, max_size=60), most=st.integers(1, 20))
+def test_whatever_is_put_together_comes_out_one_by_one_and_in_order(things, most):
+    q = Queue()
+    q.put_many(things)
+    assert q.qsize() == len(things)
+    got = [q.get()]
+    while len(got) < len(things):
+        got += q.get_many(most)
+        assert q.qsize() == len(things) - len(got)
+    assert [(type(one), one) for one in got] == [(type(one), one) for one in things]
+    assert in_use(q) == 0
+    q.close()
+
+
+def together(q: Queue, things: list) -> int:
+    """How many are pickled together, if they are put now."""
+    q._ring._alone = 0
+    done = q._ring.put_together(things)
+    for _ in range(done):
+        q.get()
+    return done
+
+
+def test_what_is_put_together_is_as_separate_as_when_it_is_put_one_by_one(q):
+    thing = {"a": 1}
+    q.put_many([thing] * 20)
+    got = q.get_many(20)
+    got[0]["a"] = 2
+    assert got == [{"a": 2}, *[{"a": 1}] * 19]
+    q.put_many([{"number": n, "all have": thing} for n in range(20)])
+    got = q.get_many(20)
+    got[0]["all have"]["a"] = 3
+    assert got[1] == {"number": 1, "all have": {"a": 1}}
+    both = [thing, thing]  # and what is one inside an object stays one
+    q.put_many([both] * 20)
+    first, second = q.get_many(20)[:2]
+    assert first[0] is first[1] and first[0] is not second[0]
+    round_and_round: list = []
+    round_and_round.append(round_and_round)
+    q.put_many([round_and_round] * 20)
+    assert all(one[0] is one for one in q.get_many(20))
+
+
+@pytest.mark.parametrize(
+    ("things", "are"),
+    [
+        ([{"a": n, "b": [n, (n, b"bytes")]} for n in range(20)], 20),
+        ([{"a": 1}] * 20, 20),
+        ([[]] * 20, 20),
+        (["text"] * 20, 20),
+        ([[n, n] for n in range(300)], 128),
+        ([[n] for n in range(7)], 0),
+        ([Alone() for _ in range(20)], 0),
+        ([{"one is": Alone(), "number": n} for n in range(20)], 0),
+        ([bytearray(b"changes")] * 20, 0),
+        ([np.float64(1)] * 20, 0),
+        ([bytes(5000)] * 20 + [bytes(4999 + n) for n in range(20)], 0),
+    ],
+    ids="nested|same|same list|text|many|few|class|class inside|bytearray|numpy|much".split("|"),
+)
+def test_small_plain_data_are_pickled_together_and_nothing_else(q, things, are):
+    assert together(q, things) == are
+    q.put_many(things)
+    assert q.get_many(len(things)) == things
+    assert in_use(q) == 0
+
+
+def test_what_cannot_be_pickled_keeps_only_what_comes_after_it_out(q):
+    things = [{"a": n} for n in range(10)]
+    with pytest.raises(RuntimeError, match="not me"):
+        q.put_many([*things, Unpicklable(), *things])
+    assert q.get_many(100) == things
+
+
+def test_only_as_many_are_put_together_as_there_is_room_for():
+    q = JoinableQueue(20)
+    things = [[n] for n in range(50)]
+    with pytest.raises(queue.Full):
+        q.put_many(things, block=False)
+    assert q.full() and q.qsize() == 20
+    assert q.get_many(5) == things[:5]
+    thread = threading.Thread(target=q.put_many, args=(things[20:],))
+    thread.start()
+    got = things[:5]
+    while len(got) < 50:
+        got += q.get_many(7)
+    thread.join()
+    assert got == things
+    for _ in range(50):
+        q.task_done()
+    q.join()
+    q.close()
+
+
+def test_consumers_share_what_was_put_together_and_the_rest_of_who_dies_is_anothers(q):
+    q.put_many([[n] for n in range(100)])
+    assert q.get() == [0]
+    process = multiprocessing.get_context("fork").Process(target=hold_first, args=(q,))
+    process.start()
+    assert roles.eventually(lambda: q.qsize() == 98, SOON)
+    process.kill()
+    process.join()
+    process.close()
+    assert q.get_many(100) == [[n] for n in range(2, 100)]
+    assert in_use(q) == 0
+
+
+def test_many_put_together_and_several_get_each_its_own():
+    context = multiprocessing.get_context("fork")
+    q, out = Queue(300), Queue()
+    consumers = [context.Process(target=get_numbers, args=(q, out)) for _ in range(3)]
+    producers = [context.Process(target=put_numbers_together, args=(q, 3000, who)) for who in range(2)]
+    for process in (*consumers, *producers):
+        process.start()
+    for process in producers:
+        process.join(SOON)
+    q.put_many([None] * len(consumers))
+    each = [out.get(timeout=SOON) for _ in consumers]
+    for process in (*consumers, *producers):
+        process.join(SOON)
+        assert process.exitcode == 0
+        process.close()
+    assert Counter(pair for got in each for pair in got) == Counter((w, n) for w in range(2) for n in range(3000))
+    for got in each:
+        for who in range(2):
+            assert [n for w, n in got if w == who] == sorted(n for w, n in got if w == who)
+    assert in_use(q) == 0
+    q.close()
+    out.close()
 
 
 # --- many producers, many consumers ------------------------------------------------------------------------

@@ -20,6 +20,7 @@ word of a block         position + 1 (55 bits) | owner (8 bits)
     CLAIMED(n, me)      the n-th claim, which is ours: bit 63 is set
     SENT(p)             part of the message whose slot has position p, owner nobody
     READ(p, me)         the same, and we have taken it
+    SHARED(q, n)        part of n messages or fewer, whose slots have positions up to q, the last of n: bit 61 is set
 
 A block's life. Each arrow is one atomic write of its word.
 
@@ -54,6 +55,10 @@ What a kill leaves, wherever it comes
     ... afterwards                           READ by the dead, p has left: spare
     of one who gives memory back             CLAIMED by the dead; whether it has memory is not known, nor believed
 
+A run that many messages share is never READ: a receiver copies it before it releases its slot. Its blocks are SHARED
+before the first of the messages is published, and may be claimed when all n positions have left, of whatever messages
+they were. That nobody needs to free it is why it may be shared: who takes the last of them is never known.
+
 A number is given to a newcomer only after `sweep` has cleared it, as in labkit.lockfree.mpmc.
 
 Nothing read from shared memory is trusted: the block and the length of a run are compared with the number of blocks,
@@ -86,6 +91,9 @@ BLOCK = 4096
 HOLE = 0
 CLAIMED = -1 << 63
 SPARE = 1 << 62
+SHARED = 1 << 61
+MOST_SHARED = 255
+"""Positions, from the first to the last of the messages of a run."""
 
 NO_RUN, AND_MEMORY = -1, -2
 
@@ -106,10 +114,17 @@ def word_at(pool, block):
 
 
 @njit
+def is_shared(word):
+    return word > 0 and word & (SPARE | SHARED) == SHARED
+
+
+@njit
 def is_free(body, capacity, stride, private, word):
     """Whether a block with this word may be claimed: invariant G."""
     if word in (HOLE, SPARE):
         return True
+    if is_shared(word):
+        return mpmc.have_left(body, capacity, stride, ((word & ~SHARED) >> 8) - 1, word & 255)
     if word & CLAIMED == 0 and not mpmc.has_left(body, capacity, stride, (word >> 8) - 1):
         return False
     owner = word & 255
@@ -137,8 +152,10 @@ def claim(pool, blocks, body, capacity, stride, private, me, wanted):
 
 
 @njit
-def claim_spare(pool, blocks, me, start, most):
+def claim_spare(pool, blocks, body, capacity, stride, private, me, start, most):
     """Claim the first run behind `start` of up to `most` blocks that are spare, to give their memory back: `unclaim`.
+
+    Those that were shared, and are not any more, are spare as well.
 
     Returns:
         its first block, and how many.
@@ -147,7 +164,9 @@ def claim_spare(pool, blocks, me, start, most):
     got, block = 0, start
     while block < limit_of(pool, blocks) and got < most:
         at = word_at(pool, block)
-        if load_acquire(at) == SPARE and compare_exchange(at, SPARE, mine) == SPARE:
+        word = load_acquire(at)
+        is_spare = word == SPARE or (is_shared(word) and is_free(body, capacity, stride, private, word))
+        if is_spare and compare_exchange(at, word, mine) == word:
             got += 1
         elif got:
             break
@@ -169,14 +188,14 @@ def _claim_between(pool, start, end, body, capacity, stride, private, mine, want
             break
         at = word_at(pool, block)
         word = load_acquire(at)  # edge F
-        is_ours = False
-        if word in (SPARE, HOLE) or word & 255 != lives:  # not the same system call for each block of a run
+        is_ours, has_no_owner = False, word in (SPARE, HOLE) or is_shared(word)
+        if has_no_owner or word & 255 != lives:  # not the same system call for each block of a run
             if is_free(body, capacity, stride, private, word):
                 is_ours = compare_exchange(at, word, mine) == word
-            elif word & CLAIMED or mpmc.has_left(body, capacity, stride, (word >> 8) - 1):
+            elif not has_no_owner and (word & CLAIMED or mpmc.has_left(body, capacity, stride, (word >> 8) - 1)):
                 lives = word & 255
         if is_ours:
-            memory = memory and word == SPARE
+            memory = memory and (word == SPARE or is_shared(word))
             got += 1
             if got == wanted:
                 first = block - wanted + 1
@@ -216,6 +235,13 @@ def mark_sent(pool, first, number, position):
 
 
 @njit
+def mark_shared(pool, first, number, last, positions):
+    """The run holds the messages that we are about to publish: their positions are among so many, up to `last`."""
+    for block in range(first, first + number):
+        store_release(word_at(pool, block), SHARED | (last + 1) << 8 | positions)
+
+
+@njit
 def mark_read(pool, first, number, position, me):
     """The run is ours: we have taken its message, and not yet released it."""
     for block in range(first, first + number):
@@ -235,7 +261,7 @@ def sweep(pool, blocks, body, capacity, stride, number):
     for block in range(limit_of(pool, blocks)):
         at = word_at(pool, block)
         word = load_acquire(at)
-        if word & 255 == number and word not in (HOLE, SPARE):
+        if word & 255 == number and word not in (HOLE, SPARE) and not is_shared(word):
             if word & CLAIMED:
                 compare_exchange(at, word, HOLE)
             elif mpmc.has_left(body, capacity, stride, (word >> 8) - 1):

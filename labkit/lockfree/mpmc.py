@@ -91,6 +91,7 @@ from labkit.lockfree.atomics import (
     load_acquire,
     load_relaxed,
     pause,
+    prefetch_to_write,
     set_bits,
     store_relaxed,
     store_release,
@@ -172,6 +173,14 @@ def after(capacity, position):
 
 
 @njit
+def before(capacity, position):
+    """The position before this one, which is not 0."""
+    if index_of(capacity, position) == 0:
+        return ((lap_of(capacity, position) - 1) << shift_of(capacity)) | (capacity - 1)
+    return position - 1
+
+
+@njit
 def between(capacity, start, end):
     """How many positions there are from one to another."""
     laps = lap_of(capacity, end) - lap_of(capacity, start)
@@ -197,6 +206,26 @@ def has_left(body, capacity, stride, position):
     if position < 0 or index_of(capacity, position) >= capacity:
         return True
     return _ahead(load_acquire(slot_at(body, capacity, stride, position)), lap_of(capacity, position)) != 0
+
+
+@njit
+def have_left(body, capacity, stride, last, number):
+    """The same of so many positions, up to `last`."""
+    position = last
+    for _ in range(number):
+        if position < 0 or not has_left(body, capacity, stride, position):
+            return position < 0
+        position = before(capacity, position)
+    return True
+
+
+@njit
+def fetch_to_write(body, capacity, stride, position, size):
+    """Have the first bytes of a slot that is to be claimed (or taken) soon in our cache, if there is such a slot."""
+    if index_of(capacity, position) < capacity:
+        slot = slot_at(body, capacity, stride, position)
+        prefetch_to_write(slot)
+        prefetch_to_write(slot + size - 1)
 
 
 @njit
@@ -514,11 +543,9 @@ def bury(body, capacity, stride, private):
         if word == lap_of(capacity, read) << 16:
             return CORRUPT
     if read > 0:
-        before = read - 1
-        if index_of(capacity, read) == 0:
-            before = ((lap_of(capacity, read) - 1) << shift_of(capacity)) | (capacity - 1)
-        word = load_acquire(slot_at(body, capacity, stride, before))
-        ahead = _ahead(word, lap_of(capacity, before))
+        last = before(capacity, read)
+        word = load_acquire(slot_at(body, capacity, stride, last))
+        ahead = _ahead(word, lap_of(capacity, last))
         if ahead < 0 or (ahead == 0 and word & STATE != TAKING):
             return CORRUPT
     header, dead = load_relaxed(private + HEADER), 0

@@ -13,6 +13,9 @@ A small pickle lies in the slot. What is larger lies in a run of blocks (labkit.
 
 They are copied once, by the sender. The receiver gets them where they lie, writable, and the run is free when the last
 view is gone. A child made by fork(2) meanwhile gets a copy of its own of what its parent has a view of.
+
+Small plain data that are put together (`put_together`: numbers, texts, and lists and dictionaries of them, and so on)
+are pickled together into one run, and each has a slot of its own: labkit.lockfree.objects_entry.
 """
 
 from __future__ import annotations
@@ -58,11 +61,16 @@ from labkit.lockfree.objects_entry import (
     DUMP,
     GET_REST,
     IDLE,
+    LIST,
     LOADS,
+    MOST_AT_ONCE,
     OPEN_RUN,
     PACKED_REST,
+    PLACES,
+    PLACES_BYTES,
     POOL,
     PUT_REST,
+    RUNS,
     SOME_SPOILT,
     SPOILT,
     objects_entries,
@@ -71,7 +79,7 @@ from labkit.lockfree.objects_entry import (
 from labkit.lockfree.segment import BODY, Bell, Segment, _map, _own
 
 KIND = "objects"
-LAYOUT = 1
+LAYOUT = 2
 INLINE_BYTES = 224
 """Bytes of the largest pickle that lies in a slot: with its two words, four cache lines less one word."""
 LENT = 1 << 16
@@ -81,6 +89,10 @@ MOST_MEMORY = 1 << 36
 RESERVED = 1 << 24
 """Bytes of slots, at most, whose memory is reserved when a queue is made: those of 65,000 objects."""
 FEW_BLOCKS = 64
+FEW_TOGETHER = 8
+"""Objects that are worth while to be pickled together."""
+MANY_ALONE = 8
+"""Batches that are put one by one after one that could not be pickled together: the next are probably like it."""
 KEPT = 4096
 """Blocks, 16 MiB, whose memory is kept. What is idle beyond is given back by a receiver that waits, now and then."""
 TIDY_AFTER = 1.0
@@ -115,6 +127,8 @@ class Objects(Mpmc):
     get: Callable[..., Any]
     _put_pickled: Callable[[bytes], Any]
     _put_list: Callable[[list[Any]], Any]
+    _put_together: Callable[[bytes, int, int], int]
+    _is_of_trees: Callable[[bytes], bool]
     _get_one: Callable[[list[Any]], Any]
     _get_list: Callable[[int], Any]
 
@@ -150,6 +164,10 @@ class Objects(Mpmc):
         self._chunks: list[Any] = []
         self._buffers: list[memoryview] = []
         self._tools: list[Any] = []  # what the builtins call
+        self._places = np.zeros(PLACES_BYTES // 8, np.int64)
+        self._list: list[Any] = []  # what came together and is not yet taken
+        self._together: _Together | None = _Together()
+        self._alone = 0
         me = weakref.ref(self)
         rest = [functools.partial(_rest, me, name) for name in ("_put", "_put_packed", "_get", "_open")]
         for word, value in (
@@ -164,10 +182,14 @@ class Objects(Mpmc):
             (GET_REST, id(rest[2])),
             (OPEN_RUN, id(rest[3])),
             (COUNT, segment.address + self._pool + UNFINISHED if segment.geometry[4] else 0),
+            (RUNS, segment.address + self._first_block),
+            (PLACES, int(self._places.ctypes.data)),
+            (LIST, id(self._list)),
         ):
             self._state[word // 8] = value
         self._new_pickler()
-        keep = segment.memory, segment.private, rest, self._chunks, self._buffers, self._spoilt, self._tools
+        lists = self._chunks, self._buffers, self._spoilt, self._tools, self._list
+        keep = segment.memory, segment.private, rest, self._places, lists
         for name, entry in objects_entries().items():
             builtin = entry.builtin(self._state, (*keep, pickle.loads))
             setattr(self, name if name in ("put", "get") else f"_{name}", builtin)
@@ -210,6 +232,34 @@ class Objects(Mpmc):
         """Put objects until one must wait, is large, or is another thread's turn: how many, and the next if packed."""
         done = self._put_list(things)
         return (done, None) if done >= 0 else (-1 - done, self._packed())
+
+    def put_together(self, things: list[Any]) -> int:
+        """Put the first of several objects that are small plain data, if they are: how many, perhaps none."""
+        room = min(len(things), MOST_AT_ONCE, self.capacity - self.number())
+        if room < FEW_TOGETHER or self._state[ASIDE_PUT // 8]:
+            return 0
+        if self._alone:
+            self._alone -= 1
+            return 0
+        pickler, self._together = self._together, None
+        if pickler is None:  # another thread has it
+            return 0
+        try:
+            pickled = pickler.pickled(things[:room], self._is_of_trees)
+        finally:
+            self._together = pickler
+        if pickled is None:
+            self._alone = MANY_ALONE
+            return 0
+        run = self._claim(len(pickled))
+        done = 0
+        try:
+            while (done := self._put_together(pickled, room, run.first)) < 0:
+                self._settle(-done, SENDS)
+        finally:
+            if done <= 0:
+                run.free()
+        return done
 
     def _packed(self) -> Packed:
         """What the builtin has pickled."""
@@ -547,6 +597,7 @@ class Objects(Mpmc):
         self._views = None
         self._spoilt.clear()
         self._new_pickler()
+        self._together = _Together()
         self._state[[ASIDE_GET // 8, ASIDE_PUT // 8]] = 0
         if self.closed:
             self._segment.close()
@@ -644,6 +695,53 @@ class _Sink:
 
     def __init__(self, chunks: list[Any]):
         self.write = chunks.append
+
+
+class _NotPlain(Exception):
+    """These objects are not to be pickled together."""
+
+
+class _PlainPickler(pickle.Pickler):
+    def reducer_override(self, obj: Any) -> Any:
+        """Called for whatever pickle does not know by itself."""
+        raise _NotPlain
+
+
+class _Together:
+    """Pickles several objects as one list, if nobody can tell the difference afterwards."""
+
+    def __init__(self) -> None:
+        self._new()
+
+    def _new(self) -> None:
+        self._chunks: list[bytes] = []
+        self._pickler, self._twice = _PlainPickler(self, 5), _PlainPickler(self, 5)
+        self._twice.fast = True  # it knows nothing again of what it has met
+
+    def write(self, chunk: Any) -> None:
+        """What a pickler calls, once unless there is much."""
+        if self._chunks or not isinstance(chunk, bytes):
+            raise _NotPlain
+        self._chunks.append(chunk)
+
+    def pickled(self, things: list[Any], is_of_trees: Callable[[bytes], bool]) -> bytes | None:
+        """The pickle of a list of objects, or None."""
+        try:
+            pickled = self._pickle(self._pickler, things)
+            if is_of_trees(pickled):
+                return pickled
+            # The same object twice in the list is two when they arrive, if it holds nothing twice itself.
+            different = list({id(thing): thing for thing in things}.values())
+            if len(different) < len(things) and is_of_trees(self._pickle(self._pickler, different)):
+                return self._pickle(self._twice, things)
+        except Exception:  # whatever is wrong will be found again, and told, when they are put one by one
+            self._new()
+        return None
+
+    def _pickle(self, pickler: pickle.Pickler, things: list[Any]) -> bytes:
+        pickler.dump(things)
+        pickler.clear_memo()
+        return self._chunks.pop()
 
 
 class _Reducers(dict[Any, Any]):

@@ -5,6 +5,12 @@ A slot holds, behind the algorithm's word, a word that says what follows (KIND) 
     INLINE    the object's pickle
     RUN       two words: the first block and the number of blocks of the run that holds the message
               (labkit.lockfree.blocks; what is in it is for Python: labkit.lockfree.objects)
+    SHARED    three words: the first block of a run that holds the pickle of a list of objects, of which the message is
+              one; the first position of them all, which no other batch has; which one it is << 32 | how many there are
+
+Whoever takes the first of a batch puts the whole list together, which for small objects costs a third of doing it one
+by one, and keeps it for those that it takes afterwards. Another receiver puts the list together once more. So each
+object has its own slot, is taken by one receiver, and comes again if that one dies before it releases the slot.
 
 One pickler is used again and again, which saves making one. While it is BUSY (an object's `__reduce__` may put another
 into this very queue, and threads take turns) Python makes another one.
@@ -18,8 +24,8 @@ from typing import Any
 
 from numba import cfunc, njit, types
 
-from labkit.lockfree import blocks, mpmc
-from labkit.lockfree.atomics import add, copy, load_relaxed, on_stack, store_relaxed
+from labkit.lockfree import blocks, mpmc, plain_pickle
+from labkit.lockfree.atomics import add, copy, load_acquire, load_relaxed, on_stack, store_relaxed
 from labkit.lockfree.bells import ME
 from labkit.lockfree.entry import (
     BUILTIN,
@@ -31,9 +37,13 @@ from labkit.lockfree.entry import (
     SOURCES,
     WORD,
     Entry,
+    Py_IncRef,
+    PyBool_FromLong,
     PyBytes_AsString,
     PyBytes_FromStringAndSize,
+    PyErr_Clear,
     PyList_GetItem,
+    PyList_SetItem,
     PyList_SetSlice,
     PyList_Size,
     PyLong_AsLong,
@@ -43,6 +53,7 @@ from labkit.lockfree.entry import (
     none,
 )
 from labkit.lockfree.mpmc_entry import (
+    APART,
     CORRUPT,
     FASTCALL,
     FULL,
@@ -50,6 +61,7 @@ from labkit.lockfree.mpmc_entry import (
     METH_FASTCALL,
     METH_KEYWORDS,
     PRIVATE,
+    SENDS,
     SENT,
     STRIDE,
     Py_DecRef,
@@ -77,12 +89,19 @@ PUT_REST, PACKED_REST, GET_REST = OWN + 232, OWN + 240, OWN + 248
 BUSY = OWN + 256  # IDLE, IN_USE or BROKEN
 ASIDE_PUT, ASIDE_GET = OWN + 264, OWN + 272  # not 0: leave it to Python
 COUNT = OWN + 280  # address of a counter of what is put, or 0
+RUNS = OWN + 288  # address of the first block
+PLACES = OWN + 296  # address of PLACES_BYTES to work in
+LIST, LIST_OF = OWN + 304, OWN + 312  # a list of objects that came together; their first position + 1, or 0
 
 IDLE, IN_USE, BROKEN = range(3)
 ALWAYS, SOME_SPOILT = 1, 2  # why `get` stands aside
 
 KIND = 32  # bits up, in a slot's second word
-INLINE, RUN = 1, 2
+INLINE, RUN, SHARED = 1, 2, 3
+SLOT_BYTES = 40  # of a slot, of such an object
+MOST_AT_ONCE = 128  # objects of a batch that are pickled together
+PLACES_BYTES = max(8 * MOST_AT_ONCE, plain_pickle.MOST_SHARED)
+AHEAD = 8  # slots: so far ahead of what it does a batch fetches cache lines
 HEAD = 16  # bytes of a slot before the pickle
 TELL_AFTER = 64  # messages of a batch
 
@@ -134,6 +153,60 @@ def put_run(state, first, number, size):
 
 
 @njit
+def put_shared(state, source, size, number, first):
+    """Objects that are pickled together, each into a slot of its own, as many as there is room for: how many.
+
+    Args:
+        source, size: the pickle of their list.
+        first: of a run of blocks that is ours, with memory for the pickle.
+    """
+    me = load_relaxed(load_relaxed(state + PRIVATE) + ME)
+    if me == 0 or load_relaxed(state + SENDS) != me:
+        return -APART
+    body, capacity, stride = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE)
+    copy(load_relaxed(state + RUNS) + first * blocks.BLOCK, source, size)
+    places = load_relaxed(state + PLACES)
+    position = load_acquire(body + mpmc.WRITE)  # edge H
+    start, at, done = position, position, 0
+    for ahead in range(min(number, AHEAD)):
+        mpmc.fetch_to_write(body, capacity, stride, position + ahead, SLOT_BYTES)
+    while done < number:
+        mpmc.fetch_to_write(body, capacity, stride, position + AHEAD, SLOT_BYTES)
+        at = mpmc.claim_at(body, capacity, stride, me, position)
+        if at < 0:
+            break
+        if done == 0:
+            start = at
+        position = mpmc.after(capacity, at)
+        if mpmc.between(capacity, start, position) > blocks.MOST_SHARED:  # many others were quicker
+            mpmc.give_up(mpmc.slot_at(body, capacity, stride, at), mpmc.lap_of(capacity, at))
+            break
+        store_relaxed(places + 8 * done, at)
+        done += 1
+        if done % mpmc.HINT_AFTER == 0:
+            mpmc.help_on(body + mpmc.WRITE, position)
+    if done == 0:
+        return 0 if at == mpmc.FULL else -CORRUPT if at < 0 else 0
+    last = load_relaxed(places + 8 * (done - 1))
+    positions = mpmc.between(capacity, start, last) + 1
+    used = (size + blocks.BLOCK - 1) // blocks.BLOCK
+    blocks.mark_shared(load_relaxed(state + POOL), first, used, last, positions)
+    if load_relaxed(state + COUNT):
+        add(load_relaxed(state + COUNT), done)  # before somebody can have done one
+    for which in range(done):
+        at = load_relaxed(places + 8 * which)
+        slot = mpmc.slot_at(body, capacity, stride, at)
+        store_relaxed(slot + 8, SHARED << KIND | size)  # ours until published
+        store_relaxed(slot + HEAD, first)
+        store_relaxed(slot + HEAD + 8, start)
+        store_relaxed(slot + HEAD + 16, which << 32 | number)
+        mpmc.publish(slot, mpmc.lap_of(capacity, at))
+    mpmc.help_on(body + mpmc.WRITE, position)
+    tell_receivers(state)
+    return done
+
+
+@njit
 def pickle_it(state, thing):
     """Pickle an object: 0 with an exception set, or the only chunk, borrowed, when it is small; else 1."""
     store_relaxed(state + BUSY, IN_USE)
@@ -172,6 +245,58 @@ def put_object(state, thing, buffer):
 
 
 @njit
+def one_of_list(state, which):
+    """An object of the list that we keep, which it leaves, or -CORRUPT."""
+    things = load_relaxed(state + LIST)
+    thing = PyList_GetItem(things, which)
+    if thing == 0:
+        PyErr_Clear()
+        return -CORRUPT
+    Py_IncRef(thing)
+    PyList_SetItem(things, which, none(state))
+    return thing
+
+
+@njit
+def get_shared(state, position, slot, size):
+    """The same as `get_object`, of an object that was pickled together with others."""
+    first, batch = load_relaxed(slot + HEAD), load_relaxed(slot + HEAD + 8)  # ours since edge A
+    which, number = load_relaxed(slot + HEAD + 16) >> 32, load_relaxed(slot + HEAD + 16) & 0xFFFF_FFFF
+    body, capacity, stride = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE)
+    if position + AHEAD < load_relaxed(body + mpmc.WRITE):
+        mpmc.fetch_to_write(body, capacity, stride, position + AHEAD, SLOT_BYTES)
+    if load_relaxed(state + LIST_OF) == batch + 1:
+        thing = one_of_list(state, which)
+        release(state, position)
+        return thing
+    used = (size + blocks.BLOCK - 1) // blocks.BLOCK
+    if first < 0 or used <= 0 or used > load_relaxed(state + BLOCKS) - first or which < 0 or which >= number:
+        release(state, position)
+        return -CORRUPT
+    pickled = PyBytes_FromStringAndSize(load_relaxed(state + RUNS) + first * blocks.BLOCK, size)
+    if pickled == 0:  # MemoryError is set; somebody else may have the message
+        mpmc.hand_back(body, slot)
+        return 0
+    release(state, position)
+    things = PyObject_CallOneArg(load_relaxed(state + LOADS), pickled)
+    Py_DecRef(pickled)
+    if things == 0:
+        return 0
+    if PyList_Size(things) != number:
+        PyErr_Clear()
+        Py_DecRef(things)
+        return -CORRUPT
+    kept = load_relaxed(state + LIST)
+    store_relaxed(state + LIST_OF, 0)
+    failed = PyList_SetSlice(kept, 0, PyList_Size(kept), things) != 0
+    Py_DecRef(things)
+    if failed:
+        return 0
+    store_relaxed(state + LIST_OF, batch + 1)
+    return one_of_list(state, which)
+
+
+@njit
 def get_object(state):
     """A new reference, 0 with an exception set, or -FULL (nothing), -CORRUPT, -APART. `tell_senders` comes later."""
     position = take(state)
@@ -190,6 +315,8 @@ def get_object(state):
         thing = PyObject_CallOneArg(load_relaxed(state + LOADS), pickled)
         Py_DecRef(pickled)
         return thing
+    if kind == SHARED:
+        return get_shared(state, position, slot, size)
     first, number = load_relaxed(slot + HEAD), load_relaxed(slot + HEAD + 8)
     if kind != RUN or first < 0 or number <= 0 or number > load_relaxed(state + BLOCKS) - first:
         release(state, position)
@@ -273,6 +400,29 @@ def _compile(key: str) -> dict[str, Entry]:
             tell_receivers(state)
         return PyLong_FromLongLong(sent)
 
+    @cfunc(FASTCALL, cache=True)
+    def put_together(self, arguments, count, names):
+        """Put objects whose list is pickled: the pickle, how many, the first block for it. How many were, or -APART."""
+        key  # see SOURCES
+        state, buffer = PyLong_AsVoidPtr(self), on_stack()
+        if count != 3 or PyBytes_AsStringAndSize(load_relaxed(arguments), buffer, buffer + 8) != 0:
+            return PyLong_FromLongLong(-CORRUPT)
+        number, first = PyLong_AsLong(load_relaxed(arguments + 8)), PyLong_AsLong(load_relaxed(arguments + 16))
+        return PyLong_FromLongLong(
+            put_shared(state, load_relaxed(buffer), load_relaxed(buffer + 8), min(number, MOST_AT_ONCE), first)
+        )
+
+    @cfunc(BUILTIN, cache=True)
+    def is_of_trees(self, pickled):
+        """Whether a pickle holds nothing but plain data, of which no container is found in two places."""
+        key  # see SOURCES
+        buffer = on_stack()
+        if PyBytes_AsStringAndSize(pickled, buffer, buffer + 8) != 0:
+            return 0
+        room = load_relaxed(PyLong_AsVoidPtr(self) + PLACES)
+        yes = plain_pickle.is_of_trees(load_relaxed(buffer), load_relaxed(buffer + 8), room)
+        return PyBool_FromLong(1 if yes else 0)
+
     @cfunc(BUILTIN, cache=True)
     def put_list(self, things):
         """Put objects until one must be left to Python: how many; or -1 - how many when the next is pickled already."""
@@ -349,8 +499,8 @@ def _compile(key: str) -> dict[str, Entry]:
         tell_senders(state)
         return things
 
-    entries = {f.__name__: Entry(f, METH_FASTCALL | METH_KEYWORDS) for f in (put, get)}
-    return entries | {f.__name__: Entry(f, METH_O) for f in (put_pickled, put_list, get_one, get_list)}
+    entries = {f.__name__: Entry(f, METH_FASTCALL | METH_KEYWORDS) for f in (put, get, put_together)}
+    return entries | {f.__name__: Entry(f, METH_O) for f in (put_pickled, put_list, is_of_trees, get_one, get_list)}
 
 
 @cache
@@ -379,7 +529,10 @@ def objects_functions() -> dict[str, Callable[..., int]]:
             if me == 0:
                 return blocks.NO_RUN
             pool = load_relaxed(state + POOL)
-            first, number = blocks.claim_spare(pool, load_relaxed(state + BLOCKS), me, start, most)
+            first, number = blocks.claim_spare(
+                pool, load_relaxed(state + BLOCKS), load_relaxed(state + RING), load_relaxed(state + RING_BYTES),
+                load_relaxed(state + STRIDE), load_relaxed(state + PRIVATE), me, start, most,
+            )  # fmt: skip
             return first << 32 | number if number else blocks.NO_RUN
 
         @cfunc(types.void(WORD, WORD, WORD), cache=True)

@@ -13,7 +13,11 @@
        NO_SWEEP        a newcomer does not clear what its number had
        RELEASE_FIRST   a receiver releases the slot before the run is its own
        PUBLISH_FIRST   a sender publishes before the run is the message's
-       NO_POSITION     whether a block's position has left is not asked */
+       NO_POSITION     whether a block's position has left is not asked
+       LAST_ONLY       of a run that is shared only the last position is asked for
+       SHARED_READ     a receiver releases the slot before it has copied what lies in a run that is shared
+
+   SHARED: the first sender puts two messages into one run, which is nobody's from then on. */
 
 #ifndef KILLS
 #define KILLS 1
@@ -24,7 +28,11 @@
 #ifndef RECEIVERS
 #define RECEIVERS 2
 #endif
+#ifdef SHARED
+#define TOTAL 4
+#else
 #define TOTAL 3                 /* positions: the newcomer sends too */
+#endif
 #define OTHERS (2 + RECEIVERS)  /* than the newcomer */
 #define NEW 5
 
@@ -34,6 +42,7 @@
 #define CLAIMED 2
 #define SENT 3
 #define READ 4
+#define OF_TWO 5                /* its number is the first position and the last */
 #define WORD(kind, n, owner) ((kind) << 8 | (n) << 3 | (owner))
 #define KIND(word) ((word) >> 8)
 #define NUMBER(word) ((word) >> 3 & 31)
@@ -46,7 +55,7 @@ byte content[RUN];
 mtype state[TOTAL] = UNCLAIMED;
 byte who[TOTAL];                /* fills or takes it */
 byte message[TOTAL];
-bit received[TOTAL], published[TOTAL];
+bit received[TOTAL], published[TOTAL], of_two[TOTAL];
 byte claimed, serial, kills = KILLS, over;
 bit dead[NEW + 1];
 
@@ -62,6 +71,17 @@ inline is_free() {
     if
     :: KIND(old) == HOLE || KIND(old) == SPARE -> yes = 1
     :: KIND(old) == CLAIMED -> yes = dead[OWNER(old)]
+    :: KIND(old) == OF_TWO ->
+        q = NUMBER(old) % TOTAL;
+        do
+        :: state[q] != LEFT -> yes = 0; break
+#ifdef LAST_ONLY
+        :: state[q] == LEFT -> yes = 1; break
+#else
+        :: state[q] == LEFT && q == NUMBER(old) / TOTAL -> yes = 1; break
+        :: state[q] == LEFT && q > NUMBER(old) / TOTAL -> q--
+#endif
+        od
     :: else ->
 #ifdef OWNER_FIRST
         yes = OWNER(old) == NOBODY || dead[OWNER(old)];
@@ -115,6 +135,24 @@ inline send_one(text) {
     od;
     may_die();
     atomic { p = claimed; claimed++; state[p] = FILLING; who[p] = me; message[p] = text };
+#ifdef SHARED
+    if
+    :: me == 1 && text == 1 ->
+        may_die();
+        atomic { of_two[p] = 1; q = claimed; claimed++; state[q] = FILLING; who[q] = me; message[q] = text; of_two[q] = 1 };
+        b = 0;
+        do
+        :: b == RUN -> break
+        :: else -> may_die(); word[b] = WORD(OF_TWO, p * TOTAL + q, NOBODY); b++
+        od;
+        may_die();
+        atomic { state[p] = FULL; published[p] = 1 };
+        may_die();
+        atomic { state[q] = FULL; published[q] = 1 };
+        goto sent
+    :: else
+    fi;
+#endif
 #ifdef PUBLISH_FIRST
     atomic { state[p] = FULL; published[p] = 1 };
 #endif
@@ -127,7 +165,8 @@ inline send_one(text) {
 #ifndef PUBLISH_FIRST
     atomic { state[p] = FULL; published[p] = 1 };
 #endif
-    atomic { b = 0; n = 0; p = 0; old = 0; yes = 0 }
+sent:
+    atomic { b = 0; n = 0; p = 0; q = 0; old = 0; yes = 0 }
 }
 
 /* What there is to take: a message, or what a dead receiver had. What a dead sender was filling is passed over. */
@@ -144,7 +183,19 @@ inline receive_one() {
         od
     };
     if
-    :: is_there ->
+    :: is_there && of_two[p] ->
+#ifdef SHARED_READ
+        may_die();
+        atomic { state[p] = LEFT; received[p] = 1 };
+#endif
+        b = 0;
+        do
+        :: b == RUN -> break
+        :: else -> may_die(); assert(content[b] == message[p]); b++
+        od;
+        may_die();
+        atomic { state[p] = LEFT; received[p] = 1 }
+    :: is_there && !of_two[p] ->
 #ifdef RELEASE_FIRST
         may_die();
         atomic { state[p] = LEFT; received[p] = 1 };
@@ -213,12 +264,12 @@ inline sweep() {
 }
 
 proctype Sender(byte me) {
-    byte p, b, n;
+    byte p, q, b, n;
     short old;
     bit yes;
     send_one(me);
 dies:
-    atomic { dead[me] = 1; over++; p = 0; b = 0; n = 0; old = 0; yes = 0 }
+    atomic { dead[me] = 1; over++; p = 0; q = 0; b = 0; n = 0; old = 0; yes = 0 }
 }
 
 proctype Receiver(byte me) {
@@ -231,7 +282,7 @@ dies:
 
 /* Somebody new, who gets the number of one that has gone, receives what it finds, and sends; it is not killed. */
 proctype Newcomer() {
-    byte me, p, b, n;
+    byte me, p, q, b, n;
     short old;
     bit yes, is_there;
     atomic {
