@@ -35,6 +35,7 @@ FLOORS = {
     "labkit.services": 3.5,  # processes in a line, launched and joined
     "labkit.rpc": 3.5,
     "labkit.trace": 3,
+    "labkit.comms": 3.1,  # what it hears goes into a trace
     "labkit.launch": 3,
     "labkit.kernels": 3.1,  # hands ends over as launch does
     "labkit.isolation": 3.2,

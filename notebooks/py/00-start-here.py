@@ -342,6 +342,7 @@ report(race, "../reports/my-first-report.html")
 # | [15-services](15-services.ipynb) | Four services in a line: what is lost when one of them is killed? |
 # | [18-electron-ipc](18-electron-ipc.ipynb) | How do the windows of an Electron program talk with its main process? |
 # | [19-electron-security](19-electron-security.ipynb) | What can a hostile page reach, and which guard stops it? |
+# | [20-webviews-and-comms](20-webviews-and-comms.ipynb) | What have Electron, VS Code, Tauri and Jupyter in common? |
 #
 # And beyond the labs:
 #
