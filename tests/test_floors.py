@@ -34,6 +34,7 @@ FLOORS = {
     "labkit.rings": 3.5,  # runs a ring in processes
     "labkit.services": 3.5,  # processes in a line, launched and joined
     "labkit.rpc": 3.5,
+    "labkit.wiretap": 3.5,  # records what Jupyter says in a trace
     "labkit.trace": 3,
     "labkit.comms": 3.1,  # what it hears goes into a trace
     "labkit.launch": 3,

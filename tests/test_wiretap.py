@@ -1,0 +1,141 @@
+"""A tap between a front end and its kernel passes everything on unchanged, and writes it down."""
+
+import asyncio
+import subprocess
+import time
+
+import pytest
+import zmq
+from jupyter_client import KernelManager
+from jupyter_core.utils import run_sync
+
+from labkit import Trace
+from labkit.wiretap import DELIMITER, Wiretap
+
+
+@pytest.fixture(scope="module", autouse=True)
+def event_loop_of_jupyter():
+    """Which jupyter_client makes when it first waits for something, and keeps."""
+    run_sync(asyncio.sleep)(0)
+
+
+@pytest.fixture
+def manager():
+    manager = KernelManager()
+    manager.start_kernel(stderr=subprocess.DEVNULL)
+    yield manager
+    manager.shutdown_kernel(now=True)
+    manager.cleanup_resources()
+
+
+@pytest.fixture
+def tap(manager):
+    with Trace() as trace, Wiretap(manager, trace) as tap:
+        tap.trace = trace
+        yield tap
+
+
+@pytest.fixture
+def client(tap):
+    client = tap.client()
+    tap.forget()
+    yield client
+    client.stop_channels()
+
+
+def types(tap, *sockets):
+    return [heard.type for heard in tap.heard(*sockets)]
+
+
+def test_a_cell_is_heard_from_its_request_to_idle(tap, client):
+    request = client.execute("print('hello'); 6 * 7")
+    tap.settle()
+    assert types(tap, "iopub") == ["status", "execute_input", "stream", "execute_result", "status"]
+    tap.wait_for("execute_reply")
+    assert sorted(types(tap, "shell")) == ["execute_reply", "execute_request"]
+    assert {heard.parent["msg_id"] for heard in tap.heard() if not heard.to_kernel} == {request}
+    assert all(heard.sent_ns <= heard.time_ns for heard in tap.heard())
+    table = repr(tap.heard())
+    assert "front end → kernel" in table and '{"execution_state": "idle"}' in table
+
+
+def test_the_front_end_gets_what_the_kernel_sent(tap, client):
+    reply = client.execute_interactive("1 + 1", allow_stdin=False, timeout=30, output_hook=lambda _: None)
+    assert reply["content"]["status"] == "ok"  # jupyter_client has verified its signature with the kernel's key
+    passed = tap.wait_for("execute_reply")
+    assert passed.frames[0] == DELIMITER and passed.header["msg_id"] == reply["header"]["msg_id"]
+
+
+def test_questions_of_the_kernel_reach_who_asked_and_answers_come_back(tap, client):
+    client.execute("print('hello', input('who? '))", allow_stdin=True)
+    assert tap.wait_for("input_request").content["prompt"] == "who? "
+    client.get_stdin_msg(timeout=20)
+    client.input("a test")
+    assert tap.wait_for("stream").content["text"] == "hello a test\n"
+
+
+def test_an_interruption_overtakes_a_long_cell(tap, client):
+    client.execute("import time; time.sleep(600)")
+    tap.wait_for("execute_input")
+    time.sleep(0.3)
+    client.control_channel.send(client.session.msg("interrupt_request", {}))
+    assert tap.wait_for("error").content["ename"] == "KeyboardInterrupt"
+    tap.wait_for("interrupt_reply")
+
+
+def test_heartbeats_pass_and_are_not_told_unless_asked_for(tap):
+    with zmq.Context() as context, context.socket(zmq.REQ) as hb:
+        hb.linger = 0
+        hb.connect(f"tcp://127.0.0.1:{tap.connection_info['hb_port']}")
+        hb.send(b"are you there?")
+        assert hb.poll(20_000) and hb.recv() == b"are you there?"
+    assert types(tap) == []
+    assert types(tap, "hb") == ["heartbeat", "heartbeat"]
+
+
+def test_two_front_ends_hear_all_output_and_their_own_replies(tap, client):
+    other = tap.client()
+    tap.forget()
+    request = client.execute("'for all'")
+    tap.settle()
+    for one in (client, other):
+        heard = []
+        while not heard or heard[-1]["content"].get("execution_state") != "idle":
+            message = one.get_iopub_msg(timeout=20)
+            heard += [message] if message["parent_header"].get("msg_id") == request else []
+        assert "execute_result" in [message["msg_type"] for message in heard]
+    assert client.get_shell_msg(timeout=20)["parent_header"]["msg_id"] == request
+    other.stop_channels()
+
+
+def test_a_trace_has_the_messages_with_their_types_and_both_processes(tap, client):
+    client.execute("6 * 7")
+    tap.settle()
+    messages = tap.trace.messages()
+    assert b"execute_request" in messages["first"] and b"execute_result" in messages["first"]
+    assert {"front end", "kernel"} == {process.name for process in tap.trace.processes.values()}
+    assert {"shell → kernel", "iopub → front end"} <= {channel.label for channel in tap.trace.channels}
+    assert (messages["receive_ends"] >= messages["send_begins"]).all()
+
+
+def test_it_listens_on_this_machine_only(tap):
+    assert tap.connection_info["ip"] == "127.0.0.1"
+
+
+def test_what_does_not_come_is_a_timeout(tap):
+    with pytest.raises(TimeoutError, match=r"no shutdown_reply has passed within 0.1 s"):
+        tap.wait_for("shutdown_reply", 0.1)
+    tap.forget()
+    with pytest.raises(TimeoutError, match="not idle again"):
+        tap.settle(0.1)
+
+
+def test_a_kernel_that_does_not_run_cannot_be_tapped():
+    with pytest.raises(ValueError, match="a kernel that runs"):
+        Wiretap(KernelManager())
+
+
+def test_closing_twice_is_closing_once(manager):
+    tap = Wiretap(manager)
+    tap.close()
+    tap.close()
