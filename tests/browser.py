@@ -107,13 +107,13 @@ def picture(page: Any, number: int = 0) -> str:
 
 
 @contextlib.contextmanager
-def jupyterlab(folder: Path, *options: str) -> Iterator[Callable[[str], str]]:
-    """A JupyterLab that serves a folder, with its own settings; yields path -> address with the token in it."""
+def jupyterlab(folder: Path, *options: str, app: str = "jupyterlab") -> Iterator[Callable[[str], str]]:
+    """A JupyterLab, or a Notebook 7, that serves a folder, with its own settings; yields path -> address with token."""
     token = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="labkit-jupyter-") as home, tempfile.TemporaryFile() as log:
         own = {f"JUPYTER_{name}": home for name in ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")}
         own |= {"IPYTHONDIR": home, "JUPYTERLAB_SETTINGS_DIR": f"{home}/s", "JUPYTERLAB_WORKSPACES_DIR": f"{home}/w"}
-        command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"]
+        command = [sys.executable, "-m", app, "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"]
         command += ["--ServerApp.port=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
         command += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
         command += options

@@ -25,7 +25,7 @@ export class OccupancyView extends TimeView {
     }
     this.shown = channels.map((_, index) => index).filter((index) => !timeline.hidden.has(index));
     this.relegend(0, () => [this.sign("hatch", this.theme.blocked, "producers inside send"), this.sign("frame", this.theme.waiting, "consumers inside receive")]);
-    this.gutter(channels.map((c) => `    ${c.label}`));
+    this.gutter(["at most 99 KiB", ...channels.map((c) => `    ${c.label}`)]);
     this.rowHeight = this.shown.length > 6 ? 76 : this.shown.length > 2 ? 96 : 128;
     return Math.max(110, TOP + this.shown.length * this.rowHeight + 4);
   }
