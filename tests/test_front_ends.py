@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
@@ -49,6 +50,26 @@ watch(facts())
 SHOWN = [None, "sequence", "occupancy", "latency", "dashboard"]  # flow does not say its name; facts are last
 
 
+VIEWS = ("flow", "sequence", "occupancy", "latency", "dashboard", "locks", "facts", "ring", "explorer")
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_module_is_one_that_vs_code_takes(name, tmp_path):
+    """VS Code loads the text alone, from no folder: it imports nothing, and render is a property of its default."""
+    text = esm.module(name)
+    code = re.sub(r"//.*|/\*.*?\*/", "", text)
+    assert not re.search(
+        r"^\s*import\b|\bimport\s*\(|\bimport\.meta|\brequire\(|^export (?!default)", code, re.MULTILINE
+    )
+    (tmp_path / "view.mjs").write_text(text)
+    look = "const { default: d, ...rest } = await import(process.argv[1]);"
+    look += "console.log(typeof d.render, Object.keys(rest).length)"
+    # Without a page: loading it touches no document.
+    command = [find_node(), "--input-type=module", "-e", look, (tmp_path / "view.mjs").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout.strip(), done.stderr) == ("function 0", "")
+
+
 @pytest.fixture(scope="module")
 def browser():
     with chromium() as found:
@@ -78,9 +99,9 @@ def all_are_there(page) -> None:
     until(page, lambda s: s["to_ns"] - s["from_ns"] < before["to_ns"] - before["from_ns"], "zoomed", number=1)
 
 
+@pytest.mark.skipif(not find_spec("notebook"), reason="NOT TESTED: pip install notebook")
 @in_browser
 def test_the_views_work_in_notebook_7(browser, lab: Path):
-    pytest.importorskip("notebook", minversion="7", reason="NOT TESTED: pip install notebook")
     with (
         jupyterlab(lab.parent, app="notebook") as address,
         opened(browser, address("notebooks/lab.ipynb"), offline=False) as page,
@@ -94,9 +115,9 @@ def test_the_views_work_in_notebook_7(browser, lab: Path):
         all_are_there(page)
 
 
+@pytest.mark.skipif(not find_spec("voila"), reason="NOT TESTED: pip install voila")
 @in_browser
 def test_the_views_work_in_voila(browser, lab: Path):
-    pytest.importorskip("voila", reason="NOT TESTED: pip install voila")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -123,23 +144,3 @@ def answers(url: str) -> bool:
             return True
     except OSError:
         return False
-
-
-VIEWS = ("flow", "sequence", "occupancy", "latency", "dashboard", "locks", "facts", "ring", "explorer")
-
-
-@pytest.mark.parametrize("name", VIEWS)
-def test_a_module_is_one_that_vs_code_takes(name, tmp_path):
-    """VS Code loads the text alone, from no folder: it imports nothing, and render is a property of its default."""
-    text = esm.module(name)
-    code = re.sub(r"//.*|/\*.*?\*/", "", text)
-    assert not re.search(
-        r"^\s*import\b|\bimport\s*\(|\bimport\.meta|\brequire\(|^export (?!default)", code, re.MULTILINE
-    )
-    (tmp_path / "view.mjs").write_text(text)
-    look = "const { default: d, ...rest } = await import(process.argv[1]);"
-    look += "console.log(typeof d.render, Object.keys(rest).length)"
-    # Without a page: loading it touches no document.
-    command = [find_node(), "--input-type=module", "-e", look, (tmp_path / "view.mjs").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.stdout.strip(), done.stderr) == ("function 0", "")

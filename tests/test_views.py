@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 
 from labkit import Trace, channel, launch
+from labkit.bench import streaming
 from labkit.bench.view_cost import MadeUp
 from labkit.events import Action, messages
 from labkit.report import report
 from labkit.views import esm, recording, settle, watch
+from labkit.views.flow import Flow
+from labkit.views.sequence import Sequence
 from tests.browser import chromium, in_browser, jupyterlab, opened, picture, state, until
 
 N = 400
@@ -126,8 +129,6 @@ def test_watch_outside_of_a_notebook_says_what_to_do_instead(capsys):
 
 
 def test_a_front_end_that_fails_does_not_break_the_run(monkeypatch):
-    from labkit.views.flow import Flow
-
     def gone(*_, **__):
         raise ConnectionError("the browser has gone")
 
@@ -145,7 +146,6 @@ def test_a_front_end_that_fails_does_not_break_the_run(monkeypatch):
 
 
 def test_a_closed_view_listens_no_longer():
-    from labkit.views.flow import Flow
     from labkit.views.live import live
 
     with Trace() as trace:
@@ -155,8 +155,6 @@ def test_a_closed_view_listens_no_longer():
 
 
 def test_batches_carry_each_message_once_complete_and_hold_nothing_back(monkeypatch):
-    from labkit.views.flow import Flow
-
     sent = []
     monkeypatch.setattr(Flow, "send", lambda self, content, buffers: sent.append((content, buffers)))
     with Trace() as trace:
@@ -372,6 +370,15 @@ def test_many_messages_are_thinned_and_counted_exactly(browser, crowded):
         page.get_by_role("slider").fill("10000")
         assert [c["received"] for c in state(page)["channels"]] == [25_000] * 4
     assert crowded.stat().st_size <= 5_000_000
+
+
+@in_browser
+@pytest.mark.parametrize(("view", "most"), [(Flow, 800 * 256), (Sequence, 60_000)])
+def test_a_page_keeps_so_many_messages_however_long_it_streams(browser, tmp_path, view, most):
+    with opened(browser, streaming.page_to_feed(tmp_path, view)) as page:
+        assert streaming.feed(page, 0, 60, 1000) == min(60_000, most)  # fewer than fit are all kept
+        assert most / 2 <= streaming.feed(page, 60, 260, 1000) <= most
+        assert page.complaints == []
 
 
 @in_browser

@@ -2,7 +2,8 @@
 
 Frames are counted in the page from requestAnimationFrame times while the view plays or is panned; a headless Chromium
 offers at most 60 a second. A view is open when it has drawn everything, counted from when the browser is sent there.
-The messages are made up, because only their number matters here. Needs playwright and a Chromium.
+The messages are made up, because only their number matters here. What live views cost is measured in streaming.py.
+Needs playwright and a Chromium.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from labkit.bench import Row
+from labkit.bench import Row, streaming
 from labkit.events import EVENT, Action, messages
 from labkit.trace import ProcessInfo, Trace
 
@@ -124,6 +125,8 @@ def run(progress: Callable[[], None]) -> list[Row]:
         page.close()
         progress()
         opened, panned = _sequence(chromium, Path(folder, "sequence.html"))
+        progress()
+        streamed = streaming.rows(chromium, Path(folder), progress)
         chromium.close()
     fps, slowest = 1000 / float(np.median(frames)), 1000 / float(np.percentile(frames, 99))
     what = f"flow view of {MESSAGES:,} messages"
@@ -140,6 +143,7 @@ def run(progress: Callable[[], None]) -> list[Row]:
             )
             for shown, fps, slowest in panned
         ),
+        *streamed,
     ]
 
 
