@@ -103,15 +103,15 @@ def all_are_there(page) -> None:
 @in_browser
 def test_the_views_work_in_notebook_7(browser, lab: Path):
     with (
-        jupyterlab(lab.parent, app="notebook") as address,
+        jupyterlab(lab.parent, "--JupyterNotebookApp.expose_app_in_browser=True", app="notebook") as address,
         opened(browser, address("notebooks/lab.ipynb"), offline=False) as page,
     ):
-        page.locator(".jp-Notebook .jp-CodeCell").nth(2).wait_for(timeout=60_000)
-        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for(
-            state="attached", timeout=60_000
-        )
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_text("Run All Cells", exact=True).first.click()
+        page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext", timeout=60_000)
+        page.evaluate("""async () => {
+            const { context, sessionContext } = jupyterapp.shell.currentWidget;
+            await Promise.all([context.ready, sessionContext.ready]);
+            jupyterapp.commands.execute("notebook:run-all-cells");
+        }""")
         all_are_there(page)
 
 

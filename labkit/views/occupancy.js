@@ -11,7 +11,7 @@ const FULL = 0.95; // from here on a channel counts as full
 export class OccupancyView extends TimeView {
   constructor(store, el, options = {}) {
     super(store, el, "occupancy", "How full each channel was", options);
-    this.depths = [];
+    Object.assign(this, { depths: [], shown: [] }); // it may be asked before it has room to be painted in
     this.follow();
   }
 
