@@ -420,18 +420,23 @@ def test_a_message_that_is_too_large_is_refused_where_it_is_sent(win, monkeypatc
     assert run(win, "1") == 1
 
 
-def test_a_flood_waits_for_main_and_all_of_it_arrives_in_order(win):
-    seen = []
-    most = 0
+def flood(win):
+    """What 20,000 messages arrive as, and how many of them waited in main at most."""
+    seen, most = [], 0
 
-    def slow(event, number):
+    def listener(event, number):
         nonlocal most
         seen.append(number)
         most = max(most, win.web_contents._waiting)
 
-    ipc_main.on("flood", slow)
+    ipc_main.on("flood", listener)
     run(win, "for (let i = 0; i < 20000; i++) ipcRenderer.send('flood', i); undefined")
     eventually(lambda: len(seen) == 20000)
+    return seen, most
+
+
+def test_a_flood_waits_for_main_and_all_of_it_arrives_in_order(win):
+    seen, most = flood(win)
     assert seen == list(range(20000))
     assert most <= window.MOST_WAITING
 
@@ -485,7 +490,7 @@ def test_a_malformed_frame_is_dropped_and_logged(win, caplog, frame):
 
 
 def test_a_stream_that_makes_no_sense_ends_the_renderer(win, caplog):
-    win.web_contents._transport._buffer += struct.pack("<I", 0xFFFF_FFFF)
+    win.web_contents._transport._in.buffer += struct.pack("<I", 0xFFFF_FFFF)
     win.web_contents.execute_java_script("1")
     eventually(lambda: "it announced a message of" in caplog.text)
     eventually(lambda: not is_running(win.web_contents.get_os_process_id()))
@@ -918,16 +923,7 @@ def test_a_chromium_gets_and_sends_large_messages(tab):
 
 @pytest.mark.browser
 def test_a_flood_of_a_chromium_arrives_in_order_and_main_is_not_flooded(tab):
-    seen, most = [], 0
-
-    def slow(event, number):
-        nonlocal most
-        seen.append(number)
-        most = max(most, tab.web_contents._waiting)
-
-    ipc_main.on("flood", slow)
-    run(tab, "for (let i = 0; i < 20000; i++) ipcRenderer.send('flood', i); undefined")
-    eventually(lambda: len(seen) == 20000)
+    seen, most = flood(tab)
     assert seen == list(range(20000))
     assert most < 20000
 

@@ -30,7 +30,7 @@ from labkit.doctor import find_browser
 from labkit.electron.clone import decode, encode
 from labkit.electron.frames import Frame, Kind, pack, unpack
 from labkit.electron.loop import main_loop
-from labkit.electron.node import Outgoing, tie
+from labkit.electron.sockets import Incoming, Outgoing, tie
 from labkit.electron.transport import Page, Transport
 
 FLAGS = (
@@ -73,8 +73,7 @@ class ChromiumTransport(Transport):
 
     def __init__(self) -> None:
         self._closed = False
-        self._reading, self._more = False, True
-        self._buffer = bytearray()
+        self._more = True
         self._calls: dict[int, Callable[[dict[str, Any]], None]] = {}
         self._last_call = 0
         self._lock = threading.RLock()
@@ -99,7 +98,7 @@ class ChromiumTransport(Transport):
             )
         self._profile = tempfile.mkdtemp(prefix="labkit-window-")
         ours, theirs = zip(*(socket.socketpair() for _ in range(3)), strict=True)
-        out, self._in, self._lifeline = ours
+        out, read, self._lifeline = ours
         # The browser wants the first two under the numbers 3 and 4, from which they must be out of the way before.
         reads, writes = (fcntl.fcntl(end.fileno(), fcntl.F_DUPFD_CLOEXEC, 10) for end in theirs[:2])
         command = shlex.join([browser, *FLAGS, f"--user-data-dir={self._profile}", "about:blank"])
@@ -129,7 +128,8 @@ class ChromiumTransport(Transport):
         for end in ours:
             end.setblocking(False)
         self._out = Outgoing(out, self.most_unread)
-        main_loop.call(self._read_on)
+        self._in = Incoming(read, self._take_apart, self._ended)
+        self._in.read_on()
         self._call("Target.getTargets", {}, self._targets)
 
     def _targets(self, result: dict[str, Any]) -> None:
@@ -169,34 +169,17 @@ class ChromiumTransport(Transport):
             if not self._closed:
                 self._out.write(json.dumps(message).encode() + b"\0")
 
-    def _readable(self) -> None:
-        try:
-            data = self._in.recv(1 << 20)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._ended()
-            return
-        self._buffer += data
-        *whole, rest = self._buffer.split(b"\0")
-        self._buffer = bytearray(rest)
+    def _take_apart(self, buffer: bytearray) -> bool:
+        *whole, rest = buffer.split(b"\0")
+        del buffer[: len(buffer) - len(rest)]
+        self._more = True
         for each in whole:
             if not self._closed:
                 self._message(json.loads(each))
-        if not self._more and self._reading and not self._closed:
-            self._reading = False  # the browser waits then, and the page too when it has filled the socket
-            main_loop.remove_reader(self._in.fileno())
+        return self._more
 
     def resume(self) -> None:
-        main_loop.call(self._read_on)
-
-    def _read_on(self) -> None:
-        self._more = True
-        if not self._reading and not self._closed:
-            self._reading = True
-            main_loop.add_reader(self._in.fileno(), self._readable)
+        self._in.read_on()
 
     def _give(self, frame: bytes) -> None:
         self._more &= bool(self._on_message(frame))
@@ -416,9 +399,6 @@ class ChromiumTransport(Transport):
             main_loop.call(self._free)
 
     def _free(self) -> None:
-        if self._reading:
-            self._reading = False
-            main_loop.remove_reader(self._in.fileno())
         self._out.close()
         self._in.close()
         self._lifeline.close()

@@ -11,8 +11,6 @@ asks for SIGKILL when something happens to it (signal-driven I/O: fcntl(2), F_SE
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import importlib.util
 import os
 import shutil
@@ -20,8 +18,6 @@ import signal
 import socket
 import struct
 import subprocess
-import threading
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,9 +26,9 @@ from labkit.electron import pages
 from labkit.electron.clone import encode
 from labkit.electron.frames import Kind, pack
 from labkit.electron.loop import main_loop
+from labkit.electron.sockets import Incoming, Outgoing, tie
 from labkit.electron.transport import Page, Transport
 
-READ_BYTES = 1 << 18
 HOST = Path(__file__).with_name("node-host.js")
 
 
@@ -56,74 +52,6 @@ def find_node() -> str:
     return found
 
 
-def tie(fd: int, pid: int) -> None:
-    """Have the kernel kill a process when the other end of this socket, which it has inherited, is closed."""
-    with contextlib.suppress(OSError):  # a kernel without it: the renderer ends when it next looks at its socket
-        fcntl.fcntl(fd, fcntl.F_SETOWN, pid)
-        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
-
-
-class Outgoing:
-    """Our end of a socket, written to without waiting: what does not fit waits here and is written by the main loop."""
-
-    def __init__(self, end: socket.socket, most: int):
-        self.end, self.most = end, most
-        self.lock = threading.RLock()
-        self.waiting: deque[memoryview] = deque()
-        self.unread = 0
-        self.closed = False
-
-    def write(self, data: bytes) -> None:
-        with self.lock:
-            if self.closed:
-                return
-            if self.unread + len(data) > self.most:
-                raise BufferError(f"the window does not read: {self.unread:,} bytes wait for it already")
-            rest = memoryview(data)
-            if not self.waiting:
-                rest = rest[self._try(rest) :]
-            if rest:
-                self.waiting.append(rest)
-                self.unread += len(rest)
-                if len(self.waiting) == 1:
-                    main_loop.call(self._watch)
-
-    def _try(self, data: memoryview) -> int:
-        try:
-            return self.end.send(data)
-        except BlockingIOError:
-            return 0
-        except OSError:  # it has gone: the end of the other socket tells
-            return len(data)
-
-    def _watch(self) -> None:
-        with self.lock:
-            if self.waiting and not self.closed:
-                main_loop.add_writer(self.end.fileno(), self._writable)
-
-    def _writable(self) -> None:
-        with self.lock:
-            while self.waiting:
-                rest = self.waiting[0]
-                sent = self._try(rest)
-                self.unread -= sent
-                if sent < len(rest):
-                    self.waiting[0] = rest[sent:]
-                    return
-                self.waiting.popleft()
-            main_loop.remove_writer(self.end.fileno())
-
-    def close(self) -> None:
-        """In the main loop."""
-        with self.lock:
-            if not self.closed:
-                self.closed = True
-                main_loop.remove_writer(self.end.fileno())
-                self.waiting.clear()
-                self.end.close()
-
-
 class NodeTransport(Transport):
     """A Node process that runs node-host.js. See the module."""
 
@@ -132,15 +60,13 @@ class NodeTransport(Transport):
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
-        self._buffer = bytearray()
-        self._reading = False
 
     def open(self, on_message: Callable[[bytes], Any], on_closed: Callable[[str], None]) -> None:
         self._on_message, self._on_closed = on_message, on_closed
         node = find_node()
         self._errors = os.memfd_create("labkit-node-errors", os.MFD_CLOEXEC)
         ours, theirs = zip(*(socket.socketpair() for _ in range(4)), strict=True)
-        out, self._in, answers, self._lifeline = ours  # as node-host.js names them, seen from there: IN, OUT, ANSWERS
+        out, read, answers, self._lifeline = ours  # as node-host.js names them, seen from there: IN, OUT, ANSWERS
         try:
             self._process = subprocess.Popen(
                 [node, "--experimental-vm-modules", "--no-warnings", "--disallow-code-generation-from-strings"]
@@ -165,7 +91,8 @@ class NodeTransport(Transport):
         for end in ours:
             end.setblocking(False)
         self._out, self._answers = Outgoing(out, self.most_unread), Outgoing(answers, self.most_unread)
-        main_loop.call(self._read_on)
+        self._in = Incoming(read, self._take_apart, self._ended)
+        self._in.read_on()
 
     def load(self, page: Page) -> None:
         wanted = {
@@ -188,32 +115,11 @@ class NodeTransport(Transport):
             out.write(struct.pack("<I", len(frame)) + frame)
 
     def resume(self) -> None:
-        main_loop.call(self._read_on)
+        self._in.read_on()
 
-    def _read_on(self) -> None:
-        if self._closed or self._reading or not self._take_apart():
-            return
-        self._reading = True
-        main_loop.add_reader(self._in.fileno(), self._readable)
-
-    def _readable(self) -> None:
-        try:
-            data = self._in.recv(READ_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._ended()
-            return
-        self._buffer += data
-        if not self._take_apart() and self._reading:
-            self._reading = False
-            main_loop.remove_reader(self._in.fileno())
-
-    def _take_apart(self) -> bool:
+    def _take_apart(self, buffer: bytearray) -> bool:
         """Pass on the frames that have come whole. Returns whether more may come."""
-        at, buffer, more = 0, self._buffer, True
+        at, more = 0, True
         while more and not self._closed and len(buffer) - at >= 4:
             size = int.from_bytes(buffer[at : at + 4], "little")
             if size > self.max_bytes:
@@ -257,13 +163,9 @@ class NodeTransport(Transport):
 
     def _free(self) -> None:
         assert self._process
-        if self._reading:
-            self._reading = False
-            main_loop.remove_reader(self._in.fileno())
         self._out.close()
         self._answers.close()
         self._in.close()
         self._lifeline.close()
         os.close(self._errors)
         self._process.wait()
-        self._buffer.clear()
