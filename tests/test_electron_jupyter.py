@@ -14,8 +14,12 @@ import nbformat
 import pytest
 
 from labkit.electron import recording
+from labkit.electron.clone import encode
+from labkit.electron.frames import Kind, pack
 from labkit.electron.jupyter import JupyterTransport, inlined
-from labkit.report import report_notebooks
+from labkit.page import WIDGET_STATE
+from labkit.report import report_notebooks, run
+from labkit.stats import STANDS_IN
 from labkit.views import esm
 from tests.browser import Notebook, chromium, in_browser, notebook, opened
 from tests.test_electron_golden import LINES
@@ -238,14 +242,13 @@ def until(lab: Notebook, condition: Any, what: str, seconds: float = 30) -> None
 
 def frame_of(lab: Notebook, number: int = 0) -> Any:
     """The page of a window."""
-    outer = lab.page.frame_locator(".labkit-window iframe").nth(number)
-    return outer.frame_locator("iframe")
+    return lab.page.frame_locator(f".labkit-window iframe >> nth={number}").frame_locator("iframe")
 
 
 @in_browser
 def test_a_click_in_the_page_is_answered_by_the_kernel_while_a_cell_runs(lab):
     lab.start("time.sleep(6); print('slept')")
-    frame = lab.page.frame_locator(".labkit-window iframe >> nth=0").frame_locator("iframe")
+    frame = frame_of(lab)
     assert frame.locator("p").inner_text() == "first"
     frame.locator("button").click()
     frame.locator("output", has_text="5").wait_for(timeout=5_000)
@@ -395,6 +398,46 @@ def test_what_a_listener_opens_and_prints_is_output_of_its_window_s_cell(lab):
     cells = lab.page.locator(".jp-CodeCell", has_text="heard")
     until(lab, lambda: cells.get_by_text("logged").count() > 0, "showed what the page has logged")
     assert cells.locator(".labkit-window h3").all_inner_texts() == ["The page", "opened by a listener"]
+
+
+@in_browser
+def test_a_kernel_without_subshells_answers_in_cells_that_await_and_the_window_says_so(lab):
+    assert (
+        lab.run("""
+        from labkit.electron import jupyter
+        usual = jupyter._give_a_thread_of_its_own
+        def to_the_main_thread(comm):
+            comm._reply_subshell_for = lambda data, default: None
+        jupyter._give_a_thread_of_its_own = to_the_main_thread
+        plain = BrowserWindow(web_preferences={"preload": "preload.js"})
+        jupyter._give_a_thread_of_its_own = usual
+        await plain.load_file("page.html")
+        print(plain.web_contents._transport.answers_while_busy)
+        print(await plain.web_contents.execute_java_script("api.invoke('add', 20, 1)"))
+    """)
+        == "False\n21\n"
+    )
+    assert windows(lab)[-1]["status"] == "this kernel answers between cells and in cells that await"
+    lab.run("plain.close()")
+
+
+@in_browser
+def test_parts_of_ipykernel_that_have_changed_cost_only_speed(lab):
+    assert (
+        lab.run("""
+        from ipykernel.subshell_manager import SubshellManager
+        create, there = SubshellManager._create_subshell, jupyter._subshell
+        def changed(self):
+            raise TypeError("this is private")
+        SubshellManager._create_subshell, jupyter._subshell = changed, None
+        other = BrowserWindow(web_preferences={"preload": "preload.js"})
+        await other.load_file("page.html")
+        print(await other.web_contents.execute_java_script("api.invoke('add', 20, 2)"))
+        SubshellManager._create_subshell, jupyter._subshell = create, there
+        other.close()
+    """)
+        == "22\n"
+    )
 
 
 @in_browser
@@ -548,6 +591,31 @@ def test_a_report_shows_a_window_again_and_a_recording_plays_main(browser, tmp_p
         assert page.complaints == []
 
 
+def test_a_notebook_that_is_seen_without_javascript_has_a_picture_of_the_window(tmp_path):
+    new = nbformat.v4
+    made = new.new_notebook(cells=[new.new_code_cell(REPORTED)])
+    assert run(tmp_path / "a.ipynb", made) == []
+    outputs = [output for output in made.cells[0].outputs if STANDS_IN in output.metadata]
+    assert [output.data["text/plain"] for output in outputs] == [
+        "A picture of a window",
+        "A picture of a window called Silent",
+    ]
+    assert all(base64.b64decode(output.data["image/png"]).startswith(b"\x89PNG") for output in outputs)
+
+
+def test_a_picture_has_the_words_of_the_page_and_its_first_messages():
+    kept = recording.Recording("title")
+    assert kept.drawn(3) is None
+    kept.loaded({"html": "<title> A  page </title><style>p {}</style><p>one <b>two</b><script>three</script>"})
+    kept.note(pack(Kind.INVOKE, encode(["add", 1]), number=7), False)
+    kept.note(pack(Kind.PORT_MESSAGE, encode(1)), False)  # not shown
+    kept.note(pack(Kind.REPLY, encode(2), number=7), True)
+    kept.note(pack(Kind.SEND_TO_PAGE, b"no clone"), True)
+    title, words, rows, count = kept.drawn(2)
+    assert (title, words, count) == ("A page", ["one", "two"], 3)
+    assert [row[1:] for row in rows] == [("page → main", "invoke", "add"), ("main → page", "reply", "")]
+
+
 def test_a_recording_keeps_the_first_messages_of_the_last_page_and_counts_the_others(monkeypatch):
     monkeypatch.setattr(recording, "MOST_FRAMES", 3)
     kept = recording.Recording("title")
@@ -562,6 +630,33 @@ def test_a_recording_keeps_the_first_messages_of_the_last_page_and_counts_the_ot
     header = json.loads(plain[8:end])
     assert header["page"] == {"html": "second"} and header["lost"] == 1 and plain[end:] == b"onetwothree"
     assert [frame[1:] for frame in header["frames"]] == [[0, 3], [1, 3], [0, 5]]
+
+
+@in_browser
+def test_a_saved_notebook_shows_its_window_without_its_kernel(browser, tmp_path):
+    with notebook(browser, tmp_path) as lab:
+        lab.run(FIRST)
+        frame_of(lab).locator("button").click()
+        frame_of(lab).locator("output", has_text="5").wait_for()
+
+        def saved() -> bool:
+            lab.page.evaluate("""async () => {
+                await jupyterapp.commands.execute("@jupyter-widgets/jupyterlab-manager:saveWidgetState");
+                await jupyterapp.commands.execute("docmanager:save");
+            }""")
+            models = nbformat.read(tmp_path / "a.ipynb", 4).metadata.get("widgets", {}).get(WIDGET_STATE, {})
+            packed = [
+                base64.b64decode(b["data"]) for m in models.get("state", {}).values() for b in m.get("buffers", [])
+            ]
+            return any(b'"act": "click"' in gzip.decompress(each) for each in packed if each)
+
+        until(lab, saved, "saved the recording")
+        lab.page.evaluate("jupyterapp.commands.execute('kernelmenu:shutdown')")
+        lab.page.reload()
+        until(lab, lambda: windows(lab) and windows(lab)[0]["status"] == "recorded", "showed the recording")
+        frame_of(lab).locator("p", has_text="first").wait_for()
+        frame_of(lab).locator("output", has_text="5").wait_for()  # the click was recorded, and so was its answer
+        assert lab.page.complaints == []
 
 
 # ------------------------------------------------------------------------------------ the lines that Electron printed

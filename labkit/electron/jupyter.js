@@ -29,7 +29,6 @@ const OUTER = `<!doctype html><meta charset="utf-8"><meta http-equiv="Content-Se
       frame = document.createElement("iframe");
       frame.sandbox = "allow-scripts";
       frame.title = event.data.title;
-      frame.style.colorScheme = event.data.scheme;
       frame.srcdoc = event.data.html;
       const { contentWindow } = document.body.appendChild(frame);
       frame.onload = () => loads++ && parent.postMessage("labkit-left", "*");
@@ -159,7 +158,7 @@ class WindowView extends View {
     this.model.on("msg:custom", this.heard);
     this.shutByKernel = () => this.model.get("closed") && this.finish("closed");
     this.model.on("change:closed", this.shutByKernel);
-    this.on(window, "message", (event) => event.source === this.outer.contentWindow && this.fromOuter(event.data));
+    this.on(window, "message", (event) => this.key && event.source === this.outer?.contentWindow && this.fromOuter(event.data));
     const status = this.model.widget_manager?.context?.sessionContext?.statusChanged; // JupyterLab
     this.kernelStatus = (_, now) => /restarting|terminating|dead/.test(now) && this.finish("its kernel has gone");
     status?.connect(this.kernelStatus);
@@ -298,8 +297,7 @@ class WindowView extends View {
     const boot = `${PAGE_SCRIPT}(${JSON.stringify(config)})`.replaceAll("</script", "<\\/script").replaceAll("<!--", "<\\!--");
     const map = config.nodeIntegration && !config.contextIsolation ? IMPORT_MAP : "";
     const text = `<!doctype html><meta charset="utf-8"><script>${boot}</script>${map}${html}`;
-    const scheme = this.root.style.colorScheme;
-    this.outer.contentWindow.postMessage({ html: text, scheme, title: this.heading.textContent }, "*", [port2]);
+    this.outer.contentWindow.postMessage({ html: text, title: this.heading.textContent }, "*", [port2]);
     setText(this.status, note);
   }
 
@@ -390,9 +388,7 @@ class WindowView extends View {
     super.close();
   }
 
-  paint() {
-    if (this.outer) this.outer.style.colorScheme = this.root.style.colorScheme;
-  }
+  paint() {}
   resized() {}
 
   /** For tests: what there is, read-only. */

@@ -43,11 +43,15 @@ import traitlets
 from labkit.electron.loop import main_loop
 from labkit.electron.recording import Recording
 from labkit.electron.transport import Page, Transport
+from labkit.stats import Picture
+from labkit.views import pictures
 from labkit.views.esm import module, script
 from labkit.views.live import Live
+from labkit.views.recording import NOTHING
 
 HERE = Path(__file__).parent
 MOST_FRAMES, MOST_BYTES = 256, 1 << 22  # in one message
+SENT_A_SECOND = 20_000  # bytes of recordings, at most, on average
 PAUSE = 0.004  # seconds between messages: Jupyter's server drops everything beyond 1000 a second
 _process_ids = itertools.count((1 << 22) + 1)  # a browser tells nobody the pid of a frame; Linux's own end here
 LINGER = 0.02  # seconds that "read so far" waits for something to travel with
@@ -65,11 +69,32 @@ class WindowWidget(Live):
     note = traitlets.Unicode().tag(sync=True)
 
     def __init__(self, kept: Recording, **options: Any):
-        self._kept = kept
+        self._kept, self._next = kept, 0.0
         super().__init__(None, **options)
+        kept.changed = self._heard_of
+
+    def __repr__(self) -> str:
+        return f"a window{self.title and f' called {self.title}'}"
 
     def _record(self) -> bytes:
         return self._kept.packed()
+
+    def _heard_of(self) -> None:
+        """When all is quiet the recording is sent, for a notebook that is saved; a large one rarely."""
+        now = time.monotonic()
+        if now >= self._next:
+            pause = max(0.5, min(len(self.recording) / SENT_A_SECOND, 60))
+            self._next = now + pause
+            later = threading.Timer(pause, self._hear, [NOTHING])
+            later.daemon = True
+            later.start()
+
+    def _push(self, events: Any) -> None:
+        """A live page shows itself."""
+
+    def picture(self) -> Picture | None:
+        drawn = self._kept.drawn(pictures.MOST_ROWS)
+        return drawn and pictures.window(*drawn)
 
 
 class JupyterTransport(Transport):

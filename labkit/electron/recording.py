@@ -9,15 +9,37 @@ import gzip
 import json
 import threading
 import time
+from collections.abc import Callable
+from html.parser import HTMLParser
 from typing import Any
 
+from labkit.electron.clone import decode
+from labkit.electron.frames import Kind, unpack
+
+WORDS = {
+    Kind.SEND: "send",
+    Kind.SEND_SYNC: "sendSync",
+    Kind.INVOKE: "invoke",
+    Kind.POST: "postMessage",
+    Kind.SEND_TO_PAGE: "send",
+    Kind.POST_TO_PAGE: "postMessage",
+    Kind.REPLY: "reply",
+    Kind.FAILED: "reply: error",
+    Kind.REPLY_SYNC: "reply",
+    Kind.EVALUATE: "executeJavaScript",
+}
+NAMED = (Kind.SEND, Kind.SEND_SYNC, Kind.INVOKE, Kind.POST, Kind.SEND_TO_PAGE, Kind.POST_TO_PAGE)
 MOST_FRAMES, MOST_BYTES = 5_000, 1 << 22
 
 
 class Recording:
-    """The page that a window has shown last, and its messages: the first of them, and how many more there were."""
+    """The page that a window has shown last, and its messages: the first of them, and how many more there were.
+
+    `changed` is called after each change, from the thread that makes it.
+    """
 
     def __init__(self, title: str):
+        self.changed: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
         self._title = title
         self._page: dict[str, Any] | None = None
@@ -34,6 +56,7 @@ class Recording:
         with self._lock:
             self._page = page
             self._forget()
+        self.changed()
 
     def note(self, frame: bytes, to_page: bool) -> None:
         """A frame has crossed."""
@@ -43,6 +66,7 @@ class Recording:
                 return
             self._bytes += len(frame)
             self._frames.append(((time.monotonic_ns() - self._begun) / 1e6, int(to_page), bytes(frame)))
+        self.changed()
 
     def act(self, what: dict[str, Any]) -> None:
         """Somebody has clicked or typed in the page."""
@@ -67,3 +91,48 @@ class Recording:
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
         return gzip.compress(len(text).to_bytes(8, "little") + text + data, 6, mtime=0)
+
+    def drawn(self, most: int) -> tuple[str, list[str], list[tuple[str, str, str, str]], int] | None:
+        """What a picture shows: the title, the words of the page, its first messages and how many there were."""
+        with self._lock:
+            if self._page is None:
+                return None
+            words, frames, lost = _Words(), list(self._frames), self._lost
+            words.feed(self._page["html"])
+        seen = [(at, to_page, unpack(frame)) for at, to_page, frame in frames if frame[0] in WORDS]
+        rows = [
+            (f"{at:,.1f} ms", "main → page" if to_page else "page → main", WORDS[Kind(frame.kind)], _channel(frame))
+            for at, to_page, frame in seen[:most]
+        ]
+        return words.title or self._title or "Window", words.lines, rows, len(seen) + lost
+
+
+def _channel(frame: Any) -> str:
+    try:
+        return str(decode(frame.clone, ports=[None] * len(frame.ports))[0]) if frame.kind in NAMED else ""
+    except (ValueError, TypeError, LookupError):
+        return ""
+
+
+class _Words(HTMLParser):
+    """The title of a page, and its words as lines."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.title, self._within = "", ""
+        self.lines: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag in ("script", "style", "title", "template"):
+            self._within = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == self._within:
+            self._within = ""
+
+    def handle_data(self, data: str) -> None:
+        text = " ".join(data.split())
+        if self._within == "title":
+            self.title += text
+        elif text and not self._within:
+            self.lines.append(text)

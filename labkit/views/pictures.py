@@ -155,3 +155,27 @@ def ring(title: str, frame: dict[str, Any], positions: dict[str, int], owners: l
     marks = [Patch(**{"edgecolor": WEAK, **style}, label=state) for state, style in styles.items()]
     axes.legend(handles=marks, frameon=False, fontsize=8, loc="lower right")
     return Picture(axes)
+
+
+def window(title: str, text: list[str], rows: list[tuple[str, str, str, str]], count: int) -> Picture:
+    """A window of labkit.electron: its title, the words of its page, its first messages (when, way, what, channel)."""
+    text, shown = text[:MOST_ROWS], rows[:MOST_ROWS]
+    height = max(len(text), len(shown) + (count > len(shown)), 2)
+    axes = _axes(None, 9, 0.6 + 0.22 * height)
+    axes.set(xlim=(0, 100), ylim=(height + 0.4, -1.5))
+    from matplotlib.patches import Rectangle
+
+    axes.axis("off")
+    frame: Any = {"edgecolor": WEAK, "linewidth": 1, "clip_on": False}
+    axes.add_patch(Rectangle((0, -1.4), 100, height + 1.8, facecolor="white", **frame))
+    axes.add_patch(Rectangle((0, -1.4), 100, 1.1, facecolor="#E7EAEF", **frame))
+    small = {"fontsize": 8, "va": "center", "clip_on": True}
+    axes.text(1, -0.85, drawable(title)[:90], fontsize=9, weight="bold", color=INK, va="center")
+    for row, line in enumerate(text):
+        axes.text(1, row + 0.2, drawable(line)[:56], color=INK, **small)
+    for row, (when, way, what, channel) in enumerate(shown):
+        for x, word, align in ((57, when, "right"), (59, way, "left"), (72, what, "left"), (85, channel, "left")):
+            axes.text(x, row + 0.2, drawable(word)[:22], color=WEAK, ha=align, **small)
+    if count > len(shown):
+        axes.text(59, len(shown) + 0.2, f"and {count - len(shown):,} more messages", color=WEAK, **small)
+    return Picture(axes)
