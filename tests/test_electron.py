@@ -641,6 +641,22 @@ def test_whatever_a_listener_or_handler_raises_main_goes_on(win, error):
     assert set(map(type, reported)) == {type(error)}
 
 
+def test_a_page_does_not_wait_for_a_listener_that_has_raised(win):
+    kept = []  # with its traceback, which holds the event
+    app.on("uncaught-exception", kept.append)
+
+    def plain(event):
+        raise ValueError("no answer")
+
+    async def later(event):
+        raise ValueError("no answer")
+
+    for name, listener in {"plain": plain, "later": later}.items():
+        ipc_main.on(name, listener)
+        assert run(win, f"ipcRenderer.sendSync({name!r})") == {"error": "reply was never sent"}
+    assert len(kept) == 2
+
+
 def test_waiting_in_a_handler_for_main_itself_is_an_error_and_awaiting_is_not(win):
     async def asks(event):
         return await event.sender.execute_java_script("6 * 7")

@@ -171,12 +171,15 @@ class Answer:
         self._sent = True
         self._contents._answer(kind, self._document, self._number, clone)
 
-    def __del__(self) -> None:
+    def give_up(self) -> None:
+        """Nobody will answer any more."""
         if not self._sent:
             self._sent = True
             kind, value = (Kind.REPLY_SYNC, {"error": NEVER_SENT}) if self._synchronous else (Kind.FAILED, NEVER_SENT)
             with contextlib.suppress(Exception):  # the interpreter may be ending
                 main_loop.call(self._contents._answer, kind, self._document, self._number, encode(value))
+
+    __del__ = give_up
 
 
 def dispatch(contents: Any, frame: Frame) -> None:
@@ -221,9 +224,14 @@ def dispatch(contents: Any, frame: Frame) -> None:
             event.ports = ports
         for emitter in emitters:
             emitter._emit(channel, (event, *args), results)
+    except BaseException:
+        # Its traceback holds the event, and whoever keeps that would keep the page waiting.
+        if answer and not any(hasattr(result, "__await__") for result in results):
+            answer.give_up()
+        raise
     finally:
         for result in results:
-            main_loop.run(result)
+            main_loop.run(result, answer.give_up if answer and len(results) == 1 else None)
 
 
 def _invoke(

@@ -158,11 +158,11 @@ class MainLoop:
         assert self._loop
         self._loop.call_later(seconds, function)
 
-    def run(self, result: Any) -> bool:
-        """What a listener or handler has returned is awaited when it can be. Returns whether it was.
+    def run(self, result: Any, failed: Callable[[], None] | None = None) -> bool:
+        """What a listener has returned is awaited when it can be. Returns whether it is.
 
-        In the main loop only. The next message waits for one turn of the loop, so that the first steps of async
-        handlers are in the order of their messages.
+        In the main loop only. `failed` is called when that raises. The next message waits for one turn of the loop, so
+        that the first steps of async functions are in the order of their messages.
         """
         if not inspect.isawaitable(result):
             return False
@@ -174,6 +174,8 @@ class MainLoop:
                 raise
             except BaseException as error:
                 app.report(error)
+                if failed:
+                    failed()
 
         self.task(wait())
         return True
