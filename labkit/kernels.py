@@ -43,9 +43,10 @@ from typing import Any
 import dill
 from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager, NoSuchKernel
 from jupyter_client.manager import AsyncKernelManager
-from multiprocess import context, reduction
+from multiprocess import reduction
 
-from labkit.channels.base import Endpoint, all_have_arrived, one_word
+from labkit.baggage import Baggage, unpacking
+from labkit.channels.base import Endpoint, one_word
 from labkit.launch import Process, RemoteError, arm, ends_in, follow_ipython, pickled
 from labkit.table import Table
 
@@ -643,35 +644,6 @@ def _folder() -> str:
 # --- objects that travel -----------------------------------------------------------------------
 
 
-class _Ticket:
-    """Stands for a descriptor on its way; what multiprocess calls DupFd."""
-
-    def __init__(self, number: int):
-        self.number = number
-
-    def detach(self) -> int:
-        """The descriptor, in the process where it has arrived."""
-        fd, _arrived[self.number] = _arrived[self.number], None
-        assert fd is not None
-        return fd
-
-
-_arrived: list[int | None] = []
-
-
-class _Baggage:
-    """What multiprocess gives descriptors to while it pickles for a process that it would start."""
-
-    DupFd = _Ticket
-
-    def __init__(self) -> None:
-        self.descriptors: list[int] = []
-
-    def duplicate_for_child(self, fd: int) -> int:
-        self.descriptors.append(fd)
-        return len(self.descriptors) - 1
-
-
 @contextlib.contextmanager
 def _packed(values: dict[str, Any]) -> Iterator[tuple[bytes, list[int]]]:
     """The values as bytes, and the descriptors that belong to them. Those made for the journey are closed at the end.
@@ -679,15 +651,16 @@ def _packed(values: dict[str, Any]) -> Iterator[tuple[bytes, list[int]]]:
     Raises:
         TypeError: a value cannot be sent.
     """
-    baggage = _Baggage()
+    baggage = Baggage()
     try:
-        yield _pickle(values, baggage), baggage.descriptors
+        with baggage.packing():
+            payload = _pickle(values)
+        yield payload, baggage.descriptors
     finally:
-        all_have_arrived(baggage)
+        baggage.arrived()
 
 
-def _pickle(values: dict[str, Any], baggage: _Baggage) -> bytes:
-    context.set_spawning_popen(baggage)
+def _pickle(values: dict[str, Any]) -> bytes:
     try:
         return dill.dumps(sys.path) + pickled(values, reduction.ForkingPickler)
     except Exception:
@@ -700,8 +673,6 @@ def _pickle(values: dict[str, Any], baggage: _Baggage) -> bytes:
                     "Make it there, in a %%kernel cell"
                 ) from None
         raise
-    finally:
-        context.set_spawning_popen(None)
 
 
 def _send(sock: socket.socket, number: int, payload: bytes, descriptors: list[int]) -> None:
@@ -731,15 +702,12 @@ def _close(descriptors: list[int]) -> None:
 def _take(hand: int, number: int) -> None:
     """In the kernel: make variables of what was handed over."""
     with socket.socket(fileno=os.dup(hand)) as sock:
-        payload, _arrived[:] = _receive(sock, number)
+        payload, descriptors = _receive(sock, number)
     file = io.BytesIO(payload)
-    try:
+    with unpacking(descriptors):
         theirs = dill.load(file)
         sys.path += [place for place in theirs if place not in sys.path]  # what they have imported is found here, too
         values = dill.load(file)
-    finally:
-        _close([fd for fd in _arrived if fd is not None])
-        _arrived.clear()
     _received.update(ends_in(values))
     _shell().push(values)
 

@@ -40,10 +40,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from multiprocess import context, reduction
+from multiprocess import reduction
 
+from labkit.baggage import Baggage, unpacking
 from labkit.channels import channel
-from labkit.channels.base import Closed, Receiver, Sender, all_have_arrived
+from labkit.channels.base import Closed, Receiver, Sender
 from labkit.launch import WAIT_TIMEOUT, Job, RemoteError, launch
 
 WINDOW = 64
@@ -430,48 +431,21 @@ class Outlet(Side):
 # --- ends for a process that runs already ---------------------------------------------------------------------
 
 
-class _Ticket:
-    """A descriptor in a letter: its place among those that travel with it."""
-
-    def __init__(self, place: int):
-        self.place = place
-
-    def detach(self) -> int:
-        return _arrivals[self.place]
-
-
-class _Letter:
-    """Stands where multiprocess has the process that it starts, and collects descriptors for it."""
-
-    DupFd = _Ticket
-
-    def __init__(self) -> None:
-        self.fds: list[int] = []
-
-    def duplicate_for_child(self, fd: int) -> int:
-        self.fds.append(fd)
-        return len(self.fds) - 1
-
-
-_arrivals: list[int] = []
-
-
 def _post(post: socket.socket, ends: tuple[Any, ...]) -> None:
-    letter, text = _Letter(), io.BytesIO()
-    context.set_spawning_popen(letter)
-    try:
+    baggage, text = Baggage(), io.BytesIO()
+    with baggage.packing():
         reduction.ForkingPickler(text).dump(ends)
+    try:
+        socket.send_fds(post, [text.getvalue()], baggage.descriptors)
     finally:
-        context.set_spawning_popen(None)
-    socket.send_fds(post, [text.getvalue()], letter.fds)
-    all_have_arrived(letter)
+        baggage.arrived()
 
 
 def _take(post: socket.socket) -> tuple[Any, Any]:
     """The next ends from the supervisor, our parent. Raises EOFError when no more will come."""
-    text, fds, _, _ = socket.recv_fds(post, 1 << 16, 32)
+    text, fds, _, _ = socket.recv_fds(post, 1 << 16, 32, socket.MSG_CMSG_CLOEXEC)
     if not text:
         raise EOFError("no more ends will come")
-    _arrivals[:] = fds
-    ends: tuple[Any, Any] = reduction.ForkingPickler.loads(text)
+    with unpacking(fds):
+        ends: tuple[Any, Any] = reduction.ForkingPickler.loads(text)
     return ends

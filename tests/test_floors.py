@@ -35,6 +35,7 @@ FLOORS = {
     "labkit.services": 3.5,  # processes in a line, launched and joined
     "labkit.rpc": 3.5,
     "labkit.wiretap": 3.5,  # records what Jupyter says in a trace
+    "labkit.baggage": 2.5,  # ends for a process that runs already
     "labkit.trace": 3,
     "labkit.comms": 3.1,  # what it hears goes into a trace
     "labkit.launch": 3,
