@@ -17,11 +17,11 @@ from numba import njit
 
 from labkit import launch
 from labkit.channels.base import Closed
-from labkit.lockfree import Broadcast, Missed
+from labkit.lockfree import Broadcast, Missed, Spsc
 
 pytestmark = pytest.mark.every_python
 
-QUEUES = [Broadcast]
+QUEUES = [Broadcast, Spsc]
 
 
 @pytest.fixture(params=QUEUES, ids=lambda q: q.__name__)

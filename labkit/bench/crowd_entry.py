@@ -8,7 +8,7 @@ from typing import Any
 from numba import njit
 
 from labkit.bench.loops_entry import patient
-from labkit.lockfree import broadcast, broadcast_entry, mpmc_entry
+from labkit.lockfree import broadcast, broadcast_entry, mpmc, mpmc_entry
 from labkit.lockfree.atomics import load_relaxed, on_stack, pause, store_relaxed
 from labkit.lockfree.broadcast_entry import CURSOR
 from labkit.lockfree.entry import SOURCES
@@ -18,7 +18,7 @@ BATCH = 64
 
 def _compile(key: str) -> dict[str, Any]:
     # As `q.send(item)` and `q.receive()` in a reader's own @njit function, but that who waits does not sleep: the C++
-    # peers do not either. Who has looked very often lets others run, here and there.
+    # peers do not either. Who has paused very often lets others run, here and there; ours pauses several times a look.
     @njit(cache=True, nogil=True)
     def send(q, count):
         key  # see SOURCES
@@ -27,7 +27,7 @@ def _compile(key: str) -> dict[str, Any]:
             store_relaxed(item, n)
             while mpmc_entry.send_items(q, item, 1) == 0:
                 while not mpmc_entry.may_send(q):
-                    looked = patient(looked)
+                    looked = patient(looked + mpmc.FEW_PAUSES)
 
     @njit(cache=True, nogil=True)
     def receive(q, count):
@@ -36,7 +36,7 @@ def _compile(key: str) -> dict[str, Any]:
         for _ in range(count):
             while mpmc_entry.receive_items(q, item, 1) == 0:
                 while not mpmc_entry.may_receive(q):
-                    looked = patient(looked)
+                    looked = patient(looked + max(0, load_relaxed(q + mpmc_entry.PATIENCE)))
             total += load_relaxed(item)
         return total
 

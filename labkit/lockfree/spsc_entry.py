@@ -106,7 +106,7 @@ LONG = 2000  # how often to look for the next piece, at most
 PUBLISH_AFTER = 32  # messages of a batch
 SMALLEST_FRAME = 16  # bytes
 AHEAD = 1024  # bytes: so far ahead of what it does a batch fetches cache lines
-BRIEFLY = 60  # how often to look for the next message with the GIL: some microseconds
+BRIEFLY = 200  # how often to look for a message, or for room, with the GIL: some microseconds
 SENDER, RECEIVER = 0, 1  # labkit.lockfree.segment
 
 
