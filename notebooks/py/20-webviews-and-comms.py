@@ -12,7 +12,6 @@
 #     name: python3
 # ---
 
-
 # %% [markdown]
 # # One idea, four programs: Electron, VS Code, Tauri, Jupyter
 #
@@ -20,18 +19,21 @@
 # process that may do everything, a page that may do nothing, and messages between them. What differs is how the messages travel, what may be in
 # them, and who answers.
 #
-# | | the process that may | the page that may not | page → process | process → page | an answer | what crosses | what the wall is |
-# |---|---|---|---|---|---|---|---|
-# | **Electron** | main, Node.js | renderer, Chromium | `ipcRenderer.send`, `.invoke` | `webContents.send` | `invoke`: a promise | structured clone, ports | sandboxed process, context isolation, your preload script |
-# | **VS Code** webview | extension host, Node.js | an iframe, walled off | `acquireVsCodeApi().postMessage` | `webview.postMessage` | none: number your messages | JSON, and ArrayBuffers since 1.57 | no scripts unless `enableScripts`, files only of `localResourceRoots`, your CSP |
-# | **Tauri** | core, Rust | the system's webview | `invoke("command", {…})`, `emit` | `emit`, a `Channel` | `invoke`: a promise | JSON, raw bytes | capabilities: which window may call which command |
-# | **Jupyter** comm | kernel, Python and others | the browser's page | `comm.send`, on *shell* | `comm.send`, on *iopub* | none: number your messages | JSON, and buffers beside it | none: outputs of a trusted notebook *are* the page |
+# | | Electron | VS Code webview | Tauri | Jupyter comm |
+# |---|---|---|---|---|
+# | **may everything** | main: Node.js | extension host: Node.js | core: Rust | kernel: Python and others |
+# | **may nothing** | renderer: Chromium | an iframe, walled off | the system's webview | the browser's page |
+# | **page → process** | `ipcRenderer.send`, `invoke` | `vscode.postMessage` | `invoke`, `emit` | `comm.send`, on *shell* |
+# | **process → page** | `webContents.send` | `webview.postMessage` | `emit`, a `Channel` | `comm.send`, on *iopub* |
+# | **an answer** | `invoke`: a promise | none: number your messages | `invoke`: a promise | none: number your messages |
+# | **what crosses** | structured clone, ports | JSON; ArrayBuffers since 1.57 | JSON, raw bytes | JSON, and buffers beside it |
+# | **the wall** | sandboxed process, isolated preload script | no scripts unless `enableScripts`; files only of `localResourceRoots`; your CSP | capabilities: which window may call which command | none: outputs of a trusted notebook *are* the page |
 #
 # Sources: Electron, [IPC](https://www.electronjs.org/docs/latest/tutorial/ipc); VS Code, [Webview
 # API](https://code.visualstudio.com/api/extension-guides/webview); Tauri, [Inter-Process Communication](https://v2.tauri.app/concept/inter-process-communication/)
 # and [Capabilities](https://v2.tauri.app/security/capabilities/); Jupyter, [Messaging](https://jupyter-client.readthedocs.io/en/stable/messaging.html).
 #
-# Three things hold in every row. **Messages are copies**: no reference crosses, and no code. **A message has a name**, a channel, a
+# Three things hold in every column. **Messages are copies**: no reference crosses, and no code. **A message has a name**, a channel, a
 # command, a target, and the process decides what it does for it. **Whoever may do more must check**: the page's word is worth nothing.
 #
 # Electron has its own labs, 18 and 19. This one takes Jupyter's comms apart, the line that every widget hangs on.
