@@ -75,12 +75,13 @@ def locks():
 
 
 def cells():
-    """What the cells of lab 12 show, and the table that it measures."""
-    path = HERE.parent / "notebooks" / "12-isolation.ipynb"
-    notebook = nbformat.read(path, 4)
-    if failures := run(path, notebook, timeout=120):
-        raise SystemExit("\n".join(failures))
-    record_cells(notebook, HERE / "cells" / "12-isolation.json")
+    """What the cells of labs 12 and 16 show, and the table that lab 12 measures."""
+    for lab in ("12-isolation", "16-outgrowing-one-machine"):
+        path = HERE.parent / "notebooks" / f"{lab}.ipynb"
+        notebook = nbformat.read(path, 4)
+        if failures := run(path, notebook, timeout=120):
+            raise SystemExit("\n".join(failures))
+        record_cells(notebook, HERE / "cells" / f"{lab}.json")
     boundary().save(HERE / "cells" / "boundary.json")
 
 

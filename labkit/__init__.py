@@ -28,6 +28,7 @@ _HOME = {
     "jobs": "labkit.launch",
     "launch": "labkit.launch",
     "stop_all": "labkit.launch",
+    "cluster": "labkit.cluster",
     "kernel": "labkit.kernels",
     "kernels": "labkit.kernels",
     "load_ipython_extension": "labkit.kernels",
@@ -55,6 +56,7 @@ __all__ = sorted(name for name in _HOME if not name.endswith("_ipython_extension
 if TYPE_CHECKING:
     from labkit.channels import KINDS, channel, facts, receiver, sender, unlink
     from labkit.channels.base import Closed, Facts
+    from labkit.cluster import cluster
     from labkit.doctor import doctor
     from labkit.isolation import namespace
     from labkit.kernels import kernel, kernels

@@ -47,7 +47,8 @@ from multiprocess import reduction
 
 from labkit.baggage import Baggage, unpacking
 from labkit.channels.base import Endpoint, one_word
-from labkit.launch import Process, RemoteError, arm, ends_in, follow_ipython, pickled
+from labkit.launch import Process, RemoteError, ends_in, follow_ipython, pickled
+from labkit.leash import arm
 from labkit.table import Table
 
 START_TIMEOUT = 60.0

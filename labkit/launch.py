@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import fcntl
 import importlib
 import io
 import os
@@ -38,6 +37,7 @@ from multiprocess import connection, forkserver, popen_forkserver, reduction, sp
 
 from labkit import machine
 from labkit.channels.base import Endpoint, all_have_arrived
+from labkit.leash import arm
 
 START_TIMEOUT = 60.0
 """Seconds until a child must be running. The first launch loads labkit into the forkserver."""
@@ -240,7 +240,7 @@ def launch(f: Callable[..., Any], *args: Any, name: str | None = None, inside: A
         RemoteError: the child did not come up.
     """
     name = str(name or getattr(f, "__name__", type(f).__name__))
-    payload = _dumped(f, name)
+    payload = dumped(f, name)
     ends = list(ends_in(args))
     for end in ends:
         end._must_be_open()
@@ -389,26 +389,12 @@ def _result_of(f: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
 
 
 def _die_with_parent(leash: int) -> None:
-    """Have the kernel kill this process when its parent has gone, even while compiled code holds the GIL.
-
-    The leash is a pipe through which nothing is ever sent. It reports every change by a signal of our choice: O_ASYNC
-    and F_SETSIG, fcntl(2). Its only change is the parent's end closing.
-    """
+    """Have the kernel kill this process when its parent has gone, even while compiled code holds the GIL."""
     arm(leash, os.getpid())
     poll = select.poll()
     poll.register(leash, select.POLLIN)
     if poll.poll(0):  # it went before the signal was armed
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-def arm(leash: int, pid: int) -> None:
-    """Have the kernel kill a process when the other end of a leash closes. It may be armed from either side of exec."""
-    fcntl.fcntl(leash, fcntl.F_SETOWN, pid)
-    fcntl.fcntl(leash, F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(leash, fcntl.F_SETFL, fcntl.fcntl(leash, fcntl.F_GETFL) | os.O_ASYNC)
-
-
-F_SETSIG = 10  # fcntl(2); the module fcntl has no name for it
 
 
 def ends_in(value: Any) -> Iterator[Endpoint]:
@@ -433,7 +419,7 @@ def _items(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _dumped(f: Any, name: str) -> bytes:
+def dumped(f: Any, name: str) -> bytes:
     """The function with everything it refers to, as bytes.
 
     Raises:

@@ -39,6 +39,8 @@ FLOORS = {
     "labkit.trace": 3,
     "labkit.comms": 3.1,  # what it hears goes into a trace
     "labkit.launch": 3,
+    "labkit.cluster": 3.1,  # sends functions as launch does
+    "labkit.leash": 0,
     "labkit.kernels": 3.1,  # hands ends over as launch does
     "labkit.isolation": 3.2,
     "labkit.boundary": 3.4,

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-NAMES = ("import", "launch", "channels", "trace", "events", "view", "report", "queue", "electron")
+NAMES = ("import", "launch", "channels", "trace", "events", "view", "report", "queue", "electron", "sweep")
 
 
 @dataclass(frozen=True)

@@ -340,6 +340,7 @@ report(race, "../reports/my-first-report.html")
 # | [13-cooperating-kernels](13-cooperating-kernels.ipynb) | How do two Jupyter kernels play ping-pong, and what when one dies? |
 # | [14-remote-procedure-calls](14-remote-procedure-calls.ipynb) | No answer has come: was it done? JSON over HTTP, gRPC, ipyparallel. |
 # | [15-services](15-services.ipynb) | Four services in a line: what is lost when one of them is killed? |
+# | [16-outgrowing-one-machine](16-outgrowing-one-machine.ipynb) | What if one machine is not enough, and which mechanism leads to another? |
 # | [17-how-jupyter-talks](17-how-jupyter-talks.ipynb) | What happens between Shift + Enter and the result? ZeroMQ, kernels, widgets. |
 # | [18-electron-ipc](18-electron-ipc.ipynb) | How do the windows of an Electron program talk with its main process? |
 # | [19-electron-security](19-electron-security.ipynb) | What can a hostile page reach, and which guard stops it? |
