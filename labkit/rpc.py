@@ -14,7 +14,7 @@ answered. Of a call without an answer nobody can tell whether it was never begun
 
     TimeoutError             no answer until the deadline
     Closed                   the server ended, or was killed, before it answered
-    ConnectionRefusedError   nobody listens there: it was not run
+    ConnectionRefusedError   nobody listens there: it was not run. Another OSError: nothing leads there, not run either
     RemoteError              it was run, and raised
 
 A server listens at 127.0.0.1, where only this machine can call it, unless another address is asked for. Both ways
@@ -30,6 +30,7 @@ import http.client
 import http.server
 import importlib
 import json
+import os
 import re
 import select
 import socket
@@ -164,6 +165,7 @@ class Stub:
             TimeoutError: no answer came within `timeout` seconds. It may have been run, or may be yet.
             Closed: the server ended before it answered. It may have been run.
             ConnectionRefusedError: nobody listens there. It was not run.
+            OSError: ENETUNREACH, EHOSTUNREACH, nothing leads there. It was not run.
             RemoteError: it raised, or there is no such procedure.
         """
         raise NotImplementedError
@@ -199,9 +201,13 @@ class Stub:
             "only what may be run twice"
         )
 
-    def _refused(self, name: str, why: str = "nobody listens there") -> ConnectionRefusedError:
-        text = f"{name} was not run: {why}. Is the server started, and is that its port?"
-        return ConnectionRefusedError(errno.ECONNREFUSED, text, self.address)
+    def _unreached(self, name: str, number: int) -> OSError:
+        """ConnectionRefusedError, or another that belongs to the number."""
+        if number == errno.ECONNREFUSED:
+            why = "nobody listens there. Is the server started, and is that its port?"
+        else:
+            why = f"{os.strerror(number)}. Is that its address, and does a route lead there?"
+        return OSError(number, f"{name} was not run: {why}", self.address)
 
 
 # --- JSON over HTTP -------------------------------------------------------------------------------------------
@@ -218,16 +224,13 @@ class JsonStub(Stub):
         connection = self._connection
         if connection.sock and select.select([connection.sock], [], [], 0)[0]:
             connection.close()  # nobody was to speak: the server has hung up since
+        if not connection.sock:
+            self._begin(name, timeout)
         try:
-            if not connection.sock:
-                connection.timeout = timeout
-                connection.connect()
             connection.sock.settimeout(timeout)
             connection.request("POST", f"/{name}", json.dumps(values), {"Content-Type": "application/json"})
             response = connection.getresponse()
             answer = response.read(LARGEST + 1)
-        except ConnectionRefusedError:
-            raise self._refused(name) from None
         except TimeoutError:
             connection.close()
             raise self._late(name, timeout) from None
@@ -237,10 +240,25 @@ class JsonStub(Stub):
         if len(answer) > LARGEST:
             connection.close()
             raise OSError(errno.EMSGSIZE, f"the answer of {name} is larger than {LARGEST:,} bytes")
-        result: dict[str, Any] = json.loads(answer)
-        if response.status != http.HTTPStatus.OK:
-            raise RemoteError(f"{name} at {self.address}: {result['error']}")
-        return result
+        try:
+            result = json.loads(answer)
+            told = result if response.status == http.HTTPStatus.OK else result["error"]
+        except (ValueError, TypeError, LookupError):
+            raise RemoteError(
+                f"{self.address} answers {name}, but is no server of labkit.rpc: {answer[:40]!r}"
+            ) from None
+        if told is not result:
+            raise RemoteError(f"{name} at {self.address}: {told}")
+        return dict(result)
+
+    def _begin(self, name: str, timeout: float) -> None:
+        self._connection.timeout = timeout
+        try:
+            self._connection.connect()
+        except TimeoutError:
+            raise self._late(name, timeout) from None
+        except OSError as reason:
+            raise self._unreached(name, reason.errno or errno.EHOSTUNREACH) from None
 
     def close(self) -> None:
         self._connection.close()
@@ -396,7 +414,7 @@ class GrpcStub(Stub):
             if code == grpc.StatusCode.UNAVAILABLE and "failed to connect" in said.lower():
                 self.close()
                 self._connect()
-                raise self._refused(name) from None
+                raise self._unreached(name, _number_in(said)) from None
             if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
                 raise self._broken(name) from None
             raise RemoteError(f"{name} at {self.address}: {said} ({code.name})") from None
@@ -404,6 +422,12 @@ class GrpcStub(Stub):
 
     def close(self) -> None:
         self._channel.close()
+
+
+def _number_in(said: str) -> int:
+    """The errno in what gRPC says, which has only the words for it."""
+    near = (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EACCES)
+    return next((number for number in near if os.strerror(number) in said), errno.EHOSTUNREACH)
 
 
 def _serve_grpc(procedures: dict[str, Procedure], proto: Path, host: str, port: int, tx: Any) -> None:

@@ -19,6 +19,7 @@ begun, and A sends all from there on. That alone is *at least once*: what B had 
 **Nothing counts twice**: each record has a number, and B writes its new state, what it yields, and the number in one
 transaction of its own database. What comes again is known by its number and passed over. Together: *effectively once*.
 It holds for what is in the databases. What a service does to the rest of the world, a mail it sends, may happen twice.
+Who is killed again and again is restarted again and again: `pipeline.restarts` tells. Who raises an exception is not.
 
 SQLite writes to its log, and does not wait for the disk (synchronous=NORMAL): whoever is killed loses nothing; a power
 cut may take the last moments of one service, and then its neighbours know more than it does.
@@ -95,7 +96,6 @@ class Pipeline:
         self._finished: set[str] = set()
         self._failure: BaseException | None = None
         self._ended = threading.Event()
-        self._lock = threading.RLock()
         try:
             links = [self._open(left, right) for left, right in itertools.pairwise(self.names)]
             for name in self.names:
@@ -155,10 +155,7 @@ class Pipeline:
             else:
                 self._posts[name, side] = ours
         try:
-            with self._lock:
-                if self._ended.is_set():
-                    return
-                self.jobs[name] = job = launch(_serve, self._services[name], self.database(name), *theirs, name=name)
+            self.jobs[name] = job = launch(_serve, self._services[name], self.database(name), *theirs, name=name)
         finally:
             for there in filter(None, theirs):
                 there.close()
@@ -194,13 +191,12 @@ class Pipeline:
             job.when_ended(lambda _, clear_up=end.aftermath: clear_up())  # type: ignore[misc]
 
     def _end(self) -> None:
-        with self._lock:
-            self._ended.set()
-            for job in self.jobs.values():
-                job.kill()
+        for job in self.jobs.values():
+            job.kill()
         for post in self._posts.values():
             post.close()
         self._posts.clear()
+        self._ended.set()
 
     # --- for who has it ---------------------------------------------------------------------------------------
 

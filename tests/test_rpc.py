@@ -207,6 +207,24 @@ def test_a_server_that_is_no_server_of_ours_is_a_broken_call():
         thread.join()
 
 
+def test_a_server_of_something_else_is_told_from_ours():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def answers():
+            with other.accept()[0] as peer:
+                peer.recv(4096)
+                peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+
+        thread = threading.Thread(target=answers)
+        thread.start()
+        with (
+            connect(*other.getsockname()) as stub,
+            pytest.raises(RemoteError, match=r"no server of labkit.rpc: b'hello'"),
+        ):
+            stub.mean(day="1", timeout=5)
+        thread.join()
+
+
 def ask(host, port, proto):
     with connect(host, port, proto) as stub:
         return stub.mean(day="2013-01-31")
@@ -222,6 +240,13 @@ def test_two_network_namespaces_talk(proto):
             with pytest.raises((OSError, RemoteError), match="unreachable|nobody listens|within|ended"):
                 launch(ask, server.host, server.port, None).wait(20)  # from outside nothing leads there
     assert not any("10.77.0" in line for line in Path("/proc/net/fib_trie").read_text().splitlines())
+
+
+@needs_namespaces
+@BOTH
+def test_a_host_to_which_nothing_leads_is_unreachable_and_the_call_was_not_run(proto):
+    with namespace("net") as alone, pytest.raises(RemoteError, match="mean was not run: Network is unreachable"):
+        alone.run(ask, "10.77.0.2", 4711, proto)
 
 
 @needs_namespaces
