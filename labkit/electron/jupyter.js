@@ -20,20 +20,23 @@ const OUTER = `<!doctype html><meta charset="utf-8"><meta http-equiv="Content-Se
 <meta http-equiv="x-dns-prefetch-control" content="off">
 <style>html, body, iframe { margin: 0; border: 0; width: 100%; height: 100%; display: block; overflow: hidden }</style>
 <script>
-  let frame = null, port = null, loads = 0;
+  let frame = null, port = null, loads = 0, again = false;
   addEventListener("message", (event) => {
     if (event.source === parent) {
       frame?.remove();
       [port] = event.ports;
       loads = 0;
+      again = false;
       frame = document.createElement("iframe");
       frame.sandbox = "allow-scripts";
       frame.title = event.data.title;
       frame.srcdoc = event.data.html;
       const { contentWindow } = document.body.appendChild(frame);
-      frame.onload = () => loads++ && parent.postMessage("labkit-left", "*");
-    } else if (frame && event.source === frame.contentWindow && event.data === "labkit-page" && port) {
-      frame.contentWindow.postMessage("labkit-port", "*", [port]);
+      frame.onload = () => loads++ && !again && parent.postMessage("labkit-left", "*");
+    } else if (frame && event.source === frame.contentWindow && event.data === "labkit-page") {
+      if (port) frame.contentWindow.postMessage("labkit-port", "*", [port]);
+      else if (!again) parent.postMessage("labkit-again", "*");
+      again = !port;
       port = null;
     }
   });
@@ -270,7 +273,8 @@ class WindowView extends View {
       if (this.ready) this.end("its frame was taken off the page"); // and came back: a frame that moves starts anew
       this.ready = true;
       this.model.send({ kind: "hello", view: this.key });
-    } else if (message === "labkit-left") this.end("its page has left: a page may not navigate or reload itself here");
+    } else if (message === "labkit-again" && this.port) this.fromPage(pack(Kind.STATE, encode(["reload", null]), { document: this.shown }));
+    else if (message === "labkit-left") this.end("its page has left: a page may not navigate here");
   }
 
   fromKernel(content, buffers) {
@@ -293,6 +297,7 @@ class WindowView extends View {
     const { port1, port2 } = new MessageChannel();
     this.port = port1;
     port1.onmessage = ({ data }) => (data instanceof Uint8Array ? this.fromPage(data) : this.fromShim(data));
+    this.shown = config.document;
     this.before = this.sent; // a new page counts its messages from 0
     const boot = `${PAGE_SCRIPT}(${JSON.stringify(config)})`.replaceAll("</script", "<\\/script").replaceAll("<!--", "<\\!--");
     const map = config.nodeIntegration && !config.contextIsolation ? IMPORT_MAP : "";

@@ -3,8 +3,9 @@
     kernel ── comm messages, frames in their buffers ── jupyter.js ── MessagePort ── jupyter-page.js in the frame
 
 The frame is `sandbox="allow-scripts"` without allow-same-origin: its origin is "null", it reaches neither the notebook
-nor the kernel nor storage, its Content-Security-Policy allows no network, and a page that navigates itself is ended. So
-everything a page names, in the folder that it is in, is put into it as data: scripts, styles, pictures, fonts.
+nor the kernel nor storage, its Content-Security-Policy allows no network, and a page that navigates is ended. So
+everything a page names, in the folder that it is in, is put into it as data: scripts, styles, pictures, fonts. Chromium
+gives the frame a process of its own: a page that spins stops neither the notebook nor other windows.
 
 What is *not* as in Electron: page and preload script share one realm. A page cannot see the preload script's variables,
 nor `ipcRenderer`, but it can replace prototypes that they share (a method of Array.prototype), and so see what the
@@ -16,6 +17,8 @@ threads that take them at any time, and sends each message to the one that last 
 windows a subshell of their own (`_subshell_of_windows`), through parts of ipykernel that are private: every use is
 guarded, the first message of a window tells whether it has worked (`answers_while_busy`), and where it has not the
 window says that a cell must await. Sending from a page is bounded: 4096 messages or 64 MB that main has not read.
+
+On a machine with two processors an invocation takes 5 ms, and 400 at once take 0.25 s; lab 18 measures yours.
 """
 
 from __future__ import annotations
