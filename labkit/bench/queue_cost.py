@@ -26,6 +26,13 @@ from labkit.queue import Queue
 PAIRS = 40
 MB = 1 << 20
 
+PICKLE = "pickle alone, of a hundred at once, takes some 90 ns to take one apart and 145 ns to put it together again"
+HANDED_OVER = "a hand-over makes a Python object at each side, and moves three cache lines between the processors"
+CLAIMS = (
+    "a slot is claimed, and taken, by a compare-and-exchange of its own word, which says who did it, so that a death "
+    "can be proved; Vyukov's queue exchanges a counter, which stays in the cache of its side, and survives no kill -9"
+)
+
 
 @dataclass(frozen=True)
 class Line:
@@ -280,6 +287,7 @@ def lines() -> list[Line]:
             peers.mp_queue(1_000, (put_objects, get_objects)),
             20,
             30,
+            why=PICKLE,
         ),
         Line(
             "Queue, 1 MB array / multiprocessing.Queue",
@@ -289,8 +297,8 @@ def lines() -> list[Line]:
         Line("1 MB array copied / iceoryx2", copied(MB, 50), peers.iceoryx(50, MB), 1.1, 1.4),
         Line("1 MB array copied / multiprocessing.Queue", copied(MB, 50), peers.mp_arrays(3, MB), 50, 80),
         Line("16 MB array copied / socketpair", copied(16 * MB, 3), peers.socketpair(3, 16 * MB), 1.0, 2),
-        Line("1 MB handed over without a copy", lent(MB), None, 1, 1.4),
-        Line("16 MB handed over without a copy", lent(16 * MB), None, 1, 1.4),
+        Line("1 MB handed over without a copy", lent(MB), None, 1, 1.4, why=HANDED_OVER),
+        Line("16 MB handed over without a copy", lent(16 * MB), None, 1, 1.4, why=HANDED_OVER),
         *crowds(),
     ]
 
@@ -302,7 +310,7 @@ def crowds() -> list[Line]:
         name, ours = f"compiled MPMC, 8 B, {many}x{many}", crowd.compiled_crowd(many, count)
         vyukov = peers.cpp_stream("Vyukov", "vyukov8", count, many)
         boost = peers.cpp_stream("boost", "boost_mpmc8", count, many)
-        made += [Line(f"{name} / Vyukov", ours, vyukov, 0.95, 1.3), Line(f"{name} / boost", ours, boost)]
+        made += [Line(f"{name} / Vyukov", ours, vyukov, 0.95, 1.3, why=CLAIMS), Line(f"{name} / boost", ours, boost)]
     return [
         *made,
         Line("compiled Broadcast, 8 B, one reader", crowd.compiled_broadcast(1, 400_000), None),
@@ -316,8 +324,8 @@ def crowds() -> list[Line]:
             takes=True,
         ),
         Line("Python MPMC, 8 B / multiprocessing.Queue", crowd.python_crowd(1, 20_000), peers.mp_queue(1_000), 50, 80),
-        Line("Python MPMC, lists of 64", crowd.python_batches(64_000), None, 35, 60),
-        Line("Python MPMC, arrays of 64", crowd.python_batches(256_000, items=True), None, 35, 60),
+        Line("Python MPMC, lists of 64", crowd.python_batches(64_000), None, 35, 60, why=CLAIMS),
+        Line("Python MPMC, arrays of 64", crowd.python_batches(256_000, items=True), None, 35, 60, why=CLAIMS),
     ]
 
 
