@@ -256,31 +256,29 @@ print(f"send:                {len(counted) / ms * 1000:8,.0f} a second")
 
 # %% [markdown]
 # One by one, an `invoke` mostly waits: for the other process to be woken, twice. All at once, the waits overlap. So do not ask for a
-# thousand things one by one. Where does the time of one round trip go? The same size over a bare Unix socket between two processes,
+# thousand things one by one. Where does the time of one round trip go? The same size over a bare Unix socket to cat(1) and back,
 # and the cost of making bytes of the values:
 
 # %%
+import socket
+import subprocess
 from timeit import repeat
 
-from labkit import channel, launch
 from labkit.electron.clone import decode, encode
 
-
-def answer(rx, tx):
-    for message in rx:
-        tx.send(message)
+ours, theirs = socket.socketpair()
+cat = subprocess.Popen(["cat"], stdin=theirs, stdout=theirs)  # a process that sends back what it gets
+theirs.close()
 
 
 def ask():
-    to.send(b"x" * 40)
-    return back.receive()
+    ours.send(b"x" * 40)
+    return ours.recv(40)
 
 
-# %%
-(to, rx), (tx, back) = channel("unix_stream"), channel("unix_stream")
-launch(answer, rx, tx)
 bare = sorted(repeat(ask, number=1, repeat=1000))[500]
-to.close(), back.close()
+ours.close()
+cat.wait()
 clone = min(repeat(lambda: decode(encode(["echo", 1])), number=1000, repeat=5)) / 1000
 print(f"a Unix socket there and back: {bare * 1e3:.3f} ms; clone, both ways: {2 * clone * 1e3:.3f} ms")
 print(f"the rest of {alone['p50']:.3f} ms: two event loops, which find out whose message it is and whom to call")
@@ -538,4 +536,4 @@ check_subscription(on_price)
 # [ipcRenderer](https://www.electronjs.org/docs/latest/api/ipc-renderer), [webContents](https://www.electronjs.org/docs/latest/api/web-contents).
 # **HTML standard:** [structured clone](https://html.spec.whatwg.org/multipage/structured-data.html),
 # [channel messaging](https://html.spec.whatwg.org/multipage/web-messaging.html).
-# **Manual pages:** socketpair(2), unix(7), read(2), poll(2).
+# **Manual pages:** socketpair(2), unix(7), read(2), poll(2), cat(1).
