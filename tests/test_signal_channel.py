@@ -9,6 +9,7 @@ import os
 import resource
 import select
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ import roles
 from labkit import Closed, channel, launch, receiver, sender, unlink
 from labkit.channels import signal as signals
 from labkit.channels.base import kind_dir
-from labkit.libc import ffi, libc
+from labkit.libc import SYSCALLS, ffi, libc
 
 pytestmark = pytest.mark.every_python
 
@@ -85,6 +86,34 @@ def test_a_thread_that_unblocks_the_signal_loses_nothing_and_mixes_up_nothing(by
     job.wait()
     assert received == messages
     rx.close()
+
+
+@pytest.mark.parametrize("late", [0, 1], ids=["a piece before another", "the last piece of a message"])
+def test_a_piece_that_a_thread_gives_back_when_every_sender_has_gone_is_waited_for(late):
+    """Its handler does that, and a busy machine may stop it in the middle."""
+    tx, rx = channel("signal")
+    messages = [b"of two" * 2] if late else [b"a word", b"another"]
+    launch(roles.send_all, tx, messages).wait()
+    taken = [os.read(rx.fileno(), 128) for _ in range(late + 1)]  # as a thread that has not blocked the signal
+    for piece in taken[:-1]:
+        give_back(rx.number, piece)
+    timer = threading.Timer(0.05, give_back, (rx.number, taken[-1]))
+    timer.start()
+    assert list(rx) == messages
+    timer.join()
+    rx.close()
+
+
+def give_back(number, piece):
+    """rt_sigqueueinfo(2): a signal that was read from a signalfd is pending again."""
+    channel_and_sender, code, pid, value = signals.FIELDS.unpack_from(piece)
+    info = struct.pack("=iii4xiIQ96x", number, channel_and_sender, code, pid, os.getuid(), value)
+    assert (
+        libc.syscall(
+            SYSCALLS["rt_sigqueueinfo"], ffi.cast("long", os.getpid()), ffi.cast("long", number), ffi.from_buffer(info)
+        )
+        == 0
+    )
 
 
 def test_pieces_that_a_thread_has_taken_and_put_back_again_and_again_find_their_places():

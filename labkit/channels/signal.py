@@ -95,6 +95,9 @@ WHO, STARTED, NAMESPACE, CHANNEL = range(4)  # the words of the page
 SENDER_BITS = 15
 FULL = "the queue of signals (RLIMIT_SIGPENDING, ulimit -i: one for all processes of a user) stayed full"
 FIELDS = struct.Struct("=4xiiI32xQ")  # of a signalfd_siginfo: ssi_errno, ssi_code, ssi_pid, ssi_ptr
+GAP_PATIENCE, BEGUN_PATIENCE, LAST_PATIENCE = 5.0, 0.1, 0.002
+"""Seconds for a piece that is missing when every sender has gone: one before others that are here was sent for
+certain, the rest of a message unless its sender was killed, and after a whole message there may have been no other."""
 THREAD_PATIENCE = 1.0  # seconds for all threads to block a signal; one that is stopped does it when it goes on
 
 FACTS = Facts(
@@ -498,6 +501,8 @@ class SignalReceiver(Receiver):
                 self._must_be_open()
                 raise OSError(number, f"read of a signalfd: {os.strerror(number)}")
             if last_look:
+                if self._comes_late():
+                    continue
                 raise Closed("every sender of these signals has closed")
             if self._pid != os.getpid() and not self.closed:
                 raise RuntimeError(
@@ -517,6 +522,15 @@ class SignalReceiver(Receiver):
                 interest[self.lifeline.fileno()] = select.POLLRDHUP
             ready = waiter.wait(interest, "no signal came")
             last_look = bool(ready) and self.fd not in ready
+
+    def _comes_late(self) -> bool:
+        """Every sender has gone: whether a piece comes that a thread has taken and is about to give back."""
+        flows = self._senders.values()
+        gap, begun = any(flow.early for flow in flows), any(flow.begun for flow in flows)
+        patience = GAP_PATIENCE if gap else BEGUN_PATIENCE if begun else LAST_PATIENCE
+        poller = select.poll()
+        poller.register(self.fd, select.POLLIN)
+        return bool(poller.poll(patience * 1000))
 
     def _take(self) -> None:
         """Put together what the last read brought.
