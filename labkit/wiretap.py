@@ -187,6 +187,31 @@ class Wiretap:
             if not self._told.wait_for(is_settled, timeout):
                 raise TimeoutError(f"the kernel was not idle again within {timeout:g} s")
 
+    def passes_through(self, pid: int, name: str) -> None:
+        """From now on it is this process that talks here, for a front end behind it: see labkit.webserver."""
+        if self._record:
+            self._record.passes_through(pid, name)
+
+    def has_gone(self, pid: int) -> None:
+        """That process has ended."""
+        if self._trace is not None:
+            self._trace.process_ended(pid, "ended")
+
+    def crossed(self, name: str, to_kernel: bool, header: dict[str, Any], size: int, time_ns: int) -> None:
+        """A message on the way before the tap: sent by the front end at this time, or received there, CLOCK_MONOTONIC.
+
+        Its other end is where it passes the tap, which is waited for; the server's own messages do not.
+        """
+
+        def passed() -> Heard | None:
+            return next((h for h in reversed(self._heard) if h.header.get("msg_id") == header["msg_id"]), None)
+
+        with self._told:
+            heard = self._told.wait_for(passed, 5.0 if to_kernel else 0.5)
+        if heard and self._record:
+            here, there = (time_ns, heard.time_ns) if to_kernel else (heard.time_ns, time_ns)
+            self._record.add(name, to_kernel, header["msg_type"], size, here, there, before=True)
+
     def close(self) -> None:
         """End it; who talks through it is cut off. Idempotent."""
         self._stop.set()
@@ -252,36 +277,53 @@ class _Record:
     def __init__(self, trace: Trace, kernel: int):
         self._trace, self._front_end, self._kernel = trace, os.getpid(), kernel
         self._events: deque[tuple[Any, ...]] = deque()
-        self._channels: dict[tuple[str, bool], tuple[int, int, int]] = {}
+        self._channels: dict[tuple[str, int, int], tuple[int, int, int]] = {}  # by name, sender and receiver
+        self._near, self._direct = self._front_end, True  # who talks here: the front end, or a server for it
+        self._lock = threading.Lock()
         self._count = 0
         trace.add_process(kernel, "kernel")
         trace.add_process(self._front_end, "front end")
         self._end = trace.add_source(self._take)
 
+    def passes_through(self, pid: int, name: str) -> None:
+        self._trace.add_process(pid, name)
+        self._near, self._direct = pid, False
+
     def write(self, heard: Heard) -> None:
-        key = heard.socket, heard.to_kernel
-        if key not in self._channels:
-            arrow = "→ kernel" if heard.to_kernel else "→ front end"
-            self._channels[key] = self._trace.foreign("zmq", f"{heard.socket} {arrow}", 1000, "messages", 0)
-        channel, sends, receives = self._channels[key]
-        sender, receiver = (self._front_end, self._kernel)[:: 1 if heard.to_kernel else -1]
-        self._count += 1
-        message = (sends + 1) << 40 | self._count, heard.size
-        first = heard.type.encode()[:FIRST_BYTES] if self._trace.contents else b""
-        for at, pid, endpoint, action in (
-            (heard.sent_ns, sender, sends, Action.SEND_BEGINS),
-            (heard.sent_ns, sender, sends, Action.SEND_ENDS),
-            (heard.time_ns, receiver, receives, Action.RECEIVE_ENDS),
-        ):
-            told = first if action == Action.SEND_BEGINS else b""
-            self._events.append((at, *message, pid, channel, endpoint, action, told))
+        sent = heard.time_ns if heard.to_kernel and not self._direct else heard.sent_ns
+        self.add(heard.socket, heard.to_kernel, heard.type, heard.size, sent, heard.time_ns)
+
+    def add(
+        self, name: str, to_kernel: bool, kind: str, size: int, sent: int, received: int, before: bool = False
+    ) -> None:
+        """A message between the kernel and who talks with it, or `before` that, from front end to server."""
+        near, far = (self._front_end, self._near) if before else (self._near, self._kernel)
+        sender, receiver = (near, far) if to_kernel else (far, near)
+        with self._lock:
+            if (name, sender, receiver) not in self._channels:
+                whom = "server" if before and to_kernel else "kernel" if to_kernel else "front end"
+                if not before and not to_kernel and not self._direct:
+                    whom = "server"
+                kind_of_channel = "websocket" if before else "zmq"
+                self._channels[name, sender, receiver] = self._trace.foreign(
+                    kind_of_channel, f"{name} → {whom}", 1000, "messages", 0
+                )
+            channel, sends, receives = self._channels[name, sender, receiver]
+            self._count += 1
+            message = (sends + 1) << 40 | self._count, size
+            first = kind.encode()[:FIRST_BYTES] if self._trace.contents else b""
+            for at, pid, endpoint, action, told in (
+                (sent, sender, sends, Action.SEND_BEGINS, first),
+                (sent, sender, sends, Action.SEND_ENDS, b""),
+                (received, receiver, receives, Action.RECEIVE_ENDS, b""),
+            ):
+                self._events.append((at, *message, pid, channel, endpoint, action, told))
 
     def _take(self) -> np.ndarray:
         return np.array([self._events.popleft() for _ in range(len(self._events))], EVENT)
 
     def close(self) -> None:
-        for (_, to_kernel), (channel, sends, receives) in self._channels.items():
-            people = (self._front_end, self._kernel)[:: 1 if to_kernel else -1]
-            for pid, endpoint in zip(people, (sends, receives), strict=True):
+        for (_, *people), (channel, *ends) in self._channels.items():
+            for pid, endpoint in zip(people, ends, strict=True):
                 self._events.append((time.monotonic_ns(), 0, 0, pid, channel, endpoint, Action.CLOSED, b""))
         self._end()

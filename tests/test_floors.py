@@ -34,6 +34,7 @@ FLOORS = {
     "labkit.rings": 3.5,  # runs a ring in processes
     "labkit.services": 3.5,  # processes in a line, launched and joined
     "labkit.rpc": 3.5,
+    "labkit.webserver": 3.6,  # is heard by a wiretap
     "labkit.wiretap": 3.5,  # records what Jupyter says in a trace
     "labkit.baggage": 2.5,  # ends for a process that runs already
     "labkit.trace": 3,

@@ -4,12 +4,14 @@ import asyncio
 import subprocess
 import time
 
+import psutil
 import pytest
 import zmq
 from jupyter_client import KernelManager
 from jupyter_core.utils import run_sync
 
 from labkit import Trace
+from labkit.webserver import JupyterServer
 from labkit.wiretap import DELIMITER, Wiretap
 
 
@@ -116,6 +118,38 @@ def test_a_trace_has_the_messages_with_their_types_and_both_processes(tap, clien
     assert {"front end", "kernel"} == {process.name for process in tap.trace.processes.values()}
     assert {"shell → kernel", "iopub → front end"} <= {channel.label for channel in tap.trace.channels}
     assert (messages["receive_ends"] >= messages["send_begins"]).all()
+
+
+def test_a_server_stands_between_a_page_and_the_kernel(tap, manager):
+    with JupyterServer(tap) as server:
+        assert server.ask("/api/kernels")[0]["name"] == "tapped"
+        with server.connect() as page:
+            came = page.execute("print('hello')\n6 * 7")
+            assert "".join(m["content"]["text"] for m in came if m["msg_type"] == "stream") == "hello\n"
+            assert [m["content"]["data"]["text/plain"] for m in came if m["msg_type"] == "execute_result"] == ["42"]
+            with pytest.raises(TimeoutError, match=r"not done within 0\.5 s"):
+                page.execute("import time; time.sleep(5)", timeout=0.5)
+        here, kernel, between = tap.trace.pid, manager.provisioner.pid, server.pid
+        listens = [c for c in psutil.Process(between).net_connections() if c.status == psutil.CONN_LISTEN]
+        assert {c.laddr.ip for c in listens} == {"127.0.0.1"}
+    names = {pid: process.name for pid, process in tap.trace.processes.items()}
+    assert (names[between], names[kernel]) == ("server", "kernel")
+    messages = tap.trace.messages()
+    by = {channel.number: channel.label for channel in tap.trace.channels}
+    ways = {(by[m["channel"]], int(m["sender"]), int(m["receiver"])) for m in messages}
+    assert {
+        ("websocket → server", here, between),
+        ("shell → kernel", between, kernel),
+        ("iopub → server", kernel, between),
+        ("websocket → front end", between, here),
+    } <= ways
+    assert (messages["receive_ends"] >= messages["send_begins"]).all()
+
+
+def test_a_server_that_cannot_start_says_why(tap, monkeypatch):
+    monkeypatch.setattr("labkit.webserver.sys.executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="has ended with status 1"):
+        JupyterServer(tap)
 
 
 def test_it_listens_on_this_machine_only(tap):

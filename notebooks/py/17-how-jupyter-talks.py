@@ -322,6 +322,38 @@ tap.heard()
 # The message sets the value, and the observer prints: output without a cell, which the front end shows where the comm belongs. *echo_update* goes to all, so that three browsers with the same notebook
 # show the same slider. The views in these labs are comms, too: their events travel in *buffers*, frames of bytes behind the JSON, which are not signed.
 #
+# ## With a server, as in your browser
+#
+# Now the third process. A real Jupyter server takes the tap for its kernel, and `page` does what the page in your browser does: it opens a **WebSocket** to the server, and
+# sends the same message as JSON. Only the server has the kernel's key, so it is the server that signs:
+
+# %%
+from labkit.webserver import JupyterServer
+
+client.stop_channels()
+tap.close()
+served = Trace()
+tap = Wiretap(manager, served)
+server = JupyterServer(tap)
+page = server.connect()
+for message in page.execute("print('hello')\n6 * 7"):
+    print(f"{message['channel']:6} {message['msg_type']:15} {json.dumps(message['content'])[:60]}")
+
+# %%
+watch(served, view="sequence")
+
+# %% [markdown]
+# Each way has two legs, with the server in the middle: **WebSocket** to the front end, **ZeroMQ** to the kernel. One WebSocket carries what comes from *shell* and from *iopub*,
+# so each message says which. The server does not tell when it has a message; the end of one leg and the begin of the next are the moment at which it passes the tap.
+
+# %%
+page.close()
+server.close()
+tap.close()
+tap = Wiretap(manager)
+client = tap.client()
+
+# %% [markdown]
 # ## Measure: what does Jupyter itself cost?
 
 # %%
