@@ -175,7 +175,10 @@ class _Record:
 
     def came(self, message: dict[str, Any]) -> None:
         now, parent = time.monotonic_ns(), message["parent_header"].get("msg_id")
-        stamped = (message["header"]["date"] - _EPOCH) // timedelta(microseconds=1) * 1000 + self._behind
+        made = message["header"]["date"]
+        if isinstance(made, str):  # where ipyparallel is loaded, which has jupyter_client leave dates as they are
+            made = datetime.fromisoformat(made)
+        stamped = (made - _EPOCH) // timedelta(microseconds=1) * 1000 + self._behind
         if message["content"].get("execution_state") == "busy" and parent in self._asked:
             number, size, begun = self._asked.pop(parent)
             channel, _, receives = self._shell

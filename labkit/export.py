@@ -113,7 +113,7 @@ def _complete(header: dict[str, Any], events: np.ndarray) -> dict[str, Any]:
 def _columns(events: np.ndarray, header: dict[str, Any]) -> Iterator[Iterable[Any]]:
     """The columns of a table of events, as Python's own types."""
     names = {process["pid"]: process["name"] for process in header["processes"]}
-    recorded = (events["action"] == Action.SEND_BEGINS) & header["contents"]
+    recorded = (events["action"] == Action.SEND_BEGINS) & header.get("contents", True)
     labels = {False: [c["label"] for c in header["channels"]], True: [c["label"] for c in header["locks"]]}
     for column in NUMBERS:
         values = events[column].tolist()
@@ -336,7 +336,7 @@ def _calls(events: np.ndarray, header: dict[str, Any], tracks: _Tracks) -> Itera
         if action == Action.SEND_BEGINS:
             step = int(message in arrived)
             arrow = _fixed(47, message) if step else b""  # flow_ids: it leaves here
-            if header["contents"]:
+            if header.get("contents", True):
                 about += _bytes(4, _number(1, 3) + _bytes(6, in_words(beginning(first, size), size)))  # string_value
             yield time, _event(BEGIN, track, "send", about + arrow)
         elif action == Action.RECEIVE_BEGINS:

@@ -313,6 +313,8 @@ def run(path: Path, notebook: Any, timeout: float = CELL_SECONDS, tick: Callable
     places: dict[str, Any] = {}
     """The cells that have run, by what asked for it."""
 
+    shown: dict[str, list[Any]] = {}  # outputs by their display_id
+
     class Client(NotebookClient):
         def create_kernel_manager(self) -> Any:
             argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -334,6 +336,19 @@ def run(path: Path, notebook: Any, timeout: float = CELL_SECONDS, tick: Callable
                 except CellExecutionComplete:
                     if place and place[0] is cell:
                         return
+
+        def output(self, outs: Any, msg: Any, display_id: Any, cell_index: int) -> Any:
+            made = super().output(outs, msg, display_id, cell_index)
+            if made and display_id:
+                shown.setdefault(display_id, []).append(made)
+            return made
+
+        def _update_display_id(self, display_id: str, msg: dict[str, Any]) -> None:
+            """nbclient's own counts outputs, and those of a cell that has ended are fewer: streams were joined."""
+            for made in shown.get(display_id, ()):
+                made["data"], made["metadata"] = nbformat.from_dict(
+                    [msg["content"]["data"], msg["content"]["metadata"]]
+                )
 
     for cell in notebook.cells:
         if cell.cell_type == "code":

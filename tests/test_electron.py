@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -856,8 +855,8 @@ def test_each_message_of_a_traced_window_is_one_of_two_processes(traced):
     ] * 3
     assert (messages["size"][:2] > 1000).all()
     assert [first.decode().strip() for first in messages["first"]] == "up down double double sync sync".split()
-    for earlier, later in pairwise(("send_begins", "send_ends", "receive_ends")):
-        assert (messages[earlier] <= messages[later]).all()
+    for later in ("send_ends", "receive_ends"):  # it may be received before its sender goes on
+        assert (messages["send_begins"] <= messages[later]).all()
     assert (messages["receive_ends"][:-1] <= messages["send_begins"][1:]).all()  # one clock for both processes
     assert trace.latency("editor → main").n == 3
     assert trace.lost == 0

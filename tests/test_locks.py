@@ -255,7 +255,7 @@ def made_up(*steps) -> np.ndarray:
     """Events from (pid, lock, action), one a microsecond."""
     events = np.zeros(len(steps), EVENT)
     for place, (pid, lock, action) in enumerate(steps):
-        events[place] = (1000 * (place + 1), 7, 0, pid, lock, pid * 8 + lock, action)
+        events[place] = (1000 * (place + 1), 7, 0, pid, lock, pid * 8 + lock, action, b"")
     return events
 
 

@@ -191,12 +191,11 @@ def test_every_view_is_one_module_that_imports_nothing():
         assert joined.count("const shared_js = ") == 1, "what several import is there once"
 
 
-def test_a_module_that_imports_what_there_is_not_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(esm, "__file__", str(tmp_path / "esm.py"))
+def test_a_module_that_imports_what_there_is_not_is_refused(tmp_path):
     (tmp_path / "below.js").write_text("export const here = 1;\n")
     (tmp_path / "above.js").write_text('import { here, there } from "./below.js";\nexport default here;\n')
     with pytest.raises(ImportError, match=r"above.js imports there, which below.js does not export"):
-        esm.module("above")
+        esm.module("above", tmp_path)
 
 
 # ------------------------------------------------------------------------------------------- the exported view
