@@ -1017,6 +1017,7 @@ export class FlowView extends View {
 
   tick(now) {
     this.frame = 0;
+    if (!this.playing) return; // asked for before the reader stopped it
     const passed = Math.min(0.1, Math.max(0, (now - this.last) / 1000));
     this.last = now;
     if (this.mode === "live") this.chase(passed, now);
