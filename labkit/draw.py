@@ -114,7 +114,7 @@ def plot_lines(
     xlabel: str,
     ylabel: str,
     log: str = "",
-    style: str = "line",
+    style: str | Mapping[str, str] = "line",
     ax: Any = None,
 ) -> Any:
     """One quantity against another: label -> points (x, y).
@@ -124,18 +124,20 @@ def plot_lines(
         xlabel: with its unit.
         ylabel: with its unit.
         log: "x", "y" or "xy" for logarithmic axes.
-        style: "line", "dots" (line and dots) or "steps" (a value holds until the next).
+        style: "line", "dots" (line and dots), "points" (dots only) or "steps" (a value holds until the next); or label -> one of these.
     """
     ax = _axes(ax, 8, 3.2)
     for number, (label, points) in enumerate(lines.items()):
         x, y = zip(*points, strict=True)
+        how = style if isinstance(style, str) else style[label]
         more: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "label": label}
-        if style == "steps":
+        if how == "steps":
             more["drawstyle"] = "steps-post"
-        if style == "dots" or style == "steps":
+        if how != "line":
             more["marker"] = "os^D"[number % 4]
             more["markersize"] = 4
-        ax.plot(x, y, LINES[number % len(LINES)], **more)
+        more["linestyle"] = "none" if how == "points" else LINES[number % len(LINES)]
+        ax.plot(x, y, **more)
     for axis, name in ((ax.xaxis, "x"), (ax.yaxis, "y")):
         if name in log:
             getattr(ax, f"set_{name}scale")("log")

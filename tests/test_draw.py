@@ -56,6 +56,11 @@ def test_lines_have_a_legend_only_when_there_are_several():
     assert plot_lines({"a": [(1, 2)], "b": [(1, 3)]}, "x (ms)", "y", log="xy", style="dots").axes.get_legend()
 
 
+def test_each_line_may_have_a_style_of_its_own():
+    axes = plot_lines({"a": [(1, 2)], "b": [(1, 3)]}, "x", "y", style={"a": "line", "b": "points"}).axes
+    assert [(line.get_linestyle(), line.get_marker()) for line in axes.get_lines()] == [("-", "None"), ("None", "s")]
+
+
 def test_holders_name_every_descriptor_of_a_pipe_and_what_it_is_open_for():
     read_end, write_end = os.pipe()
     cat = Popen(["cat"], stdin=read_end, stdout=PIPE)

@@ -295,7 +295,8 @@ from labkit.draw import plot_lines
 
 points = [(number, pressure) for number, (day, pressure, storm) in enumerate(days)]
 storms = [points[number] for number, (_, _, storm) in enumerate(days) if storm]
-plot_lines({"mean of the day": points, "storm": storms}, "day of 2013", "pressure (hPa)", style="line")
+lines, style = {"mean of the day": points, "storm": storms}, {"mean of the day": "line", "storm": "points"}
+plot_lines(lines, "day of 2013", "pressure (hPa)", style=style)
 
 # %% [markdown]
 # ## What is not promised

@@ -108,14 +108,12 @@ points = list(product(sweep_cost.KINDS, sweep_cost.SIZES))
 times = c.map(sweep_cost.round_trip, *zip(*points, strict=True), [TRIPS] * len(points))
 
 # %%
-import matplotlib.pyplot as plt
+from labkit.draw import plot_lines
 
-measured = dict(zip(points, times, strict=True))
-figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
-for kind in sweep_cost.KINDS:
-    axes.plot(sweep_cost.SIZES, [measured[kind, size] for size in sweep_cost.SIZES], marker="o", label=kind)
-axes.set(xscale="log", yscale="log", xlabel="bytes", ylabel="there and back [µs]", title="Median round trip, by two engines")
-legend = axes.legend()
+lines = {kind: [] for kind in sweep_cost.KINDS}
+for (kind, size), took in zip(points, times, strict=True):
+    lines[kind].append((size, took))
+plot_lines(lines, "bytes in a message", "there and back, median (µs)", log="xy", style="dots")
 
 # %% [markdown]
 # A warning. These two engines shared the processors of one machine, and so each measured also what the other did. For results that count,
@@ -194,11 +192,11 @@ with namespace("ipc", "mount", "net", "pid", "uts") as elsewhere:
 
 # %%
 BY = {
-    "ipc": "its names and memory belong to one kernel: send messages through a socket instead",
-    "mount": "found by a path, but the object behind it is in one kernel's memory, also on a shared disk (NFS)",
-    "mount, pid": "signals are delivered by one kernel, to its own processes",
-    "net": "crosses, when it listens on an address that the other host can reach, and not on 127.0.0.1",
-    "none": "has no name; a descriptor does not travel through a wire",
+    "ipc": "stays: its names and memory belong to one kernel",
+    "mount": "stays: a path, but what it names is one kernel's, even on NFS",
+    "mount, pid": "stays: a kernel signals its own processes",
+    "net": "crosses, if it listens on an address the other host can reach",
+    "none": "stays: no name, and no wire carries a descriptor",
 }
 for kind, fact in facts().items():
     print(f"{kind:15} {BY[fact.namespaced_by]}")
