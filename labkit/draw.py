@@ -124,7 +124,8 @@ def plot_lines(
         xlabel: with its unit.
         ylabel: with its unit.
         log: "x", "y" or "xy" for logarithmic axes.
-        style: "line", "dots" (line and dots), "points" (dots only) or "steps" (a value holds until the next); or label -> one of these.
+        style: "line", "dots" (line and dots), "points" (dots only), "steps" (a value holds until the next);
+            or label -> one of these.
     """
     ax = _axes(ax, 8, 3.2)
     for number, (label, points) in enumerate(lines.items()):

@@ -341,6 +341,32 @@ def test_nothing_sticks_out_of_the_view(browser, exported, width):
 
 
 @in_browser
+@pytest.mark.parametrize("width", [900, 1280])
+def test_a_line_of_four_processes_is_seen_whole(browser, tmp_path, width):
+    trace = Trace()
+
+    def first(tx):
+        tx.send(b"go")
+
+    def between(rx, tx):
+        for message in rx:
+            tx.send(message)
+
+    ends = [channel("pipe", trace=trace) for _ in range(3)]
+    jobs = [launch(list, ends[2][1]), launch(between, ends[1][1], ends[2][0])]
+    jobs += [launch(between, ends[0][1], ends[1][0]), launch(first, ends[0][0])]
+    for job in jobs:
+        job.wait(30)
+    trace.close()
+    with opened(
+        browser, report(trace, tmp_path / "line.html").as_uri(), viewport={"width": width, "height": 900}
+    ) as page:
+        paused(page)
+        stage = page.locator(".labkit-flow .stage")
+        assert stage.evaluate("stage => stage.scrollWidth - stage.clientWidth") == 0
+
+
+@in_browser
 def test_the_view_follows_the_page_from_light_to_dark(browser, exported):
     with opened(browser, exported.url, color_scheme="light") as page:
         paused(page)

@@ -7,7 +7,7 @@
 //
 // All times are nanoseconds since the first event of the trace.
 
-import { Pen, SHAPES, Store, View, button, bytes, duration, element, fittingSpeed, moment, number, plural, roundUp, setText, showPlaying, speedPicker, widget } from "./shared.js";
+import { Pen, SHAPES, Store, View, button, bytes, duration, element, fittingSpeed, moment, number, plural, roundUp, setText, showPlaying, speedPicker, whichProcess, widget } from "./shared.js";
 import { asSvg, saveButtons, sentences, stacked } from "./picture.js";
 import { ASKED, CHANNEL, DROPPED, ENTERED, ID, RECEIVED, RECEIVER, SENDER, SENT, SIZE, STRIDE, asFloats, before, begins, openRecording } from "./messages.js";
 
@@ -388,13 +388,17 @@ function place(nodes, queues, silent, width) {
   for (const item of neighbours.keys()) item.column -= shift;
   const parts = components(neighbours);
   const used = [...neighbours.keys()].map((item) => item.column), first = Math.min(...used), last = Math.max(...used);
-  const small = width < 560, pad = small ? 6 : 20;
-  const nodeWidth = small ? Math.max(72, Math.min(110, width * 0.28)) : Math.min(168, width * 0.21);
-  const queueWidth = small ? Math.max(66, Math.min(110, width * 0.26)) : Math.min(190, width * 0.22);
+  const narrow = width < 560, pad = narrow ? 6 : 20, gaps = Math.max(0, last - first);
+  let nodeWidth = narrow ? Math.max(72, Math.min(110, width * 0.28)) : Math.min(168, width * 0.21);
+  let queueWidth = narrow ? Math.max(66, Math.min(110, width * 0.26)) : Math.min(190, width * 0.22);
   const before = (column) => Math.ceil(column / 2) * nodeWidth + Math.floor(column / 2) * queueWidth; // widths left of it
-  const boxes = used.length ? before(last + 1) - before(first) : 0;
-  const gap = last > first ? Math.max(small ? 14 : 44, Math.min(230, (width - 2 * pad - boxes) / (last - first))) : 0;
-  const total = boxes + gap * Math.max(0, last - first);
+  const taken = () => (used.length ? before(last + 1) - before(first) : 0);
+  const share = narrow ? 1 : Math.max(80 / nodeWidth, Math.min(1, (width - 2 * pad - 24 * gaps) / taken())); // a long line is drawn smaller before it scrolls
+  const small = narrow || share < 0.7;
+  [nodeWidth, queueWidth] = [nodeWidth * share, queueWidth * share];
+  const boxes = taken();
+  const gap = gaps ? Math.max(narrow ? 14 : share < 1 ? 24 : 44, Math.min(230, (width - 2 * pad - boxes) / gaps)) : 0;
+  const total = boxes + gap * gaps;
   const left = Math.max(pad, (width - total) / 2);
   const lines = parts.reduce((sum, part) => sum + part.lines, 0);
   const rowHeight = lines > 16 ? 74 : lines > 8 ? 92 : 104;
@@ -694,7 +698,7 @@ class Painter extends Pen {
     this.font(small ? 12 : 14, 600);
     this.text(node.name || `process ${node.pid}`, left + pad, top + h * 0.24, gone ? theme.weak : theme.strong, { width: inner });
     this.font(small ? 10.5 : 11.5);
-    this.text(node.ghost ? `the same process` : `pid ${node.pid}`, left + pad, top + h * 0.52, theme.weak, { width: inner });
+    this.text(node.ghost ? `the same process` : whichProcess(node.pid), left + pad, top + h * 0.52, theme.weak, { width: inner });
     this.glyph(STATES[state.name].glyph, left + pad + 4, top + h * 0.79, small ? 3.6 : 4.2, colour);
     this.font(small ? 11 : 12, 500);
     const wording = this.either([state.text, state.short], inner - 14);
@@ -1134,7 +1138,7 @@ export class FlowView extends View {
     if (best) return this.words(best.row).join("\n");
     const inside = (item) => Math.abs(item.x - x) < item.w / 2 && Math.abs(item.y - y) < item.h / 2;
     const node = this.scene.nodes.find(inside);
-    if (node) return `${node.name || "process"}\npid ${node.pid}\n${this.states.get(node.pid)?.text ?? ""}`;
+    if (node) return `${node.name || "process"}\n${whichProcess(node.pid)}\n${this.states.get(node.pid)?.text ?? ""}`;
     const queue = this.scene.queues.find(inside);
     if (!queue) return null;
     const size = queue.unit === "bytes" ? bytes(queue.capacity) : plural(queue.capacity, "message");

@@ -3,7 +3,7 @@
 // A message is thirteen numbers in a row. All times are nanoseconds since the first event of the trace, Infinity while
 // unknown.
 
-import { Store, duration, number, parse } from "./shared.js";
+import { Store, duration, number, parse, whichProcess } from "./shared.js";
 
 /** A moment to the nanosecond: 1.234 567 890 s. */
 export function exact(ns) {
@@ -218,7 +218,7 @@ export class Messages extends Store {
   }
 
   words(i) {
-    const { columns, meta } = this, name = (row, pid) => (meta.processes[row]?.name ? `${meta.processes[row].name} (pid ${pid})` : `pid ${pid}`);
+    const { columns, meta } = this, name = (row, pid) => (meta.processes[row]?.name ? `${meta.processes[row].name} (${whichProcess(pid)})` : whichProcess(pid));
     const sent = columns[SENT][i], fate = this.fate[i], entered = columns[ENTERED][i], label = meta.channels[this.channel[i]]?.label ?? "?";
     const beginning = begins((line) => columns[line][i]);
     const inSend = entered < Infinity ? `, ${duration(entered - sent)} in send` : "";

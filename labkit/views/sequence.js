@@ -3,7 +3,7 @@
 // receive. What is denser than the screen is drawn as far as it can be told apart, and the rest is counted in words.
 
 import { ASKED, CHANNEL, ENTERED, GIVEN_UP, ID, Messages, NOT_RECEIVED, OVERTAKEN, RECEIVED, RECEIVER, SENDER, SENT, before } from "./messages.js";
-import { SHAPES, button, duration, element, number, plural, setText, widget } from "./shared.js";
+import { SHAPES, button, duration, element, number, plural, setText, whichProcess, widget } from "./shared.js";
 import { TimeView } from "./timeline.js";
 
 const SEGMENTS = 5000; // arrows in a picture
@@ -111,7 +111,7 @@ export class SequenceView extends TimeView {
       if (last > first) this.line(ctx, first, y, seen ? last : width - 10, y);
       ctx.setLineDash([]);
       if (ended && seen && this.x(seen[1]) < width - 6 && this.x(seen[1]) >= left) pen.glyph(killed ? "cross" : "check", this.x(seen[1]) + 5, y, 4, killed ? theme.killed : theme.ended);
-      const tall = this.pitch >= 40, note = !seen ? "silent" : killed ? ended : `pid ${pid}`;
+      const tall = this.pitch >= 40, note = !seen ? "silent" : killed ? ended : whichProcess(pid);
       pen.text(this.name(row), 12, tall ? y - 8 : y, theme.strong, { size: 13, weight: 600, width: left - 22 });
       if (tall) pen.text(note, 12, y + 8, killed ? theme.killed : theme.weak, { size: 11, width: left - 22 });
     }
@@ -358,7 +358,7 @@ export class SequenceView extends TimeView {
 
   about(row) {
     const { pid, seen, ended } = this.store.meta.processes[row];
-    return `${this.name(row)}\npid ${pid}\n${!seen ? "has neither sent nor received" : (ended ?? (this.store.orphaned ? "not heard of any more" : "running when this was last heard of"))}`;
+    return `${this.name(row)}\n${whichProcess(pid)}\n${!seen ? "has neither sent nor received" : (ended ?? (this.store.orphaned ? "not heard of any more" : "running when this was last heard of"))}`;
   }
 
   click(x, y) {

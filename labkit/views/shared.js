@@ -8,6 +8,9 @@
 export const number = (n) => Math.round(n).toLocaleString("en-US");
 export const plural = (n, word) => `${number(n)} ${word}${n === 1 ? "" : "s"}`;
 
+/** Linux has no pid above 2 ** 22 (proc(5), pid_max); a frame, whose pid the browser tells nobody, is numbered from there. */
+export const whichProcess = (pid) => (pid > 2 ** 22 ? "in the browser" : `pid ${pid}`);
+
 export function duration(ns) {
   const size = Math.abs(ns);
   if (!Number.isFinite(ns)) return "?";
