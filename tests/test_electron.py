@@ -27,7 +27,6 @@ from labkit.electron import (
     LoadError,
     MessageChannelMain,
     app,
-    close_all,
     ipc_main,
     ipcMain,
     node,
@@ -45,7 +44,7 @@ EMPTY = "data:text/html,<script>const { ipcRenderer } = require('electron')</scr
 def main():
     """Nothing of a test is registered in the next."""
     yield ipc_main
-    close_all()
+    app.quit()
     ipc_main._handlers.clear()
     for emitter in ipc_main, app:
         emitter.remove_all_listeners()

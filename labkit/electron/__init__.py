@@ -36,7 +36,7 @@ from labkit.electron.ipc import Throw, ipc_main
 from labkit.electron.loop import app
 from labkit.electron.pages import LoadError
 from labkit.electron.ports import MessageChannelMain, MessagePortMain
-from labkit.electron.window import BrowserWindow, close_all
+from labkit.electron.window import BrowserWindow
 
 ipcMain = ipc_main
 
@@ -49,7 +49,6 @@ __all__ = [
     "MessagePortMain",
     "Throw",
     "app",
-    "close_all",
     "ipcMain",
     "ipc_main",
     "undefined",

@@ -43,7 +43,7 @@ from urllib.parse import unquote, urlsplit
 
 import traitlets
 
-from labkit.electron.loop import main_loop
+from labkit.electron.loop import app, main_loop
 from labkit.electron.recording import Recording
 from labkit.electron.transport import Page, Transport
 from labkit.stats import Picture
@@ -218,9 +218,7 @@ class JupyterTransport(Transport):
             self._changed.notify()
 
     def _window(self) -> Any:
-        from labkit.electron.window import BrowserWindow
-
-        found = (window for window in BrowserWindow.get_all_windows() if window.web_contents._transport is self)
+        found = (window for window in list(app._windows.values()) if window.web_contents._transport is self)
         return next(found, None)
 
     def _gone(self, why: str) -> None:

@@ -42,6 +42,10 @@ class Promise(concurrent.futures.Future):
 class App(EventEmitter):
     """What is about the application as a whole. Events: "uncaught-exception" (error), "window-all-closed" ()."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._windows: dict[int, Any] = {}  # those that are open: number -> BrowserWindow
+
     def when_ready(self) -> Promise:
         """It always is; Electron's programs wait for it."""
         ready = Promise()
@@ -53,9 +57,8 @@ class App(EventEmitter):
 
     def quit(self) -> None:
         """Close all windows. This Python goes on."""
-        from labkit.electron.window import close_all
-
-        close_all()
+        for window in list(self._windows.values()):
+            window.destroy()
 
     whenReady = when_ready
     isReady = is_ready

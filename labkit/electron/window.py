@@ -27,7 +27,6 @@ MOST_WAITING = 1024
 """Messages of one window that wait in main, unanswered invocations included; then its renderer has to wait."""
 
 _numbers = itertools.count(1)
-_windows: dict[int, BrowserWindow] = {}
 _MISSING: Any = object()
 
 
@@ -323,9 +322,9 @@ class WebContents(EventEmitter):
         if what == "did-finish-load":
             self._settle(None)
             self.emit(what)
-            if not self._shown and self.id in _windows:
+            if not self._shown and self.id in app._windows:
                 self._shown = True
-                _windows[self.id].emit("ready-to-show")
+                app._windows[self.id].emit("ready-to-show")
         elif what == "dom-ready":
             self.emit(what)
         elif what == "preload-error":
@@ -333,8 +332,8 @@ class WebContents(EventEmitter):
             self.emit(what, {}, self._preferences["preload"], detail)
         elif what == "reload":
             self.reload()
-        elif what == "close" and self.id in _windows:
-            _windows[self.id].close()
+        elif what == "close" and self.id in app._windows:
+            app._windows[self.id].close()
 
     def _console(self, level: str, text: str) -> None:
         self.console.append(text)
@@ -550,7 +549,7 @@ class BrowserWindow(EventEmitter):
             raise
         if record:
             record.opened(made.process_id)
-        _windows[self.id] = self
+        app._windows[self.id] = self
 
     def load_file(self, path: str | os.PathLike[str], options: dict[str, Any] | None = None) -> Promise:
         """Show a page of this machine, as WebContents.load_file."""
@@ -574,13 +573,13 @@ class BrowserWindow(EventEmitter):
             return
         self._closed = True
         self.web_contents._destroy()
-        _windows.pop(self.id, None)
+        app._windows.pop(self.id, None)
         main_loop.call(self._after)
         main_loop.let_go()
 
     def _after(self) -> None:
         self.emit("closed")
-        if not _windows:
+        if not app._windows:
             app.emit("window-all-closed")
 
     def is_destroyed(self) -> bool:
@@ -617,16 +616,16 @@ class BrowserWindow(EventEmitter):
     @staticmethod
     def get_all_windows() -> list[BrowserWindow]:
         """The windows that are open."""
-        return list(_windows.values())
+        return list(app._windows.values())
 
     @staticmethod
     def from_web_contents(contents: WebContents) -> BrowserWindow | None:
         """The window of event.sender, or None when it has been destroyed."""
-        return next((window for window in _windows.values() if window.web_contents is contents), None)
+        return next((window for window in app._windows.values() if window.web_contents is contents), None)
 
     @staticmethod
     def from_id(number: int) -> BrowserWindow | None:
-        return _windows.get(number)
+        return app._windows.get(number)
 
     loadFile = load_file
     loadURL = load_url
@@ -678,11 +677,5 @@ def _transport(kind: str | None, options: dict[str, Any]) -> Transport:
     raise ValueError(f'no transport called "{kind}"; there are: chromium, jupyter, node')
 
 
-def close_all() -> None:
-    """Close every window that is open."""
-    for window in BrowserWindow.get_all_windows():
-        window.destroy()
-
-
-atexit.register(close_all)
-os.register_at_fork(after_in_child=_windows.clear)  # they are the parent's
+atexit.register(app.quit)
+os.register_at_fork(after_in_child=app._windows.clear)  # they are the parent's
