@@ -10,7 +10,7 @@ alice is started by jupyter_client when she is first used. What goes between us 
     this kernel                                                    alice, another process
     requests, replies, output     Jupyter's protocol, ZeroMQ over     runs cells, completes, is interrupted
                                   Unix sockets in a 0700 folder
-    objects, pickled in a memfd,  a Unix socket pair that she    -->  _take: variables of hers
+    objects, pickled in a memfd,  a Unix socket pair that she    -->  take: variables of hers
     and descriptors (SCM_RIGHTS)  inherits
     the leash, a pipe             nothing ever goes through it        killed by the kernel when our end closes
 
@@ -23,31 +23,26 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
-import io
 import logging
 import os
 import re
-import shlex
 import shutil
 import signal
 import socket
-import struct
 import sys
 import tempfile
 import threading
 import time
-import weakref
-from collections.abc import Callable, Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 import dill
 from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager, NoSuchKernel
 from jupyter_client.manager import AsyncKernelManager
-from multiprocess import reduction
 
-from labkit.baggage import Baggage, unpacking
-from labkit.channels.base import Endpoint, one_word
-from labkit.launch import Process, RemoteError, ends_in, follow_ipython, pickled
+from labkit.channels.base import one_word
+from labkit.handing import MOST_DESCRIPTORS, give, packed, receive, send, take
+from labkit.launch import Process, RemoteError, ends_in, follow_ipython
 from labkit.leash import arm
 from labkit.table import Table
 
@@ -57,9 +52,6 @@ START_TIMEOUT = 60.0
 GRACE = 3.0
 """Seconds that a kernel has to end by itself when it is stopped (ipykernel takes 2.2 when it has children), and to
 react when it is interrupted."""
-
-MOST_DESCRIPTORS = 252
-"""Descriptors in one message, less one for the memory they come with: SCM_MAX_FD in unix(7)."""
 
 HASTE = "import sys; sys.stdout.flush_timeout = sys.stderr.flush_timeout = 0.1"
 """Run in a kernel before it ends. In ipykernel 7.4 a thread may flush to another that has ended, for 10 seconds."""
@@ -200,12 +192,12 @@ class Kernel(Process):
         for end in ends:
             end._must_be_open()
         self._must_be_free()
-        with self._handing, _packed(values) as (payload, descriptors):
+        with self._handing, packed(values) as (payload, descriptors):
             if len(descriptors) > MOST_DESCRIPTORS:
                 raise ValueError(f"one push takes {MOST_DESCRIPTORS} descriptors, not {len(descriptors)}: use several")
             self._number += 1
-            _send(self._hand, self._number, payload, descriptors)
-            self._call("take what it was handed", _take, self._hand_there, self._number)
+            send(self._hand, self._number, payload, descriptors)
+            self._call("take what it was handed", take, self._hand_there, self._number)
             for end in ends:
                 end.given_away()
         self.was_handed(values)
@@ -219,8 +211,8 @@ class Kernel(Process):
         self._must_be_free()
         with self._handing:
             self._number += 1
-            self._call(f"give {name}", _give, self._hand_there, self._number, name)
-            payload, _ = _receive(self._hand, self._number)
+            self._call(f"give {name}", give, self._hand_there, self._number, name)
+            payload, _ = receive(self._hand, self._number)
         return dill.loads(payload)
 
     def wait(self, timeout: float | None = None) -> None:
@@ -301,8 +293,8 @@ class Kernel(Process):
         )
 
     def _call(self, what: str, f: Callable[..., None], *args: Any) -> None:
-        """Have a function of this module called in the kernel."""
-        code = f"from labkit.kernels import {f.__name__} as _labkit; _labkit{args}; del _labkit"
+        """Have a function of labkit.handing called in the kernel."""
+        code = f"from labkit.handing import {f.__name__} as _labkit; _labkit{args}; del _labkit"
         reply = self._submit(self._request_execution(code)).result(START_TIMEOUT)
         if reply["status"] != "ok":
             raise _failed(self, reply, f"{self.name} (pid {self.pid}) cannot {what}")
@@ -591,6 +583,11 @@ def kernel(name: str, spec: str | None = None) -> Kernel:
     return found
 
 
+def existing(name: str) -> Kernel | None:
+    """The kernel of this name, if there is one."""
+    return _kernels.get(name)
+
+
 class Kernels(Table):
     """The kernels that were started here, also those that have died."""
 
@@ -640,174 +637,3 @@ def _folder() -> str:
     """A private folder for sockets, whose paths have 107 bytes: unix(7)."""
     place = None if len(os.fsencode(tempfile.gettempdir())) < 60 else "/tmp"
     return tempfile.mkdtemp(prefix="labkit-kernel-", dir=place)
-
-
-# --- objects that travel -----------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _packed(values: dict[str, Any]) -> Iterator[tuple[bytes, list[int]]]:
-    """The values as bytes, and the descriptors that belong to them. Those made for the journey are closed at the end.
-
-    Raises:
-        TypeError: a value cannot be sent.
-    """
-    baggage = Baggage()
-    try:
-        with baggage.packing():
-            payload = _pickle(values)
-        yield payload, baggage.descriptors
-    finally:
-        baggage.arrived()
-
-
-def _pickle(values: dict[str, Any]) -> bytes:
-    try:
-        return dill.dumps(sys.path) + pickled(values, reduction.ForkingPickler)
-    except Exception:
-        for name, value in values.items():
-            try:
-                pickled(value, reduction.ForkingPickler)
-            except Exception as reason:
-                raise TypeError(
-                    f"{name}, a {type(value).__name__}, cannot travel to another kernel: {reason}. "
-                    "Make it there, in a %%kernel cell"
-                ) from None
-        raise
-
-
-def _send(sock: socket.socket, number: int, payload: bytes, descriptors: list[int]) -> None:
-    """Send a numbered message of any size. The bytes go in a memfd, so that nobody has to wait for the other side."""
-    with open(os.memfd_create("labkit-hand", os.MFD_CLOEXEC), "wb") as memory:
-        memory.write(payload)
-        memory.flush()
-        socket.send_fds(sock, [struct.pack("<Q", number)], [memory.fileno(), *descriptors])
-
-
-def _receive(sock: socket.socket, number: int) -> tuple[bytes, list[int]]:
-    """The message with this number; what came before it was not taken, and never will be."""
-    while True:
-        text, (memory, *descriptors), _, _ = socket.recv_fds(sock, 8, MOST_DESCRIPTORS + 1, socket.MSG_CMSG_CLOEXEC)
-        with open(memory, "rb") as file:
-            payload = file.read() if file.seek(0) == 0 else b""
-        if struct.unpack("<Q", text)[0] == number:
-            return payload, descriptors
-        _close(descriptors)
-
-
-def _close(descriptors: list[int]) -> None:
-    for fd in descriptors:
-        os.close(fd)
-
-
-def _take(hand: int, number: int) -> None:
-    """In the kernel: make variables of what was handed over."""
-    with socket.socket(fileno=os.dup(hand)) as sock:
-        payload, descriptors = _receive(sock, number)
-    file = io.BytesIO(payload)
-    with unpacking(descriptors):
-        theirs = dill.load(file)
-        sys.path += [place for place in theirs if place not in sys.path]  # what they have imported is found here, too
-        values = dill.load(file)
-    _received.update(ends_in(values))
-    _shell().push(values)
-
-
-def _give(hand: int, number: int, expression: str) -> None:
-    """In the kernel: send a value back."""
-    value = eval(expression, _shell().user_ns)
-    with socket.socket(fileno=os.dup(hand)) as sock:
-        _send(sock, number, pickled(value), [])
-
-
-def _shell() -> Any:
-    return sys.modules["IPython"].get_ipython()
-
-
-_received: weakref.WeakSet[Endpoint] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_received() -> None:
-    """Who ends well says so to the other side, and to the trace."""
-    for end in list(_received):
-        end.close()
-
-
-# --- in a notebook -----------------------------------------------------------------------------
-
-
-def load_ipython_extension(shell: Any) -> None:
-    """%load_ext labkit: the magic %%kernel, and completion in its cells."""
-    shell.register_magic_function(_run_cell, "cell", "kernel")
-    if _complete not in shell.Completer.custom_matchers:
-        shell.Completer.custom_matchers.append(_complete)
-
-
-def unload_ipython_extension(shell: Any) -> None:
-    """%unload_ext labkit. The kernels live on."""
-    shell.magics_manager.magics["cell"].pop("kernel", None)
-    if _complete in shell.Completer.custom_matchers:
-        shell.Completer.custom_matchers.remove(_complete)
-
-
-USAGE = "%%kernel NAME [VARIABLE...] [--spec SPEC] [&]"
-
-
-def _run_cell(line: str, cell: str) -> Run | None:
-    """Run the cell in a Jupyter kernel of its own.
-
-        %%kernel NAME [VARIABLE...] [--spec SPEC] [&]
-
-    NAME is any word; the first time the kernel is started, which takes a second. VARIABLEs of this notebook are handed
-    to it first, endpoints of channels for good: then they are closed here. With & at the end the cell runs in the
-    background, and its output appears here as it comes; `await kernel("NAME")` waits for it. --spec chooses another
-    kernel than Python's: see `jupyter kernelspec list`.
-    """
-    from IPython.core.error import UsageError
-
-    words = shlex.split(line)
-    background = words[-1:] == ["&"]
-    if background:
-        words.pop()
-    spec = None
-    if "--spec" in words[:-1]:
-        place = words.index("--spec")
-        spec = words[place + 1]
-        del words[place : place + 2]
-    if not words or any(word.startswith("-") or not word.isidentifier() for word in words):
-        raise UsageError(f"{USAGE}, not %%kernel {line}")
-    name, *variables = words
-    mine = _shell().user_ns
-    if missing := [variable for variable in variables if variable not in mine]:
-        raise UsageError(f"there is no variable {missing[0]!r} here that could be handed to {name}")
-    try:
-        other = kernel(name, spec)
-        if variables:
-            other.push(**{variable: mine[variable] for variable in variables})
-    except (TypeError, ValueError) as reason:
-        raise UsageError(str(reason)) from None
-    run = other.run(cell, wait=not background)
-    return run if background else None
-
-
-def _complete(context: Any) -> dict[str, Any]:
-    """What IPython's completer asks: the other kernel's completions, when the cursor is in a cell of one."""
-    from IPython.core.completer import SimpleCompletion
-
-    first, _, body = context.full_text.partition("\n")
-    found = re.match(r"\s*%%kernel\s+(\w+)", first)
-    other = _kernels.get(found[1]) if found else None
-    if other is None or context.cursor_line == 0:
-        return {"completions": []}
-    lines = context.full_text.split("\n")[1 : context.cursor_line]
-    position = sum(len(line) + 1 for line in lines) + context.cursor_position
-    reply = other.complete(body, position)
-    fragment = body[reply.get("cursor_start", position) : position]
-    kinds = {one["text"]: one.get("type") for one in reply.get("metadata", {}).get("_jupyter_types_experimental", [])}
-    completions = [SimpleCompletion(text, type=kinds.get(text)) for text in reply.get("matches", [])]
-    return {"completions": completions, "matched_fragment": fragment, "suppress": True, "ordered": True}
-
-
-_complete.matcher_api_version = 2  # type: ignore[attr-defined]
-_complete.matcher_identifier = "labkit.kernel"  # type: ignore[attr-defined]

@@ -42,7 +42,9 @@ FLOORS = {
     "labkit.launch": 3,
     "labkit.cluster": 3.1,  # sends functions as launch does
     "labkit.leash": 0,
-    "labkit.kernels": 3.1,  # hands ends over as launch does
+    "labkit.handing": 3.1,  # hands ends over as launch does
+    "labkit.kernels": 3.2,
+    "labkit.kernel_cells": 3.3,
     "labkit.isolation": 3.2,
     "labkit.boundary": 3.4,
     "labkit.objects": 1.1,
