@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import mmap
 import os
 import threading
@@ -22,7 +23,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -47,12 +48,16 @@ from labkit.machine import facts
 from labkit.stats import Comparison, Latency, Throughput
 from labkit.sync.shared import Held, Shared
 from labkit.trace_entry import (
+    CALL,
     CONTENTS,
     ENDPOINTS,
     FIRST_BYTES,
+    FOREIGN,
     HEADER,
+    LATER,
     ORIGIN,
     PID,
+    REST,
     SLOT_BYTES,
     TAG,
     trace_entries,
@@ -591,6 +596,8 @@ class _Traced:
 
     trace: Trace | None = None  # only in the process that made it
     closed: bool
+    _method: ClassVar[str]
+    _ring: np.ndarray | None
 
     def __init__(self, inner: Any, memory: int, channel: int, number: int, tag: int, contents: bool):
         self._inner = inner
@@ -598,11 +605,19 @@ class _Traced:
         self._channel, self._number, self._contents = channel, number, contents
         self.kind, self.facts = inner.kind, inner.facts
         self.aftermath = inner.aftermath
-        ring = _map(memory, number, _RING_BYTES + _CONTENTS_BYTES * contents)
+        ring = self._ring = _map(memory, number, _RING_BYTES + _CONTENTS_BYTES * contents)
         self._state = state = new_state(ring.ctypes.data, _RING_BYTES, getattr(inner, "max_message", 0))
         state[[TAG // 8, PID // 8, ORIGIN // 8]] = tag, machine.known_pid(), channel | number << 16
         state[CONTENTS // 8] = contents
         self._record = {name: entry.builtin(state, ring) for name, entry in trace_entries().items()}
+
+    def _compiled(self, call: Callable[..., Any], later: Callable[..., Any] | None) -> Any:
+        """What takes the place of our method `_method`: the compiled one. It makes these calls, see trace_entry."""
+        rest = functools.partial(_rest, weakref.ref(self))
+        calls = {CALL: call, LATER: later, REST: rest, FOREIGN: _foreign}
+        for word, called in calls.items():
+            self._state[word // 8] = id(called) if called else 0
+        return trace_entries()[self._method].builtin(self._state, (self._ring, calls))
 
     def fileno(self) -> int:
         return int(self._inner.fileno())
@@ -625,6 +640,9 @@ class _Traced:
             raise ValueError("this end is closed: it was closed here, or given away by launch")
 
         self._begins = self._ends = refuse
+        if vars(self).pop(self._method, None):  # it maps our ring, and somebody may have kept it
+            self._state[CALL // 8] = 0
+        self._ring = None
         self._record = dict.fromkeys(self._record, refuse)
         self._inner.given_away()
         os.close(self._memory)
@@ -643,12 +661,15 @@ class _Traced:
 class TracedSender(_Traced, Sender):
     """A sender that records. Every message carries its id in front, which the TracedReceiver takes off."""
 
+    _method = "send"
+
     def __init__(self, inner: Sender, memory: int, channel: int, number: int, tag: int, contents: bool):
         super().__init__(inner, memory, channel, number, tag, contents)
         inner._allow_tag()
         self._begins, self._ends = self._record["send_begins"], self._record["send_ends"]
         self._state[HEADER // 8] = inner.header_bytes
         self._send: Callable[..., None] = inner._write if inner.header_bytes else inner.send  # type: ignore[attr-defined]
+        self.send = self._compiled(inner._at_once or self._send, inner._later)  # type: ignore[method-assign]
 
     def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT, **extra: Any) -> None:
         """As Sender.send; what a mechanism takes beyond that (priority=, type=) is passed on."""
@@ -678,10 +699,13 @@ class TracedSender(_Traced, Sender):
 class TracedReceiver(_Traced, Receiver):
     """A receiver that records."""
 
+    _method = "receive"
+
     def __init__(self, inner: Receiver, memory: int, channel: int, number: int, tag: int, contents: bool):
         super().__init__(inner, memory, channel, number, tag, contents)
         self._begins, self._ends = self._record["receive_begins"], self._record["receive_ends"]
         self._receive = inner.receive
+        self.receive = self._compiled(inner._at_once or inner.receive, inner.receive)  # type: ignore[method-assign]
 
     def receive(self, timeout: float | None = DEFAULT_TIMEOUT, **extra: Any) -> bytes:
         """As Receiver.receive; what a mechanism takes beyond that (type=) is passed on."""
@@ -692,9 +716,19 @@ class TracedReceiver(_Traced, Receiver):
             self._record["gave_up"]()
             raise
         message: bytes | None = self._ends(tagged)
-        if message is None:
-            raise OSError(errno.EBADMSG, f"a message of {len(tagged)} bytes came from a sender that is not traced")
-        return message
+        return _foreign(tagged) if message is None else message
+
+
+def _rest(me: weakref.ref[Any], *arguments: Any, **named: Any) -> Any:
+    """What the compiled `send` and `receive` leave to our own."""
+    end = me()
+    if end is None:
+        raise ValueError("this end is closed: it is no longer there")
+    return getattr(type(end), end._method)(end, *arguments, **named)
+
+
+def _foreign(tagged: bytes) -> Any:
+    raise OSError(errno.EBADMSG, f"a message of {len(tagged)} bytes came from a sender that is not traced")
 
 
 def _arrives(wrapper: Any, inner: Any, ticket: Any, channel: int, number: int, tag: int, contents: bool) -> Any:

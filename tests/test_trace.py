@@ -534,6 +534,39 @@ def test_a_trace_whose_channels_are_closed_rests_and_wakes_again():
             assert trace.latency().n == round_number
 
 
+@pytest.mark.parametrize("kind", ["pipe", "unix_seqpacket", "posix_shm"])
+def test_what_was_kept_of_a_closed_end_records_and_sends_nothing(kind):
+    with Trace() as trace:
+        tx, rx = channel(kind, trace=trace)
+        send, receive = tx.send, rx.receive
+        tx.close()
+        rx.close()
+        for call, arguments in ((send, (b"x",)), (receive, ()), (send, (b"x", 0)), (receive, (0,))):
+            with pytest.raises(ValueError, match="closed"):
+                call(*arguments)
+        assert {Action(event["action"]) for event in trace.events()} == {Action.CLOSED}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "unix_stream", "unix_seqpacket", "posix_mq", "posix_shm", "shm_ring"])
+def test_a_send_that_waits_for_room_is_one_message_and_its_end_is_when_it_went(kind):
+    with Trace() as trace:
+        tx, rx = channel(kind, trace=trace)
+        job = launch(receive_slowly, rx)
+        sent = [bytes([n]) * min(tx.max_message, 30_000) for n in range(40)]
+        for message in sent:
+            tx.send(message)
+        tx.close()
+        assert job.wait() == [message[:1] for message in sent]
+        messages = trace.messages()
+        assert len(messages) == 40 and not messages["dropped"].any()
+        assert (messages["send_begins"] < messages["send_ends"]).all() and messages["receive_ends"].all()
+
+
+def receive_slowly(rx):
+    time.sleep(0.05)
+    return [message[:1] for message in rx]
+
+
 def test_an_event_stays_inside_the_ring_whatever_a_peer_has_written_into_it():
     with Trace() as trace:
         tx, rx = channel("pipe", trace=trace)

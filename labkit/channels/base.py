@@ -183,6 +183,11 @@ class Sender(Endpoint):
     header_bytes: ClassVar[int] = 0
     """Bytes of length that go before each message: 4 for a byte stream, whose `_write` takes messages with them."""
 
+    _at_once: Callable[[bytes], Any] | None = None
+    """Compiled: sends a message, with such a length, if it can without waiting; returns 0 when it has gone."""
+    _later: Callable[[Any, bytes], None] | None = None
+    """Sends the rest after that: takes what `_at_once` has returned, and the message."""
+
     def _allow_tag(self) -> None:
         """Take messages that a trace has made longer by its tag."""
         self._limit = self.max_message + TAG_BYTES
@@ -211,6 +216,9 @@ class Sender(Endpoint):
 
 class Receiver(Endpoint):
     """The end that receives. Iterating over it yields messages until the last sender has closed."""
+
+    _at_once: Callable[[], bytes | None] | None = None
+    """Compiled: the next message if there is one now, else None."""
 
     def receive(self, timeout: float | None = DEFAULT_TIMEOUT) -> bytes:
         """Receive the next message.

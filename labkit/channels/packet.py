@@ -82,6 +82,7 @@ class PacketSender(Sender):
         self.lifeline = lifeline
         self._calls = Calls(fd, ("packet_send",), max_message)
         self._send: Callable[[Message], int] = self._calls.packet_send
+        self._at_once = self._send
 
     def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT) -> None:
         try:
@@ -92,6 +93,9 @@ class PacketSender(Sender):
             result = self._send(message)
         if result:
             self._retry(result, message, timeout)
+
+    def _later(self, result: int, message: bytes) -> None:
+        self._retry(result, message, DEFAULT_TIMEOUT)
 
     def _retry(self, result: int, message: Message, timeout: float | None) -> None:
         waiter = None

@@ -287,7 +287,7 @@ class _MqEnd:
 class MqSender(_MqEnd, Sender):
     def __init__(self, *state: Any):
         super().__init__(*state)
-        self._send = self._calls.queue_send
+        self._send = self._at_once = self._calls.queue_send
 
     def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT, priority: int = 0) -> None:
         """As Sender.send; of the waiting messages those of the highest priority (0 to 32767) are received first."""
@@ -297,6 +297,9 @@ class MqSender(_MqEnd, Sender):
         except (TypeError, ValueError, BufferError):
             self._must_be_open()
         self._retry(bytes(as_bytes(message, self._limit)), timeout, priority)
+
+    def _later(self, _: int, message: bytes) -> None:
+        self._retry(message, DEFAULT_TIMEOUT, 0)
 
     def _retry(self, message: bytes, timeout: float | None, priority: int) -> None:
         waiter = None
@@ -322,7 +325,7 @@ class MqSender(_MqEnd, Sender):
 class MqReceiver(_MqEnd, Receiver):
     def __init__(self, *state: Any):
         super().__init__(*state)
-        self._receive = self._calls.queue_receive
+        self._receive = self._at_once = self._calls.queue_receive
 
     def receive(self, timeout: float | None = DEFAULT_TIMEOUT) -> bytes:
         message = self._receive()

@@ -50,6 +50,7 @@ class StreamSender(Sender):
         self._calls = Calls(fd, ("stream_send", "stream_write"), max_message)
         self._calls.owed = len(owed)
         self._stream_send, self._stream_write = self._calls.stream_send, self._calls.stream_write
+        self._at_once = self._stream_write
 
     def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT) -> None:
         if timeout is not None and not timeout >= 0:
@@ -69,6 +70,9 @@ class StreamSender(Sender):
         left = self._stream_write(framed)
         if left:
             self._finish(left, framed, timeout, self._stream_write)
+
+    def _later(self, left: int, framed: bytes) -> None:
+        self._finish(left, framed, DEFAULT_TIMEOUT, self._stream_write)
 
     def _finish(self, left: int, message: Message, timeout: float | None, send: Callable[[Any], int]) -> None:
         """Send what did not go at once."""
@@ -167,7 +171,7 @@ class StreamReceiver(Receiver):
         os.set_blocking(fd, False)
         self._calls = Calls(fd, ("stream_receive", "stream_drop"), room=BUFFER_BYTES)
         self._calls.feed(rest)
-        self._receive: Callable[[], bytes | None] = self._calls.stream_receive
+        self._receive = self._at_once = self._calls.stream_receive
 
     def receive(self, timeout: float | None = DEFAULT_TIMEOUT) -> bytes:
         message = self._receive()
