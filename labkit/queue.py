@@ -355,7 +355,8 @@ class Queue:
 
     def join_thread(self) -> None:
         """After `close`: wait until everything that was put is in the queue."""
-        assert self._closed, f"Queue {self!r} not closed"
+        if not self._closed:
+            raise ValueError(f"Queue {self!r} not closed")
         thread = self._thread
         if thread is not None and not self._join_cancelled:
             thread.join()

@@ -338,6 +338,8 @@ class Recursive:
 
 
 def test_closed_is_closed(q):
+    with pytest.raises(ValueError, match="not closed"):
+        q.join_thread()
     q.put(1)
     q.close()
     q.close()
