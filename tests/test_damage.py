@@ -11,6 +11,7 @@ import faulthandler
 import mmap
 import os
 import random
+import resource
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,9 @@ import pytest
 from labkit import launch
 from labkit.channels.base import Closed, kind_dir
 from labkit.libc import ffi, libc
-from labkit.lockfree import Broadcast, Missed, Mpmc
+from labkit.lockfree import Broadcast, Missed, Mpmc, blocks
+from labkit.lockfree.blocks import BLOCK
+from labkit.lockfree.objects import FEW_BLOCKS, NothingCame, Objects
 from labkit.lockfree.segment import BYTES, CHECKSUM, GEOMETRY, KIND, LAYOUT, MAGIC, _checksum
 
 
@@ -214,6 +217,98 @@ def damage_file(queue: Queue, name: str, seed: int, rounds: int) -> dict[str, in
 def test_a_damaged_or_truncated_file_is_refused_or_used_and_never_crashes(queue, a_name):
     seen = launch(damage_file, queue, a_name, 1, ROUNDS // 4).wait(300)
     assert min(seen["refused"], seen["done"]) > ROUNDS // 40, seen
+
+
+# --- objects, which lie in blocks -------------------------------------------------------------------------------
+
+SMALL = {"number": 12345, "name": "message", "value": 1.5}
+THINGS: list[Any] = [SMALL, "text" * 2000, np.arange(9000), b"bytes" * 100, None]
+
+
+def put_together(q: Objects) -> None:
+    q.put_together([dict(SMALL, number=n) for n in range(9)])
+
+
+PUTS: list[Callable[[Objects, random.Random], Any]] = [
+    lambda q, dice: q._put(dice.choice(THINGS), 0),
+    lambda q, dice: put_together(q),
+    lambda q, dice: q.put_list([SMALL] * 3),
+    lambda q, dice: q.throw_away(q.pack(THINGS[1])),
+    lambda q, dice: q._give_back(),
+    lambda q, dice: q._sweep(dice.randrange(1, 255)),
+]
+GETS: list[Callable[[Objects, random.Random], Any]] = [
+    lambda q, dice: q._get(0),
+    lambda q, dice: q.get_many(dice.choice([1, 5, 100]), 0),
+    lambda q, dice: (q.number(), q.has_room(), q.holds_message(), q.runs_in_use()),
+]
+
+
+def use_objects(q: Objects, dice: random.Random) -> str:
+    """Something that can be done with a queue of objects: how it went. A damaged pickle is anything, or an error."""
+    what = dice.choice([*PUTS, *GETS, *GETS])
+    try:
+        what(q, dice)
+    except NothingCame:
+        return "nothing"
+    except TimeoutError:
+        return "full"
+    except OSError as reason:
+        assert reason.errno in (errno.EBADMSG, errno.ENOMEM), reason
+        return "damaged"
+    except Exception:
+        if what in PUTS:
+            raise
+        return "no pickle"
+    return "done"
+
+
+def damage_objects(seed: int, rounds: int) -> dict[str, int]:
+    dice, seen = random.Random(seed), Counter[str]()
+    # A damaged pickle may ask for any memory: it is not to be had. And fewer addresses make a pool that can be copied.
+    resource.setrlimit(resource.RLIMIT_AS, (6 << 30, resource.RLIM_INFINITY))
+    q = Objects(16)
+    forbid_what_is_around(q)
+    memory, states = q._segment.memory, []
+    words = memory[4096 : q._pool + blocks.WORDS + 8 * FEW_BLOCKS]
+    content = memory[q._first_block : q._first_block + BLOCK * FEW_BLOCKS]
+    for number in range(40):
+        with contextlib.suppress(TimeoutError):
+            dice.choice(PUTS[:3])(q, dice)
+            if number % 2:
+                q._get(0)
+        states.append((words.copy(), content.copy(), q._state.copy()))
+    for round_ in range(rounds):
+        if round_ % 100 == 0:
+            faulthandler.dump_traceback_later(60, exit=True)
+        before = dice.choice(states)
+        words[:], content[:], q._state[:] = before
+        q._spoilt.clear()
+        for _ in range(dice.choice([1, 1, 1, 2, 5])):
+            part = dice.random()
+            slots = q._pool - 4096
+            hurt((words[:slots] if part < 0.4 else words[slots:] if part < 0.8 else content).view(np.int64), dice)
+        q._looked = -1.0
+        for _ in range(10):
+            seen[use_objects(q, dice)] += 1
+    faulthandler.cancel_dump_traceback_later()
+    words[:], content[:], q._state[:] = states[-1]
+    return dict(seen)
+
+
+def test_flipped_bits_of_a_queue_of_objects_and_its_blocks_are_an_error_or_data_and_never_a_crash():
+    seen = launch(damage_objects, 1, 2 * ROUNDS).wait(300)
+    assert seen["done"] > 2 * ROUNDS
+    assert min(seen["damaged"], seen["no pickle"]) > ROUNDS // 20, seen
+
+
+def test_nobody_can_truncate_the_memory_of_a_queue():
+    with Objects(4) as q:
+        for size in (0, q._segment.memory.size - 1, q._segment.memory.size + 1):
+            with pytest.raises(PermissionError):
+                os.ftruncate(q._segment.fd, size)
+        q.put(SMALL)
+        assert q.get() == SMALL
 
 
 # --- what cannot be attached --------------------------------------------------------------------------------

@@ -228,6 +228,13 @@ def unclaim(pool, first, number, memory):
 
 
 @njit
+def unclaim_last(pool, first, number):
+    """The same of the run without memory that we have claimed last: who claims next finds it again."""
+    unclaim(pool, first, number, False)
+    store_relaxed(pool + HINT, first)
+
+
+@njit
 def mark_sent(pool, first, number, position):
     """The run is part of the message that we are about to publish."""
     for block in range(first, first + number):

@@ -55,15 +55,18 @@ from labkit.lockfree.objects_entry import (
     BROKEN,
     BUFFERS,
     BUSY,
+    BUSY_ALL,
     CHUNKS,
+    CHUNKS_ALL,
+    CLEAR_ALL,
     CLEAR_MEMO,
     COUNT,
     DUMP,
+    DUMP_ALL,
     GET_REST,
     IDLE,
     LIST,
     LOADS,
-    MOST_AT_ONCE,
     OPEN_RUN,
     PACKED_REST,
     PLACES,
@@ -89,8 +92,6 @@ MOST_MEMORY = 1 << 36
 RESERVED = 1 << 24
 """Bytes of slots, at most, whose memory is reserved when a queue is made: those of 65,000 objects."""
 FEW_BLOCKS = 64
-FEW_TOGETHER = 8
-"""Objects that are worth while to be pickled together."""
 MANY_ALONE = 8
 """Batches that are put one by one after one that could not be pickled together: the next are probably like it."""
 KEPT = 4096
@@ -127,6 +128,7 @@ class Objects(Mpmc):
     get: Callable[..., Any]
     _put_pickled: Callable[[bytes], Any]
     _put_list: Callable[[list[Any]], Any]
+    _put_trees: Callable[[list[Any]], int | bytes]
     _put_together: Callable[[bytes, int, int], int]
     _is_of_trees: Callable[[bytes], bool]
     _get_one: Callable[[list[Any]], Any]
@@ -164,6 +166,7 @@ class Objects(Mpmc):
         self._chunks: list[Any] = []
         self._buffers: list[memoryview] = []
         self._tools: list[Any] = []  # what the builtins call
+        self._tools_all: list[Any] = []
         self._places = np.zeros(PLACES_BYTES // 8, np.int64)
         self._list: list[Any] = []  # what came together and is not yet taken
         self._together: _Together | None = _Together()
@@ -188,7 +191,8 @@ class Objects(Mpmc):
         ):
             self._state[word // 8] = value
         self._new_pickler()
-        lists = self._chunks, self._buffers, self._spoilt, self._tools, self._list
+        self._new_pickler_of_many()
+        lists = self._chunks, self._buffers, self._spoilt, self._tools, self._tools_all, self._list
         keep = segment.memory, segment.private, rest, self._places, lists
         for name, entry in objects_entries().items():
             builtin = entry.builtin(self._state, (*keep, pickle.loads))
@@ -207,6 +211,14 @@ class Objects(Mpmc):
         pickler = _pickler(self._chunks, self._buffers)
         self._tools[:] = pickler.dump, pickler.clear_memo
         self._state[[DUMP // 8, CLEAR_MEMO // 8, BUSY // 8]] = id(self._tools[0]), id(self._tools[1]), IDLE
+
+    def _new_pickler_of_many(self) -> None:
+        """The one of `put_together`, likewise."""
+        chunks: list[Any] = []
+        pickler = _PlainPickler(_Sink(chunks), 5)
+        self._tools_all[:] = pickler.dump, pickler.clear_memo, chunks
+        self._state[[DUMP_ALL // 8, CLEAR_ALL // 8, CHUNKS_ALL // 8]] = [id(tool) for tool in self._tools_all]
+        self._state[BUSY_ALL // 8] = IDLE
 
     def _put(self, thing: Any, timeout: float | None = None) -> None:
         """Put an object into the queue.
@@ -235,17 +247,26 @@ class Objects(Mpmc):
 
     def put_together(self, things: list[Any]) -> int:
         """Put the first of several objects that are small plain data, if they are: how many, perhaps none."""
-        room = min(len(things), MOST_AT_ONCE, self.capacity - self.number())
-        if room < FEW_TOGETHER or self._state[ASIDE_PUT // 8]:
-            return 0
         if self._alone:
             self._alone -= 1
             return 0
+        try:
+            done = self._put_trees(things)
+        except Exception:  # whatever is wrong will be found again, and told, when they are put one by one
+            self._new_pickler_of_many()
+            self._alone = MANY_ALONE
+            return 0
+        if isinstance(done, bytes):
+            return self._put_shared(things, done)
+        return done if done >= 0 else self._put_shared(things[: -1 - done], None)
+
+    def _put_shared(self, things: list[Any], pickled: bytes | None) -> int:
+        """The same when it is not simple: there are no blocks, or the objects have something in common."""
         pickler, self._together = self._together, None
         if pickler is None:  # another thread has it
             return 0
         try:
-            pickled = pickler.pickled(things[:room], self._is_of_trees)
+            pickled = pickler.pickled(things, self._is_of_trees, pickled)
         finally:
             self._together = pickler
         if pickled is None:
@@ -254,7 +275,7 @@ class Objects(Mpmc):
         run = self._claim(len(pickled))
         done = 0
         try:
-            while (done := self._put_together(pickled, room, run.first)) < 0:
+            while (done := self._put_together(pickled, len(things), run.first)) < 0:
                 self._settle(-done, SENDS)
         finally:
             if done <= 0:
@@ -597,6 +618,7 @@ class Objects(Mpmc):
         self._views = None
         self._spoilt.clear()
         self._new_pickler()
+        self._new_pickler_of_many()
         self._together = _Together()
         self._state[[ASIDE_GET // 8, ASIDE_PUT // 8]] = 0
         if self.closed:
@@ -724,10 +746,12 @@ class _Together:
             raise _NotPlain
         self._chunks.append(chunk)
 
-    def pickled(self, things: list[Any], is_of_trees: Callable[[bytes], bool]) -> bytes | None:
-        """The pickle of a list of objects, or None."""
+    def pickled(
+        self, things: list[Any], is_of_trees: Callable[[bytes], bool], pickled: bytes | None = None
+    ) -> bytes | None:
+        """The pickle of a list of objects, or None. What they are pickled to already may be given."""
         try:
-            pickled = self._pickle(self._pickler, things)
+            pickled = pickled or self._pickle(self._pickler, things)
             if is_of_trees(pickled):
                 return pickled
             # The same object twice in the list is two when they arrive, if it holds nothing twice itself.

@@ -61,6 +61,7 @@ from labkit.lockfree.mpmc_entry import (
     METH_FASTCALL,
     METH_KEYWORDS,
     PRIVATE,
+    RECEIVES,
     SENDS,
     SENT,
     STRIDE,
@@ -92,6 +93,8 @@ COUNT = OWN + 280  # address of a counter of what is put, or 0
 RUNS = OWN + 288  # address of the first block
 PLACES = OWN + 296  # address of PLACES_BYTES to work in
 LIST, LIST_OF = OWN + 304, OWN + 312  # a list of objects that came together; their first position + 1, or 0
+DUMP_ALL, CLEAR_ALL, CHUNKS_ALL = OWN + 320, OWN + 328, OWN + 336  # the pickler of many objects
+BUSY_ALL = OWN + 344
 
 IDLE, IN_USE, BROKEN = range(3)
 ALWAYS, SOME_SPOILT = 1, 2  # why `get` stands aside
@@ -100,6 +103,7 @@ KIND = 32  # bits up, in a slot's second word
 INLINE, RUN, SHARED = 1, 2, 3
 SLOT_BYTES = 40  # of a slot, of such an object
 MOST_AT_ONCE = 128  # objects of a batch that are pickled together
+FEW_TOGETHER = 8  # objects that are worth while to be pickled together
 PLACES_BYTES = max(8 * MOST_AT_ONCE, plain_pickle.MOST_SHARED)
 AHEAD = 8  # slots: so far ahead of what it does a batch fetches cache lines
 HEAD = 16  # bytes of a slot before the pickle
@@ -207,13 +211,70 @@ def put_shared(state, source, size, number, first):
 
 
 @njit
+def _dump(thing, dump, clear_memo):
+    """Have a pickler pickle something: 0 with an exception set, or None."""
+    done = PyObject_CallOneArg(dump, thing)
+    if done != 0:
+        Py_DecRef(done)
+        done = PyObject_CallNoArgs(clear_memo)
+    return done
+
+
+@njit
+def put_trees_of(state, things, buffer):
+    """Pickle a list of objects together and put them: a new reference to the number of those that are put, perhaps 0.
+
+    Or, when it is for Python to do: -1 - how many there is room for, or the pickle of all of them. 0: an exception is
+    set, and the pickler is to be replaced.
+    """
+    number, body, capacity = PyList_Size(things), load_relaxed(state + RING), load_relaxed(state + RING_BYTES)
+    if number < 0:
+        return 0
+    stride, private = load_relaxed(state + STRIDE), load_relaxed(state + PRIVATE)
+    room = min(number, MOST_AT_ONCE, capacity - mpmc.length(body, capacity, stride))
+    if room < FEW_TOGETHER or load_relaxed(state + ASIDE_PUT) or load_relaxed(state + BUSY_ALL) != IDLE:
+        return PyLong_FromLongLong(0)
+    me = load_relaxed(private + ME)
+    if room < number or me == 0:
+        return PyLong_FromLongLong(-1 - room)
+    store_relaxed(state + BUSY_ALL, IN_USE)
+    done = _dump(things, load_relaxed(state + DUMP_ALL), load_relaxed(state + CLEAR_ALL))
+    if done == 0:
+        return 0
+    Py_DecRef(done)
+    chunks = load_relaxed(state + CHUNKS_ALL)
+    many, pickled = PyList_Size(chunks), PyList_GetItem(chunks, 0)
+    if many != 1 or PyBytes_AsStringAndSize(pickled, buffer, buffer + 8) != 0:  # of much: Python will see
+        PyErr_Clear()
+        PyList_SetSlice(chunks, 0, many, 0)
+        store_relaxed(state + BUSY_ALL, IDLE)
+        return PyLong_FromLongLong(-1 - room)
+    Py_IncRef(pickled)
+    PyList_SetSlice(chunks, 0, 1, 0)
+    store_relaxed(state + BUSY_ALL, IDLE)
+    start, size, pool = load_relaxed(buffer), load_relaxed(buffer + 8), load_relaxed(state + POOL)
+    if not plain_pickle.is_of_trees(start, size, load_relaxed(state + PLACES)):
+        return pickled
+    wanted = (size + blocks.BLOCK - 1) // blocks.BLOCK
+    first = blocks.claim(pool, load_relaxed(state + BLOCKS), body, capacity, stride, private, me, wanted)
+    if first < 0:
+        if first <= blocks.AND_MEMORY:
+            blocks.unclaim_last(pool, blocks.AND_MEMORY - first, wanted)
+        return pickled
+    sent = put_shared(state, start, size, room, first)
+    if sent <= 0:
+        blocks.free(pool, first, wanted)
+        if sent < 0:
+            return pickled
+    Py_DecRef(pickled)
+    return PyLong_FromLongLong(sent)
+
+
+@njit
 def pickle_it(state, thing):
     """Pickle an object: 0 with an exception set, or the only chunk, borrowed, when it is small; else 1."""
     store_relaxed(state + BUSY, IN_USE)
-    done = PyObject_CallOneArg(load_relaxed(state + DUMP), thing)
-    if done != 0:
-        Py_DecRef(done)
-        done = PyObject_CallNoArgs(load_relaxed(state + CLEAR_MEMO))
+    done = _dump(thing, load_relaxed(state + DUMP), load_relaxed(state + CLEAR_MEMO))
     if done == 0:
         store_relaxed(state + BUSY, BROKEN)
         return 0
@@ -300,8 +361,12 @@ def get_shared(state, position, slot, size):
 def get_object(state):
     """A new reference, 0 with an exception set, or -FULL (nothing), -CORRUPT, -APART. `tell_senders` comes later."""
     position = take(state)
-    if position < 0:
-        return position
+    return position if position < 0 else object_at(state, position)
+
+
+@njit
+def object_at(state, position):
+    """The same, of a slot that we have taken."""
     slot = slot_of(state, position)
     word = load_relaxed(slot + 8)  # ours since edge A
     kind, size = word >> KIND, word & 0xFFFF_FFFF
@@ -330,6 +395,41 @@ def get_object(state):
         return 0
     thing = PyObject_CallOneArg(load_relaxed(state + OPEN_RUN), argument)
     Py_DecRef(argument)
+    return thing
+
+
+@njit
+def take_list(state, things, most):
+    """Append the objects that are there to a list, up to so many. Why there are no more: as `get_object`, or SENT."""
+    private, taken = load_relaxed(state + PRIVATE), 1
+    body, capacity, stride = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE)
+    thing = get_object(state)
+    position = load_acquire(body + mpmc.READ)  # edge H
+    while thing > 0:
+        failed = PyList_Append(things, thing) != 0
+        Py_DecRef(thing)
+        if failed:
+            thing = WORD(0)
+            break
+        if taken % TELL_AFTER == 0:
+            tell_senders(state)
+        if taken == most:
+            thing = WORD(SENT)
+            break
+        me = load_relaxed(private + ME)
+        if me == 0 or load_relaxed(state + RECEIVES) != me:  # an object has closed us
+            break
+        at = mpmc.take_at(body, capacity, stride, me, position)
+        if at < 0:
+            thing = WORD(-FULL)
+            break
+        position = mpmc.after(capacity, at)
+        if taken % mpmc.HINT_AFTER == 0:
+            mpmc.help_on(body + mpmc.READ, position)
+        thing = object_at(state, at)
+        taken += 1
+    mpmc.help_on(body + mpmc.READ, position)
+    tell_senders(state)
     return thing
 
 
@@ -413,6 +513,12 @@ def _compile(key: str) -> dict[str, Entry]:
         )
 
     @cfunc(BUILTIN, cache=True)
+    def put_trees(self, things):
+        """Put a list of objects that are small plain data: see `put_trees_of`."""
+        key  # see SOURCES
+        return put_trees_of(PyLong_AsVoidPtr(self), things, on_stack())
+
+    @cfunc(BUILTIN, cache=True)
     def is_of_trees(self, pickled):
         """Whether a pickle holds nothing but plain data, of which no container is found in two places."""
         key  # see SOURCES
@@ -474,33 +580,20 @@ def _compile(key: str) -> dict[str, Entry]:
         things = PyList_New(0)
         if things == 0:
             return 0
-        taken = 0
-        while taken < number:
-            thing = get_object(state)
-            if thing > 0:
-                if PyList_Append(things, thing) != 0:
-                    Py_DecRef(thing)
-                    Py_DecRef(things)
-                    return 0
-                Py_DecRef(thing)
-                taken += 1
-                if taken % TELL_AFTER == 0:
-                    tell_senders(state)
-                continue
-            if taken == 0:
-                Py_DecRef(things)
-                if thing == 0:
-                    tell_senders(state)
-                    return 0
-                return none(state) if thing == -FULL else PyLong_FromLongLong(-thing)
-            if thing == 0:
+        why = take_list(state, things, number)
+        if PyList_Size(things) > 0:
+            if why == 0:
                 keep_exception(state, on_stack())
-            break
-        tell_senders(state)
-        return things
+            return things
+        Py_DecRef(things)
+        if why == 0:
+            return 0
+        return none(state) if why == -FULL else PyLong_FromLongLong(-why)
 
     entries = {f.__name__: Entry(f, METH_FASTCALL | METH_KEYWORDS) for f in (put, get, put_together)}
-    return entries | {f.__name__: Entry(f, METH_O) for f in (put_pickled, put_list, is_of_trees, get_one, get_list)}
+    return entries | {
+        f.__name__: Entry(f, METH_O) for f in (put_pickled, put_list, put_trees, is_of_trees, get_one, get_list)
+    }
 
 
 @cache

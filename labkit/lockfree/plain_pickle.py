@@ -18,8 +18,10 @@ from labkit.lockfree.atomics import pointer
 MOST_SHARED = 1 << 12
 """Of so many things that pickle could refer to it is known whether they are containers. Of more: no."""
 
-PLAIN, CONTAINER, COUNTED, MEMOIZE, GET, STOP = range(1, 7)
-"""What an opcode does to what we know. COUNTED: its argument says how many bytes follow that."""
+MEMOIZE, BINGET = 0x94, 0x68
+"""The two opcodes that are most frequent."""
+PLAIN, CONTAINER, COUNTED, GET, STOP = range(1, 6)
+"""What another opcode does to what we know. COUNTED: its argument says how many bytes follow that."""
 
 _OPCODES = (
     (PLAIN, 0, b"(aesu\x90N\x88\x89)"),  # marks and what fills containers; None, True, False, ()
@@ -31,16 +33,14 @@ _OPCODES = (
     (COUNTED, 4, b"\x8bXB"),
     (COUNTED, 8, b"\x8d\x8e"),
     (CONTAINER, 0, b"]}\x8f\x85\x86\x87t\x91"),  # lists, dictionaries, sets, tuples
-    (MEMOIZE, 0, b"\x94"),
-    (GET, 1, b"h"),
     (GET, 4, b"j"),
     (STOP, 0, b"."),
 )
 """What it does, bytes of its argument, the opcodes."""
-_KINDS, _SIZES = np.zeros(256, np.uint8), np.zeros(256, np.uint8)
+_WHAT = np.zeros(256, np.int64)
 for _kind, _size, _codes in _OPCODES:
     for _code in _codes:
-        _KINDS[_code], _SIZES[_code] = _kind, _size
+        _WHAT[_code] = _size << 8 | _kind
 
 
 @njit
@@ -61,24 +61,35 @@ def is_of_trees(start, size, room):
         room: address of MOST_SHARED bytes to work in.
     """
     pickled, is_container = carray(pointer(start), (size,), np.uint8), carray(pointer(room), (MOST_SHARED,), np.uint8)
-    at, memoized, kind = np.int64(0), 0, 0
+    at, memoized, was_container = np.int64(0), np.int64(0), False
     while at < size:
         code = pickled[at]
-        before, kind, wide = kind, _KINDS[code], np.int64(_SIZES[code])
-        at += 1 + wide
-        if at > size or kind == 0:
-            return False
-        if kind == COUNTED:
-            at += _number(pickled, at - wide, wide)
-        elif kind == MEMOIZE:
+        if code == MEMOIZE:
             if memoized == MOST_SHARED:
                 return False
-            is_container[memoized] = before == CONTAINER
+            is_container[memoized] = was_container
             memoized += 1
-        elif kind == GET:
-            which = _number(pickled, at - wide, wide)
-            if which >= memoized or is_container[which]:
+            at += 1
+            continue
+        if code == BINGET:
+            if at + 1 >= size or pickled[at + 1] >= memoized or is_container[pickled[at + 1]]:
                 return False
-        elif kind == STOP:
+            was_container = False
+            at += 2
+            continue
+        what = _WHAT[code]
+        kind, wide = what & 255, what >> 8
+        was_container = kind == CONTAINER
+        at += 1 + wide
+        if kind in (PLAIN, CONTAINER):
+            continue
+        if at > size or kind == 0:
+            return False
+        if kind == STOP:
             return at == size
+        number = np.int64(pickled[at - 1]) if wide == 1 else _number(pickled, at - wide, wide)
+        if kind == COUNTED:
+            at += number
+        elif number >= memoized or is_container[number]:  # LONG_BINGET
+            return False
     return False
