@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import os
-import pickle
 import random
 import signal
 import time
@@ -25,6 +23,8 @@ from stepper import call_marked, mark, sweep
 from labkit.channels.base import Closed
 from labkit.lockfree import Broadcast, Missed, blocks, vyukov
 from labkit.lockfree.bells import POLLS, SLEEPS
+from labkit.lockfree.mpmc import RECEIVES
+from labkit.lockfree.mpmc_entry import APART
 from labkit.lockfree.objects import NothingCame, Objects
 from labkit.lockfree.segment import ITEMS, ROOM
 
@@ -365,12 +365,11 @@ LARGE_THING = "large" * 2000
 FEW_THINGS = [{"number": n, "all have": "this"} for n in range(9)]
 
 
-def put_pickled_together(q: Objects, things: list) -> None:
-    """`put_together`, of which the part that others can see is marked."""
+def put_together(q: Objects, things: list) -> None:
+    """As `Objects.put_together` does it when there are blocks that have memory."""
     q.put(None)  # so that it has joined
-    pickled = pickle.dumps(things, 5)
-    run = q._claim(len(pickled))
-    call_marked(functools.partial(q._put_together, pickled, len(things)), run.first)
+    q.throw_away(q._claim(64 * blocks.BLOCK))
+    call_marked(q._put_trees, things)
 
 
 def put_large(q: Objects, thing: str) -> None:
@@ -378,13 +377,19 @@ def put_large(q: Objects, thing: str) -> None:
     call_marked(q.offer, q.pack(thing))
 
 
+def get_many(q: Objects) -> None:
+    assert q._get_list(1) == APART  # so it joins
+    q._settle(APART, RECEIVES)
+    call_marked(q._get_list, 4)
+
+
 OF_OBJECTS: dict[str, tuple[list, list, Callable[[Objects], object]]] = {
     "claim and free": ([], [], lambda q: call_marked(lambda size: q.throw_away(q._claim(size)), 9000)),
     "put large": ([], [None, LARGE_THING], lambda q: put_large(q, LARGE_THING)),
-    "put together": ([], [None, *FEW_THINGS], lambda q: put_pickled_together(q, FEW_THINGS)),
+    "put together": ([], [None, *FEW_THINGS], lambda q: put_together(q, FEW_THINGS)),
     "get large": ([LARGE_THING, 1], [], lambda q: call_marked(q._get, 0)),
     "get one of many": ([*FEW_THINGS, 1], [], lambda q: call_marked(q._get, 0)),
-    "get many": ([*FEW_THINGS, LARGE_THING], [], lambda q: call_marked(q._get_list, 4)),
+    "get many": ([*FEW_THINGS, LARGE_THING], [], get_many),
 }
 """What is there before, what is put, and what a child does."""
 
