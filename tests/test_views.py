@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import re
@@ -364,6 +365,26 @@ def test_a_line_of_four_processes_is_seen_whole(browser, tmp_path, width):
         paused(page)
         stage = page.locator(".labkit-flow .stage")
         assert stage.evaluate("stage => stage.scrollWidth - stage.clientWidth") == 0
+
+
+@in_browser
+def test_a_report_written_while_processes_still_ran_is_replayed(browser, tmp_path):
+    with Trace() as trace:
+        (tx, rx), (end, begun) = channel("pipe", trace=trace), channel("pipe", trace=trace)
+
+        def reader(rx, until):
+            rx.receive()
+            with contextlib.suppress(EOFError):
+                until.receive(60)
+
+        job = launch(reader, rx, begun)
+        tx.send(b"it runs")
+        url = report(trace, tmp_path / "run.html").as_uri()
+        assert job.alive
+        end.close()
+        job.wait(30)
+    with opened(browser, url) as page:
+        until(page, lambda s: s["mode"] == "replay", "took its recording for the whole")
 
 
 @in_browser

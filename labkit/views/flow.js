@@ -801,7 +801,7 @@ const CSS = `
 .labkit-flow .note { min-height: 1.45em; }
 .labkit-flow .tip { white-space: pre; }
 @container (max-width: 780px) { .labkit-flow .time { order: -1; flex-basis: 100%; } .labkit-flow .clock { flex: 1 1 auto; min-width: 0; } }
-@media print { .labkit-flow .note { padding-top: 8px; border-top: 1px solid var(--lk-faint); } }
+@media print { .labkit-flow .note { padding-top: 8px; border-top: 1px solid var(--lk-faint); } .labkit-flow .stage canvas { max-width: 100%; height: auto !important; } } /* paper is narrower than what it was drawn for */
 `;
 
 export class FlowView extends View {
@@ -887,12 +887,12 @@ export class FlowView extends View {
 
   rowOf(pid) { return this.store.meta.processes.findIndex((p) => p.pid === pid); }
 
-  /** Everything is at hand now. When all processes have ended, live is over as soon as the last dot has arrived. */
+  /** Everything is at hand now. When all processes have ended, or no kernel is there to say more, live is over as soon as the last dot has arrived. */
   onRecording() {
     this.u = this.store.axis.virtual(this.time ?? 0); // the silences left out may have changed
     this.selected = null;
     this.setMoments();
-    this.over = this.store.meta.over && this.store.blocks.length > 0;
+    this.over = (this.store.meta.over || this.store.alone) && this.store.blocks.length > 0;
     if (!this.touched && this.over && !(this.everLive && this.moving())) this.rest();
     else this.rethin();
     this.paint();

@@ -362,7 +362,7 @@ export const parse = (buffer) => JSON.parse(new TextDecoder().decode(buffer));
 /** What all views of one model share: hears of batches and of recordings, and of a kernel that has gone. */
 export class Store {
   constructor(model) {
-    Object.assign(this, { key: model.get("key"), listeners: new Set(), orphaned: false });
+    Object.assign(this, { key: model.get("key"), listeners: new Set(), orphaned: false, alone: !!model.alone });
     const heard = {
       "msg:custom": (content, buffers) => this.addBatch(content, buffers),
       "change:recording": () => this.load(model.get("recording")),
