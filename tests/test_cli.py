@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -95,6 +96,20 @@ def test_lab_outside_a_clone_says_where_the_notebooks_are(tmp_path):
     assert "clone" in message
 
 
+def first_answer(address: str, server: subprocess.Popen, deadline: float) -> tuple[int, bytes]:
+    """Status and page of a server that has told its address, which it may do before it listens."""
+    while True:
+        try:
+            with urllib.request.urlopen(address, timeout=20) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError:
+            raise
+        except OSError:  # URLError: the connection was refused
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
 def test_lab_serves_the_start_page_without_opening_a_browser(tmp_path):
     port = free_port()
     command = [sys.executable, "-m", "labkit", "lab", "--port", str(port), "--browser", "none"]
@@ -107,9 +122,9 @@ def test_lab_serves_the_start_page_without_opening_a_browser(tmp_path):
                 assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
                 time.sleep(0.1)
             assert "/lab/tree/notebooks" in address[0]
-            with urllib.request.urlopen(address[0], timeout=20) as answer:
-                assert answer.status == 200
-                assert b"JupyterLab" in answer.read()
+            status, page = first_answer(address[0], server, deadline)
+            assert status == 200
+            assert b"JupyterLab" in page
         finally:
             server.terminate()
             assert server.wait(timeout=30) is not None

@@ -37,7 +37,7 @@ def check_transfer(f: Callable[..., Any]) -> Verdict:
     Args:
         f: the learner's function; several processes call it thousands of times on the same shared array.
     """
-    for trial in (_alone, _refused, _together):
+    for trial in (_alone, _refused, _interrupted, _together):
         try:
             why = trial(f)
         except RemoteError as error:
@@ -108,6 +108,105 @@ def _refused(f: Callable[..., Any]) -> str:
         mutex.close()
 
 
+def _wrong(found: list[int], before: int, lowest: int, who: str) -> str:
+    """What is wrong with these balances; the lowest that was seen meanwhile."""
+    if sum(found) != before:
+        return (
+            f"{who} moved money between three accounts with {before} in all, and now there are "
+            f"{sum(found)}: {found}. Two processes have read the same balance, and the second wrote over what the "
+            "first had written. Take the mutex before you read, and give it back after you have written."
+        )
+    if lowest < 0:
+        return (
+            f"no money was lost, but an account went down to {lowest}. Between your look at the balance and the "
+            "transfer another process took the money away: looking belongs under the mutex, too."
+        )
+    return ""
+
+
+def _interrupted(f: Callable[..., Any]) -> str:
+    """Another transfer at each moment at which the mutex is free, one after the other: nothing is left to luck."""
+    words, mutex = _new_words(), PosixSemaphore(1)
+    try:
+        job = launch(_at_every_moment, f, words, mutex, name=_name(f))
+        try:
+            ends = job.wait(PATIENCE)
+        finally:
+            job.kill()
+        whys = [_wrong(found, 40, lowest, "two processes") for found, lowest in ends]
+        # What was lost says more than what went below zero, which may come of the same.
+        lost = [why for why, (found, _) in zip(whys, ends, strict=True) if sum(found) != 40]
+        return next((why for why in lost + whys if why), "")
+    finally:
+        words.close()
+        mutex.close()
+
+
+def _at_every_moment(f: Callable[..., Any], words: SharedArray, mutex: Any) -> list[tuple[list[int], int]]:
+    """What the accounts were in the end, and the lowest balance, for each moment at which another came between."""
+    ends = []
+    for moment in range(1, 100):
+        words.array[:3] = 40, 0, 0
+        between = Between(words.array, mutex, moment)
+        f(between, 0, 1, 30, Guarded(mutex, between))
+        ends.append(([int(n) for n in words.array[:3]], between.lowest))
+        if between.moments < moment:
+            break
+    return ends
+
+
+class Between:
+    """Shared numbers, of which another process takes all of the first at one moment, if the mutex is free then."""
+
+    def __init__(self, array: np.ndarray, mutex: Any, moment: int):
+        self.array, self.mutex, self.moment = array, mutex, moment
+        self.moments = self.lowest = 0
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, number: Any) -> int:
+        value = self.array[number]
+        self.pass_by()
+        return value
+
+    def __setitem__(self, number: Any, value: Any) -> None:
+        self.pass_by()
+        self.array[number] = value
+        self.lowest = min(self.lowest, int(np.min(self.array[:3])))
+
+    def pass_by(self) -> None:
+        self.moments += 1
+        if self.moments == self.moment and self.mutex.value == 1:
+            self.array[2] += self.array[0]
+            self.array[0] = 0
+
+
+class Guarded:
+    """The mutex, which another process may have had just before it is taken and just after it is given back."""
+
+    def __init__(self, mutex: Any, between: Between):
+        self.mutex, self.between = mutex, between
+
+    def acquire(self, *args: Any, **kwargs: Any) -> Any:
+        self.between.pass_by()
+        return self.mutex.acquire(*args, **kwargs)
+
+    def release(self) -> None:
+        self.mutex.release()
+        self.between.pass_by()
+
+    def __enter__(self) -> Guarded:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.mutex, name)
+
+
 def _together(f: Callable[..., Any]) -> str:
     words, mutex = _new_words(), PosixSemaphore(1)
     words.array[:3] = 40
@@ -117,18 +216,7 @@ def _together(f: Callable[..., Any]) -> str:
         deadline = time.monotonic() + PATIENCE
         lowest = min(job.wait(max(0.01, deadline - time.monotonic())) for job in jobs)
         found = [int(n) for n in words.array[:3]]
-        if sum(found) != 120:
-            return (
-                f"{PROCESSES} processes moved money between three accounts with 120 in all, and now there are "
-                f"{sum(found)}: {found}. Two processes have read the same balance, and the second wrote over what the "
-                "first had written. Take the mutex before you read, and give it back after you have written."
-            )
-        if lowest < 0:
-            return (
-                f"no money was lost, but an account went down to {lowest}. Between your look at the balance and the "
-                "transfer another process took the money away: looking belongs under the mutex, too."
-            )
-        return ""
+        return _wrong(found, 120, lowest, f"{PROCESSES} processes")
     finally:
         for job in jobs:
             job.kill()
