@@ -16,7 +16,7 @@ import pytest
 import roles
 
 from labkit import launch
-from labkit.lockfree import Broadcast, Mpmc
+from labkit.lockfree import Broadcast, Mpmc, Spsc
 from labkit.lockfree.vyukov import CELLS, Vyukov
 from labkit.page import render
 from labkit.report import run
@@ -129,6 +129,55 @@ def test_vyukovs_queue_does_not_say_who_has_claimed_a_slot():
     queue.close()
 
 
+def test_an_spsc_is_drawn_by_cache_line_through_all_stages_of_a_message():
+    with Spsc(4096) as queue:
+        ring = Ring(queue)
+        ring.snapshot("empty")
+        loan = queue.loan(100)
+        ring.snapshot("claimed")
+        loan.array[:] = list(b"message " * 12 + b"more")
+        loan.publish()
+        ring.snapshot("published")
+        borrowed = queue.borrow()
+        ring.snapshot("being read")
+        borrowed.release()
+        ring.snapshot("released")
+        assert [states[:3] for states in ring.history] == [
+            ["free"] * 3,
+            ["filling", "filling", "free"],
+            ["full", "full", "free"],
+            ["taking", "taking", "free"],
+            ["free"] * 3,
+        ]
+        frames = shown(ring)["frames"]
+        assert [frame["values"] for frame in frames] == [[0, 0], [0, 0], [112, 0], [112, 0], [112, 112]]
+        assert [slot[1] for slot in frames[-1]["slots"][:3]] == [1, 0, 0]  # the second line is read in part
+        assert frames[2]["slots"][0][4] == "message mess…" and len(frames[2]["slots"]) == 64
+        owners = [shown(ring)["owners"][frames[at]["slots"][0][2]] for at in (1, 3)]
+        assert owners == [f"this notebook, {part} ({os.getpid()})" for part in ("sender", "receiver")]
+        assert shown(ring)["unit"] == shown(ring)["stride"] == 64
+        ring.close()
+
+
+def test_an_spsc_shows_the_items_of_another_process_lap_after_lap():
+    with Spsc(500, dtype=np.int64) as queue:
+        ring = Ring(queue)
+        for lap in range(3):
+            launch(send_numbers, queue.again(), 500, name="writer").wait()
+            ring.snapshot("sent")
+            slots = last(ring)["slots"]
+            assert [slot[0] for slot in slots].count("full") in (63, 64)  # a line that is read in part is full
+            assert slots[lap * 500 % 512 // 8][4] == "0 …"
+            queue.receive_many(500)
+            ring.snapshot("received")
+            assert ring.history[-1] == ["free"] * 64 and last(ring)["values"] == [4000 * (lap + 1)] * 2
+        ring.close()
+
+
+def send_numbers(queue, count):
+    queue.send_many(np.arange(count))
+
+
 def test_watching_adds_what_has_changed_and_nothing_twice(own):
     ring = Ring(own.layout)
     with ring.watching("at work"):
@@ -184,7 +233,9 @@ def test_a_layout_that_cannot_be_is_refused(change, reason):
 def test_a_queue_that_cannot_be_drawn_is_refused_with_the_reason():
     with Mpmc(1024) as large, pytest.raises(ValueError, match="has 1,024 slots"):
         Ring(large)
-    with Broadcast(4096) as other, pytest.raises(TypeError, match="an Mpmc, or a Layout"):
+    with Spsc(8192) as large, pytest.raises(ValueError, match="ring of 8,192 bytes"):
+        Ring(large)
+    with Broadcast(4096) as other, pytest.raises(TypeError, match="an Mpmc, an Spsc, or a Layout"):
         Ring(other)
 
 
@@ -215,6 +266,18 @@ memory.array[[0, 8]] = 1, 55
 own.snapshot("one is in it")
 own
 """
+SPSC_CELL = """
+from labkit.lockfree import Spsc
+pipe = Spsc(4096)
+lines = Ring(pipe)
+for number in range(3):
+    pipe.send(b"message %d of some length" % number * 8)
+pipe.receive()
+lines.snapshot("two are in it")
+loan = pipe.loan(500)
+lines.snapshot("and one is being written")
+lines
+"""
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +289,7 @@ def browser():
 @pytest.fixture(scope="module")
 def exported(browser, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ring")
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in (CELL, OWN_CELL)])
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in (CELL, OWN_CELL, SPSC_CELL)])
     assert run(folder / "ring.ipynb", notebook, timeout=120) == []
     path = folder / "ring.html"
     path.write_text(render([("ring", notebook)]))
@@ -290,6 +353,17 @@ def test_a_cache_line_that_two_processes_write_is_marked(browser, exported):
         assert now["shared"] == ["producer and consumer both write this line: false sharing"]
         assert loaded(page, 0)["shared"] == []
         assert page.locator(".labkit-ring .row.shared").count() == 1
+
+
+@in_browser
+def test_an_spsc_is_shown_as_lines_and_its_positions_point_at_them(browser, exported):
+    with opened(browser, exported) as page:
+        now = loaded(page, 2)
+        assert now["values"] == {"write_position": 600, "read_position": 200} and now["shared"] == []
+        assert now["slots"][:19] == ["free"] * 3 + ["full"] * 6 + ["filling"] * 9 + ["free"]
+        circle = page.locator(".labkit-ring .circle svg").nth(2)
+        assert "lap 0, slot 9" in circle.inner_html() and "lap 0, slot 3" in circle.inner_html()
+        assert page.complaints == []
 
 
 @in_browser

@@ -1,6 +1,7 @@
 // The ring view: a queue slot by slot, as its memory was at one moment of a history that can be stepped and replayed.
 //
 //   table   what labkit/views/ring.py has recorded: where the words are, who the owners are, and the snapshots (frames)
+//           unit: how much a position grows from slot to slot: more than 1 where positions count bytes
 //   at      the number of the frame that is shown; the newest while it is followed
 //
 // A slot is [state, lap, owner, times, text]; owner -1: somebody whom the memory does not name, null: nobody.
@@ -52,7 +53,7 @@ function group(...children) {
 
 // ---------------------------------------------------------------- table
 
-const EMPTY = { title: "", capacity: 0, slots: 0, stride: 8, fields: [], owners: [], frames: [], left_out: 0 };
+const EMPTY = { title: "", capacity: 0, slots: 0, stride: 8, unit: 1, fields: [], owners: [], frames: [], left_out: 0 };
 
 /** What has happened between two frames, in words. */
 function changes(table, before, now) {
@@ -219,16 +220,16 @@ class RingView extends View {
   }
 
   paintCircle() {
-    const { svg, table, frame, theme } = this, n = table.capacity;
+    const { svg, table, frame, theme } = this, n = table.capacity, unit = table.unit ?? 1;
     svg.replaceChildren();
     if (!frame) return svg.setAttribute("aria-label", "No snapshot has been taken yet.");
     const owners = [...new Set(frame.slots.map((slot) => slot[OWNER] ?? -1))];
     svg.append(this.patterns(this.id, owners));
     frame.slots.forEach((slot, i) => svg.append(this.slot(slot, i, n)));
     const [write, read] = ["write_position", "read_position"].map((name) => frame.values[table.fields.findIndex(([field]) => field === name)]);
-    svg.append(this.hand(write, n, true), this.hand(read, n, false));
+    svg.append(this.hand(write / unit, n, true), this.hand(read / unit, n, false));
     const middle = (y, text, more) => drawn("text", { x: 0, y, "text-anchor": "middle", "font-size": 12, fill: theme.weak, ...more }, text);
-    const place = (position) => `lap ${number(Math.floor(position / n))}, slot ${position % n}`;
+    const place = (position) => `lap ${number(Math.floor(position / unit / n))}, slot ${Math.floor(position / unit) % n}`;
     svg.append(
       middle(-36, "write_position", { fill: this.producer }), middle(-19, number(write), { "font-size": 17, "font-weight": 700, fill: this.producer }), middle(-6, place(write), { "font-size": 10 }),
       middle(14, "read_position", { fill: this.consumer }), middle(31, number(read), { "font-size": 17, "font-weight": 700, fill: this.consumer }), middle(44, place(read), { "font-size": 10 }),
@@ -266,7 +267,7 @@ class RingView extends View {
 
   /** Where a position points: from outside who writes, from inside who reads. */
   hand(position, n, writes) {
-    const { theme } = this, angle = (((position % n) + 0.5) / n) * 360 - 90, colour = writes ? this.producer : this.consumer;
+    const { theme } = this, angle = ((Math.floor(position % n) + 0.5) / n) * 360 - 90, colour = writes ? this.producer : this.consumer;
     const r = writes ? OUT + 20 : IN - 4, tip = writes ? -1 : 1;
     const arrow = drawn("path", { transform: `rotate(${angle})`, d: writes ? `M${r},0 l11,-6 l0,12 z` : `M${r},0 l-11,-6 l0,12 z`, fill: colour });
     const at = r - tip * (writes ? 22 : 19), radians = (angle * Math.PI) / 180;

@@ -1,14 +1,17 @@
 """The ring view: a queue in shared memory, slot by slot, as its memory was at each moment: ring.js.
 
-    ring = Ring(q)                          # an Mpmc of at most 64 messages; or a Layout of the reader's own ring
+    ring = Ring(q)          # an Mpmc of at most 64 messages, an Spsc of 4,096 bytes, or a Layout of one's own ring
     display(ring)
     ring.snapshot("nothing has happened yet")
-    with ring.watching():                   # a snapshot whenever something has changed
+    with ring.watching():   # a snapshot whenever something has changed
         job.wait()
 
 A snapshot is a copy of memory that other processes may be writing to meanwhile. Each word of it is whole; two words may
 be some hundred nanoseconds apart. Nothing is ever made up: what the memory does not say (who has claimed a slot of a
 queue that keeps no owner, for example) is shown as a question mark.
+
+An Spsc has no slots: its positions count bytes. It is drawn by cache line. What is lent (`loan`, `borrow`) is in no
+memory but that of the process that has it: it is shown when that is ours.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from labkit.views.live import Live
 
 if TYPE_CHECKING:
     from labkit.lockfree.mpmc_queue import Mpmc
+    from labkit.lockfree.spsc_queue import Spsc
 
 MOST_SLOTS = 64
 MOST_FRAMES = 2_000
@@ -68,6 +72,10 @@ class Layout:
     """
 
     title = "your ring"
+    unit = 1
+    """How much a position grows from one slot to the next."""
+    parts: Mapping[int, str] = {}
+    """What is said of a participant with this number."""
 
     def __init__(
         self,
@@ -125,6 +133,9 @@ class Layout:
 class MpmcLayout:
     """The library's Mpmc, whose slots say themselves who owns them."""
 
+    unit = 1
+    parts: Mapping[int, str] = {}
+
     def __init__(self, queue: Mpmc):
         from labkit.lockfree import mpmc, mpmc_entry
 
@@ -172,6 +183,90 @@ class MpmcLayout:
         return _text(slot[self._offset :][: max(0, min(size, self._most))].tobytes())
 
 
+class SpscLayout:
+    """The library's Spsc: a slot is a cache line of its ring."""
+
+    unit = stride = 64
+
+    def __init__(self, queue: Spsc):
+        from labkit.lockfree import spsc, spsc_entry
+        from labkit.lockfree.segment import RECEIVER, SENDER
+
+        self.parts = {SENDER: ", sender", RECEIVER: ", receiver"}
+        self._size, self._item = int(queue._state[spsc_entry.RING_BYTES // 8]), queue._item
+        if self._size > MOST_SLOTS * self.stride:
+            raise ValueError(
+                f"this queue has a ring of {self._size:,} bytes, and the ring view draws every cache line: make it "
+                f"with {MOST_SLOTS * self.stride:,} bytes at most"
+            )
+        self._queue, self._segment = queue, queue._segment
+        self.capacity, self.slots = self._size // self.stride, spsc.DATA
+        self.fields = [("write_position", spsc.WRITE, PRODUCER), ("read_position", spsc.READ, CONSUMER)]
+        self.title = f"{repr(queue).split(', ')[0].strip('<')}, by cache line"
+
+    def look(self) -> tuple[list[int], list[list[Any]], dict[int, int], list[int]]:
+        from labkit.lockfree import spsc
+        from labkit.lockfree.segment import BODY, RECEIVER, SENDER
+
+        body = self._segment.memory[BODY : BODY + self.slots + self._size].copy()
+        write, read = (int(body[at : at + 8].view(np.int64)[0]) for at in (spsc.WRITE, spsc.READ))
+        texts = self._texts(body[self.slots :], write, read)
+        slots = [self._line(index, write, read, texts.get(index, "")) for index in range(self.capacity)]
+        for role, state, start, end in self._lent():
+            for line in range(start // self.stride, -(-end // self.stride)):
+                slots[line % self.capacity][:3] = state, line // self.capacity, role
+        people = {role: pid for role in (SENDER, RECEIVER) if (pid := self._segment.role_pid(role))}
+        return (
+            [write, read],
+            slots,
+            people,
+            [role for role, pid in people.items() if not os.path.exists(f"/proc/{pid}")],
+        )
+
+    def _line(self, index: int, write: int, read: int, text: str) -> list[Any]:
+        position = read // self._size * self._size + index * self.stride
+        if position + self.stride <= read:  # it was read in this lap
+            position += self._size
+        full = max(position, read) < min(position + self.stride, write)
+        return [FULL if full else FREE, position // self._size, None, 0, text]
+
+    def _lent(self) -> Iterator[tuple[int, str, int, int]]:
+        """What is lent in this process: to whom, the state of its lines, and from where to where it is."""
+        from labkit.lockfree import spsc, spsc_entry
+        from labkit.lockfree.segment import RECEIVER, SENDER
+
+        words = {
+            name: int(self._queue._state[getattr(spsc_entry, name) // 8])
+            for name in ("SENDS", "LOAN", "LOAN_BYTES", "RECEIVES", "BORROW", "BORROW_BYTES")
+        }
+        if words["SENDS"] == spsc_entry.BUSY:
+            size = words["LOAN_BYTES"] if self._item is not None else spsc.frame_bytes(words["LOAN_BYTES"])
+            yield SENDER, FILLING, words["LOAN"], words["LOAN"] + size
+        if words["RECEIVES"] == spsc_entry.BUSY:
+            yield RECEIVER, TAKING, words["BORROW"], words["BORROW"] + words["BORROW_BYTES"]
+
+    def _texts(self, ring: np.ndarray, write: int, read: int) -> dict[int, str]:
+        """What begins in each line, of what is there to be received."""
+        from labkit.lockfree import spsc
+
+        twice, texts, at = np.concatenate([ring, ring]), dict[int, str](), read
+        while at < write <= read + self._size:
+            start = at % self._size
+            if self._item is not None:
+                size = self._item.itemsize
+                text = str(twice[start:][:size].view(self._item.base)[:1].tolist()[0])
+            else:
+                length = int(twice[start:][:8].view(np.int64)[0]) & ~spsc.KIND
+                if not 0 < length <= self._size:  # it was overwritten while we looked
+                    break
+                size = spsc.FRAME + -(-length // 8) * 8
+                text = _text(twice[start + spsc.FRAME :][:length].tobytes())
+            line = start // self.stride
+            texts[line] = f"{texts[line].removesuffix(' …')} …" if line in texts else text
+            at += size
+        return texts
+
+
 def _check_capacity(capacity: int) -> None:
     if not 0 < capacity <= MOST_SLOTS:
         raise ValueError(
@@ -191,7 +286,7 @@ class Ring(Live):
     """Shows a queue slot by slot, and its history to step through.
 
     Args:
-        queue: an Mpmc with a capacity of at most 64, or a Layout of a ring of the reader's own.
+        queue: an Mpmc with a capacity of at most 64, an Spsc of 4,096 bytes, or a Layout of a ring of the reader's own.
 
     Raises:
         ValueError: it has more slots than can be drawn.
@@ -200,7 +295,7 @@ class Ring(Live):
 
     _esm = module("ring")
 
-    def __init__(self, queue: Mpmc | Layout, **options: Any):
+    def __init__(self, queue: Mpmc | Spsc | Layout, **options: Any):
         self._seen = queue if isinstance(queue, Layout) else _layout_of(queue)
         self._lock = threading.Lock()
         self._frames: list[dict[str, Any]] = []
@@ -274,7 +369,7 @@ class Ring(Live):
             named = {job.pid: job.name for job in jobs()}
             name = "this notebook" if pid == os.getpid() else named.get(pid, "process")
             self._numbers[number, pid] = len(self._owners)
-            self._owners = [*self._owners, f"{name} ({pid})"]
+            self._owners = [*self._owners, f"{name}{self._seen.parts.get(number, '')} ({pid})"]
         return self._numbers[number, pid]
 
     def _push(self, events: np.ndarray) -> None:
@@ -297,6 +392,7 @@ class Ring(Live):
                 "capacity": layout.capacity,
                 "slots": layout.slots,
                 "stride": layout.stride,
+                "unit": layout.unit,
                 "fields": layout.fields,
                 "owners": self._owners,
                 "frames": self._frames,
@@ -306,9 +402,12 @@ class Ring(Live):
         return gzip.compress(text.encode(), 6, mtime=0)
 
 
-def _layout_of(queue: Any) -> MpmcLayout:
+def _layout_of(queue: Any) -> MpmcLayout | SpscLayout:
     from labkit.lockfree.mpmc_queue import Mpmc
+    from labkit.lockfree.spsc_queue import Spsc
 
-    if not isinstance(queue, Mpmc):
-        raise TypeError(f"the ring view shows an Mpmc, or a Layout of your own ring, not {type(queue).__name__}")
-    return MpmcLayout(queue)
+    if isinstance(queue, Mpmc):
+        return MpmcLayout(queue)
+    if isinstance(queue, Spsc):
+        return SpscLayout(queue)
+    raise TypeError(f"the ring view shows an Mpmc, an Spsc, or a Layout of your own ring, not {type(queue).__name__}")
