@@ -36,9 +36,11 @@ import select
 import socket
 import socketserver
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote, unquote
 
 from labkit.channels import channel
 from labkit.channels.base import DEFAULT_TIMEOUT, Closed
@@ -49,6 +51,8 @@ Procedure = Callable[..., Mapping[str, Any]]
 LARGEST = 1 << 20
 """Bytes in the largest request of JSON, and in the largest answer."""
 START_TIMEOUT = 60.0
+IDLE_TIMEOUT = 60.0
+"""Seconds after which a server of JSON hangs up on who says nothing, also in the middle of a request."""
 
 
 def serve(
@@ -69,9 +73,11 @@ def serve(
 
     Raises:
         OSError: EADDRINUSE, another server has this port; EADDRNOTAVAIL, this machine has no such address.
-        ValueError: the .proto file has no such procedure, or cannot be compiled.
+        ValueError: the .proto file has no such procedure, or cannot be compiled; or it is no port.
         FileNotFoundError: there is no such .proto file.
     """
+    if not 0 <= port <= 65535:
+        raise ValueError(f"a port is a number from 1 to 65535, or 0 for one that is free, not {port}")
     return Server(dict(procedures), Path(proto).resolve() if proto else None, host, port, inside)
 
 
@@ -101,6 +107,9 @@ class Server:
                 said = json.loads(rx.receive(START_TIMEOUT))
             except Closed:
                 self.job.wait()  # raises what it raised
+                raise
+            except BaseException:  # too late, or Ctrl-C
+                self.close()
                 raise
         if "port" not in said:
             self.close()
@@ -138,7 +147,9 @@ def _why_not(number: int, text: str) -> str:
         return "another server has this port: take another one, or port=0 for any that is free"
     if number == errno.EADDRNOTAVAIL:
         return "this machine has no such address: 127.0.0.1 is for callers on this machine"
-    return text
+    if number == errno.EACCES:
+        return "ports below 1024 are for root: take a higher one, or port=0 for any that is free"
+    return f"{text}: give an IPv4 address of this machine, 127.0.0.1 for callers on this machine"
 
 
 def connect(host: str, port: int, proto: str | Path | None = None, timeout: float = DEFAULT_TIMEOUT) -> Stub:
@@ -179,7 +190,10 @@ class Stub:
             raise AttributeError(name)
 
         def procedure(*, timeout: float | None = None, **values: Any) -> dict[str, Any]:
-            return self.call(name, values, self.timeout if timeout is None else timeout)
+            patience = self.timeout if timeout is None else timeout
+            if patience <= 0:  # gRPC would take 0 for no deadline
+                raise self._late(name, patience)
+            return self.call(name, values, patience)
 
         return procedure
 
@@ -201,12 +215,12 @@ class Stub:
             "only what may be run twice"
         )
 
-    def _unreached(self, name: str, number: int) -> OSError:
+    def _unreached(self, name: str, number: int, words: str) -> OSError:
         """ConnectionRefusedError, or another that belongs to the number."""
         if number == errno.ECONNREFUSED:
             why = "nobody listens there. Is the server started, and is that its port?"
         else:
-            why = f"{os.strerror(number)}. Is that its address, and does a route lead there?"
+            why = f"{words}. Is that its address, and does a route lead there?"
         return OSError(number, f"{name} was not run: {why}", self.address)
 
 
@@ -221,35 +235,37 @@ class JsonStub(Stub):
         self._connection = http.client.HTTPConnection(host, port)
 
     def call(self, name: str, values: dict[str, Any], timeout: float) -> dict[str, Any]:
+        body = json.dumps(values).encode()
+        if len(body) > LARGEST:
+            raise ValueError(f"{name} was not run: its values take {len(body):,} bytes, of at most {LARGEST:,}")
         connection = self._connection
         if connection.sock and select.select([connection.sock], [], [], 0)[0]:
             connection.close()  # nobody was to speak: the server has hung up since
         if not connection.sock:
             self._begin(name, timeout)
-        try:
-            connection.sock.settimeout(timeout)
-            connection.request("POST", f"/{name}", json.dumps(values), {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            answer = response.read(LARGEST + 1)
-        except TimeoutError:
-            connection.close()
-            raise self._late(name, timeout) from None
-        except (ConnectionError, http.client.HTTPException):
-            connection.close()
-            raise self._broken(name) from None
-        if len(answer) > LARGEST:
-            connection.close()
-            raise OSError(errno.EMSGSIZE, f"the answer of {name} is larger than {LARGEST:,} bytes")
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(connection.close)  # or the next call would get the answer of one that Ctrl-C has ended
+            try:
+                connection.sock.settimeout(timeout)
+                connection.request("POST", f"/{quote(name)}", body, {"Content-Type": "application/json"})
+                response = connection.getresponse()
+                answer = response.read(LARGEST + 1)
+            except TimeoutError:
+                raise self._late(name, timeout) from None
+            except (ConnectionError, http.client.HTTPException):
+                raise self._broken(name) from None
+            if len(answer) > LARGEST:
+                raise OSError(errno.EMSGSIZE, f"the answer of {name} is larger than {LARGEST:,} bytes")
+            undo.pop_all()
+        return self._result(name, response.status, answer)
+
+    def _result(self, name: str, status: int, answer: bytes) -> dict[str, Any]:
+        with contextlib.suppress(ValueError, TypeError, LookupError):
             result = json.loads(answer)
-            told = result if response.status == http.HTTPStatus.OK else result["error"]
-        except (ValueError, TypeError, LookupError):
-            raise RemoteError(
-                f"{self.address} answers {name}, but is no server of labkit.rpc: {answer[:40]!r}"
-            ) from None
-        if told is not result:
-            raise RemoteError(f"{name} at {self.address}: {told}")
-        return dict(result)
+            if status == http.HTTPStatus.OK and isinstance(result, dict):
+                return result
+            raise RemoteError(f"{name} at {self.address}: {result['error']}")
+        raise RemoteError(f"{self.address} answers {name}, but is no server of labkit.rpc: {answer[:40]!r}")
 
     def _begin(self, name: str, timeout: float) -> None:
         self._connection.timeout = timeout
@@ -258,7 +274,8 @@ class JsonStub(Stub):
         except TimeoutError:
             raise self._late(name, timeout) from None
         except OSError as reason:
-            raise self._unreached(name, reason.errno or errno.EHOSTUNREACH) from None
+            number = reason.errno or errno.EHOSTUNREACH
+            raise self._unreached(name, number, reason.strerror or str(reason)) from None
 
     def close(self) -> None:
         self._connection.close()
@@ -269,40 +286,51 @@ class JsonHandler(http.server.BaseHTTPRequestHandler):
 
     procedures: Mapping[str, Procedure]
     protocol_version = "HTTP/1.1"  # one connection for many calls
+    timeout = IDLE_TIMEOUT
     wbufsize = -1  # an answer goes in one piece: the second of two would wait for an acknowledgement, tcp(7)
 
     def do_POST(self) -> None:
-        try:
-            size = int(self.headers["Content-Length"] or 0)
-            if size > LARGEST:
-                self.close_connection = True  # what we do not read cannot be told from the next request
-                raise ValueError(f"a request has at most {LARGEST:,} bytes, not {size:,}")
-            status, result = http.HTTPStatus.OK, self._run(json.loads(self.rfile.read(size)))
-        except LookupError as unknown:
-            status, result = http.HTTPStatus.NOT_FOUND, {"error": str(unknown)}
-        except Exception as error:
-            status, result = http.HTTPStatus.INTERNAL_SERVER_ERROR, {"error": _told(error)}
-        try:
-            self._answer(status, json.dumps(result).encode())
-        except ConnectionError:  # the caller waits no longer
-            self.close_connection = True
+        size = self.headers["Content-Length"] or ""
+        if self.headers["Origin"] is not None:
+            # Any page on the web may have its reader's browser POST to 127.0.0.1, and a browser says which page.
+            self._refuse(http.HTTPStatus.FORBIDDEN, "web pages may not call procedures: programs may")
+        elif not (size.isascii() and size.isdigit()) or self.headers["Transfer-Encoding"]:
+            self._refuse(http.HTTPStatus.LENGTH_REQUIRED, "a request says how many bytes it has: Content-Length")
+        elif len(size) > len(str(LARGEST)) or int(size) > LARGEST:
+            what = f"a request has at most {LARGEST:,} bytes, not {size}"
+            self._refuse(http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE, what)
+        elif len(body := self.rfile.read(int(size))) < int(size):
+            self.close_connection = True  # the caller has hung up
+        else:
+            self._answer(*self._run(unquote(self.path.removeprefix("/")), body))
 
-    def _run(self, values: dict[str, Any]) -> Mapping[str, Any]:
-        name = self.path.removeprefix("/")
+    def _refuse(self, status: http.HTTPStatus, why: str) -> None:
+        self.close_connection = True  # what we do not read cannot be told from the next request
+        self._answer(status, json.dumps({"error": why}))
+
+    def _run(self, name: str, body: bytes) -> tuple[http.HTTPStatus, str]:
         if name not in self.procedures:
-            raise LookupError(f"no procedure called {name!r}; there are: {', '.join(self.procedures)}")
+            text = f"no procedure called {name!r}; there are: {', '.join(self.procedures)}"
+            return http.HTTPStatus.NOT_FOUND, json.dumps({"error": text})
         try:
-            return self.procedures[name](**values)
-        except LookupError as error:
-            raise RuntimeError(_told(error)) from error
+            result = self.procedures[name](**json.loads(body))
+            if not isinstance(result, Mapping):
+                raise TypeError(f"{name} returned a {type(result).__name__}, and a procedure returns a dictionary")
+            return http.HTTPStatus.OK, json.dumps(dict(result))
+        except (Exception, SystemExit) as error:
+            return http.HTTPStatus.INTERNAL_SERVER_ERROR, json.dumps({"error": _told(error)})
 
-    def _answer(self, status: http.HTTPStatus, body: bytes) -> None:
+    def _answer(self, status: http.HTTPStatus, text: str) -> None:
+        body = text.encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
-        self.wfile.flush()
+        try:
+            self.wfile.write(body)
+            self.wfile.flush()
+        except OSError:  # the caller waits no longer
+            self.close_connection = True
 
     def log_message(self, *_: Any) -> None:
         """Say nothing of each request."""
@@ -317,8 +345,8 @@ class JsonServer(http.server.ThreadingHTTPServer):
         socketserver.TCPServer.server_bind(self)
 
 
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+def _told(error: BaseException) -> str:
+    return "".join(traceback.format_exception_only(error)).rstrip()  # also if the error's own text cannot be made
 
 
 def _serve_json(procedures: dict[str, Procedure], _: None, host: str, port: int, tx: Any) -> None:
@@ -334,7 +362,7 @@ def _tells(tx: Any) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        tx.send(json.dumps({"errno": error.errno, "text": str(error)}).encode())
+        tx.send(json.dumps({"errno": error.errno, "text": error.strerror or str(error)}).encode())
 
 
 # --- gRPC -----------------------------------------------------------------------------------------------------
@@ -364,7 +392,10 @@ def compiled(proto: Path) -> Any:
 
 def _methods(messages: Any) -> dict[str, Any]:
     """The procedures of a .proto file, by the names that functions have: Mean is mean."""
-    (service,) = messages.DESCRIPTOR.services_by_name.values()
+    services = list(messages.DESCRIPTOR.services_by_name.values())
+    if len(services) != 1:
+        raise ValueError(f"{messages.DESCRIPTOR.name} must declare one service, not {len(services)}")
+    (service,) = services
     return {re.sub("(?<!^)(?=[A-Z])", "_", method.name).lower(): method for method in service.methods}
 
 
@@ -411,10 +442,12 @@ class GrpcStub(Stub):
             code, said = error.code(), error.details() or ""
             if code == grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise self._late(name, timeout) from None
-            if code == grpc.StatusCode.UNAVAILABLE and "failed to connect" in said.lower():
+            unresolved = re.search("resolution|resolving", said)
+            if code == grpc.StatusCode.UNAVAILABLE and (unresolved or "failed to connect" in said.lower()):
                 self.close()
                 self._connect()
-                raise self._unreached(name, _number_in(said)) from None
+                number = _number_in(said)
+                raise self._unreached(name, number, said if unresolved else os.strerror(number)) from None
             if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
                 raise self._broken(name) from None
             raise RemoteError(f"{name} at {self.address}: {said} ({code.name})") from None
@@ -470,7 +503,7 @@ def _handler(messages: Any, method: Any, procedure: Procedure) -> Any:
     def run(asked: Any, context: Any) -> Any:
         try:
             return reply(**procedure(**{field.name: getattr(asked, field.name) for field in asked.DESCRIPTOR.fields}))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             context.abort(grpc.StatusCode.UNKNOWN, _told(error))
 
     return grpc.unary_unary_rpc_method_handler(run, request.FromString, reply.SerializeToString)

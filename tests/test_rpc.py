@@ -17,7 +17,7 @@ import pytest
 from labkit import Closed, RemoteError, launch
 from labkit.isolation import namespace, wire
 from labkit.replay import why_not
-from labkit.rpc import LARGEST, connect, serve
+from labkit.rpc import LARGEST, JsonHandler, JsonServer, connect, serve
 
 PROTO = Path(__file__).parents[1] / "notebooks" / "weather.proto"
 BOTH = pytest.mark.parametrize("proto", [None, PROTO], ids=["json", "grpc"])
@@ -195,6 +195,139 @@ def test_a_request_that_would_be_too_large_is_refused_before_it_is_read():
     with serve(WEATHER) as server, socket.create_connection((server.host, server.port)) as raw:
         raw.sendall(b"POST /mean HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (LARGEST + 1))
         assert b"a request has at most" in raw.makefile("rb").read()  # and then it hangs up
+
+
+def raw(server, request):
+    """What a server of JSON answers to these bytes, until it hangs up."""
+    with socket.create_connection((server.host, server.port), 20) as peer:
+        peer.sendall(request)
+        return peer.makefile("rb").read()
+
+
+BODY = b'\r\nContent-Length: 12\r\n\r\n{"day": "1"}'
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        (b"Content-Length: -1\r\n\r\n", b"411"),  # which read(2) would take for: all that comes
+        (b"Content-Length: 1e3\r\n\r\nPOST /mean HTTP/1.1" + BODY, b"411"),
+        (b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n", b"413"),
+        (b"Transfer-Encoding: chunked\r\n\r\n5\r\nPOST /mean HTTP/1.1" + BODY, b"411"),
+        (b"Host: x\r\n\r\nPOST /mean HTTP/1.1" + BODY, b"411"),
+    ],
+)
+def test_a_request_whose_end_is_not_known_is_refused_and_what_follows_is_not_taken_for_another(request_, says):
+    with serve(WEATHER) as server:
+        answer = raw(server, b"POST /mean HTTP/1.1\r\n" + request_)
+    assert answer.startswith(b"HTTP/1.1 " + says) and answer.count(b"HTTP/1.1") == 1
+
+
+def test_a_web_page_cannot_have_a_browser_call(tmp_path):
+    """It may send plain text to any address; and if its own name leads to 127.0.0.1 by now, anything."""
+    for headers in (b"Content-Type: text/plain\r\nOrigin: https://evil.example", b"Origin: null"):
+        body = json.dumps({"request": str(tmp_path / "done"), "celsius": 1.0}).encode()
+        request = b"POST /report HTTP/1.1\r\nContent-Length: %d\r\n%s\r\n\r\n%s" % (len(body), headers, body)
+        with serve(WEATHER) as server:
+            answer = raw(server, request)
+        assert answer.startswith(b"HTTP/1.1 403") and b"web pages may not" in answer
+    assert not (tmp_path / "done").exists()
+
+
+def test_who_sends_half_a_request_is_hung_up_on_and_nothing_was_run(tmp_path):
+    handler = type("Impatient", (JsonHandler,), {"procedures": WEATHER, "timeout": 0.1})
+    body = json.dumps({"request": str(tmp_path / "done"), "celsius": 1.0}).encode()
+    with JsonServer(("127.0.0.1", 0), handler) as server:
+        server.host, server.port = server.server_address
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            assert raw(server, b"POST /report HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s" % (len(body) + 1, body)) == b""
+        finally:
+            server.shutdown()
+            thread.join()
+    assert not (tmp_path / "done").exists()
+
+
+def nothing():
+    return None
+
+
+def a_set():
+    return {"days": {1, 2}}
+
+
+def größe():
+    return {"meters": 2}
+
+
+def leaves():
+    raise SystemExit("I go")
+
+
+class Wordless(Exception):
+    def __str__(self):
+        raise ValueError
+
+
+def wordless():
+    raise Wordless
+
+
+def test_what_went_wrong_in_a_procedure_is_told_and_not_taken_for_the_server_s_end():
+    with serve({f.__name__: f for f in (nothing, a_set, größe, leaves, wordless)}) as server, server.stub(20) as stub:
+        for f, says in (
+            (nothing, "nothing returned a NoneType, and a procedure returns a dictionary"),
+            (a_set, "set is not JSON serializable"),
+            (leaves, "SystemExit: I go"),
+            (wordless, "Wordless: <exception"),
+        ):
+            with pytest.raises(RemoteError, match=says):
+                getattr(stub, f.__name__)()
+        assert stub.größe() == {"meters": 2}, "names may be of any language"
+
+
+def test_a_request_that_is_too_large_is_not_sent(tmp_path):
+    with serve(WEATHER) as server, server.stub(20) as stub:
+        with pytest.raises(ValueError, match=r"report was not run: its values take 1,048,6\d\d bytes, of at most"):
+            stub.report(request="x" * LARGEST, celsius=1.0)
+        assert stub.mean(day="1")["hours"] == 24
+
+
+def test_after_ctrl_c_the_next_call_gets_its_own_answer():
+    with serve(WEATHER) as server, server.stub(20) as stub:
+        stub.mean(day="1")
+        pressed = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+        pressed.start()
+        with pytest.raises(KeyboardInterrupt):
+            stub.report(request="", celsius=50.0)
+        pressed.join()
+        assert stub.mean(day="1") == {"celsius": 1.0, "hours": 24}
+
+
+@pytest.mark.parametrize("timeout", [0, -1])
+def test_a_deadline_that_has_passed_is_a_timeout(stub, timeout):
+    with pytest.raises(TimeoutError, match="within"):
+        stub.mean(day="1", timeout=timeout)
+
+
+@BOTH
+def test_what_is_no_port_is_refused(proto):
+    for port in (-1, 65536):
+        with pytest.raises(ValueError, match=f"a port is a number from 1 to 65535, or 0 .*, not {port}"):
+            serve(WEATHER, proto, port=port)
+
+
+@BOTH
+def test_a_name_that_nobody_knows_is_said_to_lead_nowhere(proto):
+    with connect("no.such.host.invalid", 80, proto) as stub, pytest.raises(OSError, match="mean was not run: "):
+        stub.mean(day="1", timeout=60)
+
+
+def test_a_proto_file_without_a_service_is_refused(tmp_path):
+    (tmp_path / "empty.proto").write_text('syntax = "proto3"; message A {}')
+    with pytest.raises(ValueError, match="must declare one service, not 0"):
+        serve(WEATHER, tmp_path / "empty.proto")
 
 
 def test_a_server_that_is_no_server_of_ours_is_a_broken_call():
