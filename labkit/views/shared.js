@@ -351,10 +351,20 @@ export class View {
 
 // ---------------------------------------------------------------- what feeds it
 
-/** gzip as Python packs it, to an ArrayBuffer. */
-export function gunzip(packed) {
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new Response(stream).arrayBuffer();
+/**
+ * gzip as Python packs it, to an ArrayBuffer. Without a Blob, whose bytes come from another process: a page that is
+ * printed at once would have empty views.
+ */
+export async function gunzip(packed) {
+  const { readable, writable } = new DecompressionStream("gzip");
+  const writer = writable.getWriter(), reader = readable.getReader(), parts = [];
+  const written = Promise.all([writer.write(packed), writer.close()]);
+  written.catch(() => {}); // what is wrong with it, reading tells
+  for (let { done, value } = await reader.read(); !done; { done, value } = await reader.read()) parts.push(value);
+  const whole = new Uint8Array(parts.reduce((size, part) => size + part.length, 0));
+  let at = 0;
+  for (const part of parts) whole.set(part, at), (at += part.length);
+  return whole.buffer;
 }
 
 export const parse = (buffer) => JSON.parse(new TextDecoder().decode(buffer));
