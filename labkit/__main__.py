@@ -212,12 +212,15 @@ def _value(text: str) -> tuple[str, Any]:
 @app.command()
 def bench(
     names: Annotated[list[str] | None, typer.Argument(help="Which ones; all when none is named.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Of report: keep the executed labs here, and run only what has changed since.")
+    ] = None,
 ) -> None:
     """Run benchmarks: medians of paired runs, beside their goals."""
     from labkit.bench import main
 
     try:
-        raise typer.Exit(main(names or []))
+        raise typer.Exit(main(names or [], keep))
     except ValueError as wrong:
         _fail(f"{wrong}.")
 

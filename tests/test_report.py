@@ -428,6 +428,19 @@ def test_the_benchmark_of_the_report_has_a_row_for_time_size_and_pdf(tmp_path):
     assert rows[1].measured == "0.0 MB" and rows[1].reached
 
 
+def test_labs_that_the_benchmark_keeps_are_run_again_only_when_they_have_changed(tmp_path, monkeypatch):
+    lab, kept = notebook(tmp_path / "lab.ipynb", "open('ran', 'a').write('x')"), tmp_path / "kept"
+    monkeypatch.setattr(report_cost, "LABS", [lab])
+    ticks = []
+    for ran in ("x", "x", "xx"):
+        ((name, executed),) = report_cost.run_all(lambda: ticks.append(1), kept)
+        assert (name, executed.cells[0].execution_count) == ("lab", 1)
+        assert (tmp_path / "ran").read_text() == ran
+        if len(ticks) == 2:
+            os.utime(lab, (later := (kept / "lab.ipynb").stat().st_mtime + 1, later))
+    assert len(ticks) == 3
+
+
 @pytest.mark.parametrize("nonsense", [5, None, Trace], ids=str)
 def test_what_is_no_trace_is_not_shown_and_no_file_is_written(nonsense, tmp_path):
     for show in (watch, lambda thing: report(thing, tmp_path / "report.html")):

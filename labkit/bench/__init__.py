@@ -9,9 +9,10 @@ import importlib
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 
 NAMES = ("import", "launch", "channels", "trace", "events", "view", "report", "queue", "electron", "sweep")
@@ -44,8 +45,12 @@ def middle(values: list[float]) -> tuple[float, float, float]:
     return min(values), statistics.median(values), max(values)
 
 
-def main(names: list[str]) -> int:
+def main(names: list[str], keep: Path | None = None) -> int:
     """Run the named benchmarks (all when none is named) and print a table.
+
+    Args:
+        names: of NAMES.
+        keep: a folder for the labs that `report` executes; those that are there already are not run again.
 
     Returns 0 also when a goal is missed: noise is no failure.
 
@@ -58,11 +63,13 @@ def main(names: list[str]) -> int:
     console = Console()
     table = Table("what", "measured", "goal", "", title="labkit bench: medians of paired runs")
     reasons = []
-    with Progress(console=console, transient=True) as progress:
+    columns = *Progress.get_default_columns(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
         for name in names or list(NAMES):
-            task = progress.add_task(name, total=None)
             module = importlib.import_module(f"labkit.bench.{name}_cost")
-            for row in module.run(lambda task=task: progress.advance(task)):
+            task = progress.add_task(name, total=getattr(module, "STEPS", None))
+            options = {"keep": keep} if name == "report" else {}
+            for row in module.run(lambda task=task: progress.advance(task), **options):
                 table.add_row(row.what, row.measured, row.goal, "[green]reached" if row.reached else "[yellow]missed")
                 reasons += [f"{row.what}: {row.why}"] if row.why else []
             progress.update(task, total=1, completed=1)

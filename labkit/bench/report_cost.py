@@ -1,6 +1,7 @@
 """How long the report of all labs takes, without running them, and how big it is; the labs run once before, untimed.
 
-So this takes some minutes. What is timed is what `labkit report --saved` does.
+So this takes some minutes. What is timed is what `labkit report --saved` does. `labkit bench report --keep FOLDER`
+keeps the executed labs there, and next time runs only those that have changed since.
 """
 
 from __future__ import annotations
@@ -22,12 +23,23 @@ from labkit.report import run as execute
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
-def run_all(progress: Callable[[], None]) -> list[tuple[str, nbformat.NotebookNode]]:
+LABS = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
+STEPS = len(LABS)
+
+
+def run_all(progress: Callable[[], None], keep: Path | None = None) -> list[tuple[str, nbformat.NotebookNode]]:
     """Every lab, executed."""
     executed = []
-    for path in sorted(NOTEBOOKS.glob("[0-9]*.ipynb")):
-        notebook = nbformat.read(path, as_version=4)
-        execute(path, notebook)
+    for path in LABS:
+        kept = keep and keep / path.name
+        if kept and kept.exists() and kept.stat().st_mtime > path.stat().st_mtime:
+            notebook = nbformat.read(kept, as_version=4)
+        else:
+            notebook = nbformat.read(path, as_version=4)
+            execute(path, notebook)
+            if kept:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                nbformat.write(notebook, kept)
         executed.append((path.stem, notebook))
         progress()
     return executed
@@ -57,6 +69,6 @@ def rows(executed: list[tuple[str, nbformat.NotebookNode]]) -> list[Row]:
     return found
 
 
-def run(progress: Callable[[], None]) -> list[Row]:
+def run(progress: Callable[[], None], keep: Path | None = None) -> list[Row]:
     """Seconds and megabytes of the report of all labs."""
-    return rows(run_all(progress))
+    return rows(run_all(progress, keep))
