@@ -111,7 +111,7 @@ def test_a_blocked_process_cannot_be_chosen_and_says_on_what_it_waits(browser, p
         run(page, "Plato").click()
         run(page, "Plato").click()
         assert run(page, "Zeno").is_disabled()
-        assert "waits for fork 1, which Plato holds" in page.get_by_role("group", name="Zeno").inner_text()
+        assert "waits for fork 1, which Plato holds" in page.get_by_role("group", name="Zeno", exact=True).inner_text()
         assert "held by Plato" in page.get_by_role("group", name="Semaphores").inner_text()
         page.keyboard.press("2")
         assert state(page)["chosen"] == ["Plato", "Plato"]

@@ -144,7 +144,7 @@ def test_a_report_opens_at_the_deadlock_and_names_it(browser, exported, scheme):
         now = loaded(page)
         assert now["wrong"] and SENTENCE in now["sentence"]
         assert page.get_by_role("status").inner_text().startswith("Deadlock: A holds fork 1")
-        graph = page.locator(".labkit-locks svg").get_attribute("aria-label")
+        graph = page.locator(".labkit-locks .graph svg").get_attribute("aria-label")
         for part in ("A waits for fork 2", "B holds fork 2", "B waits for fork 1", "A holds fork 1"):
             assert part in graph
         assert {lane["status"] for lane in now["lanes"]} == {

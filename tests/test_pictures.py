@@ -165,7 +165,7 @@ def test_every_view_is_saved_as_svg_with_its_words_and_as_png(browser, executed,
     path.write_text(render([("views", executed)]))
     expected = [
         ("facts", {"unix_seqpacket", "pipe(7)", "mechanism"}),
-        ("ring", {"<b>one</b>", "write_position"}),
+        ("ring", {"<b>one</b>", "write_position", "byte 0", "write_position (producer)"}),
         ("flow", {"notebook", "pipe"}),
         ("locks", {"fork <1>"}),
         ("sequence", {"notebook", "pipe"}),

@@ -12,17 +12,12 @@ import numpy as np
 import pytest
 
 from labkit import Trace, channel, launch
-from labkit.bench.view_cost import MadeUp
-from labkit.events import EVENT, Action, messages
 from labkit.page import Page
 from labkit.report import run
-from labkit.trace import ProcessInfo
 from labkit.views import recording, watch
-from labkit.views.flow import Flow
 from labkit.views.occupancy import Occupancy
 from labkit.views.sequence import Sequence
 from tests.browser import chromium, in_browser, jupyterlab, opened, state, until
-from tests.test_events import BEGINNINGS
 
 N = 120
 
@@ -325,120 +320,6 @@ def test_the_views_follow_the_page_from_light_to_dark(browser, exported):
             page.emulate_media(color_scheme="dark")
             settled(page)
             assert pixels(page) != light
-
-
-# ------------------------------------------------------------------------------------------- traces of all kinds
-
-
-def events_of(trace, change):
-    trace._events = trace._events.copy()
-    change(trace._events)
-    return trace
-
-
-def standing(events):
-    events["time_ns"] = 10**12
-
-
-def crowded(events):
-    events["time_ns"] = 10**12 + (events["time_ns"] - events["time_ns"].min()) * 10**6 // np.ptp(events["time_ns"])
-
-
-def named(trace):
-    trace.channels[0].label = "<img src=x onerror=alert(1)> 管道 \U0001f600"
-    trace.processes[1000].name = "<script>alert(2)</script> \u202e\x00"
-    trace.processes[7] = ProcessInfo(7, "never speaks")
-    return trace
-
-
-def unheard(trace):
-    """Nobody receives anything, and one only begins to send."""
-    trace._events = trace._events[np.isin(trace._events["action"], (Action.SEND_BEGINS, Action.SEND_ENDS))][:-1]
-    return trace
-
-
-def one_event(trace):
-    trace._events = trace._events[:1]
-    return trace
-
-
-def nothing():
-    trace = MadeUp(0)
-    trace.channels, trace.processes, trace._events = [], {}, np.zeros(0, EVENT)
-    return trace
-
-
-def telling(trace):
-    """Messages that begin with all sorts of things: text in every script, pictures, numbers, markup."""
-
-    def change(events):
-        sends = np.flatnonzero(events["action"] == Action.SEND_BEGINS)
-        for event, (begins, size, _) in zip(sends, BEGINNINGS, strict=True):
-            events["first"][event], events["size"][event] = begins, size
-
-    return events_of(trace, change)
-
-
-@in_browser
-def test_a_message_is_told_by_how_it_begins_as_text_or_as_bytes(browser, tmp_path):
-    trace = telling(MadeUp(len(BEGINNINGS), channels=1))
-    with opened(browser, page_of(tmp_path, trace, Sequence, Flow)) as page:
-        drew(page)
-        until(page, lambda s: s["mode"] == "replay" and s["messages"], "has its recording", number=1)
-        for number in (0, 1):
-            view = page.locator(".labkit-view").nth(number)
-            for place in ("9999", "0"):
-                view.get_by_role("slider").fill(place)
-            for _, size, words in BEGINNINGS:
-                view.get_by_role("button", name="Next message").click()
-                settled(page)
-                assert f"{size} bytes, {words}," in view.locator(".note").text_content()
-        assert page.locator(".labkit-view img").count() == 0 and page.complaints == []
-
-
-@in_browser
-def test_of_a_trace_without_contents_nothing_is_told(browser, tmp_path):
-    trace = MadeUp(4, channels=1)
-    trace.contents = False
-    with opened(browser, page_of(tmp_path, trace, Sequence)) as page:
-        drew(page)
-        page.get_by_role("button", name="Next message").click()
-        settled(page)
-        assert "bytes, sent at" in page.locator(".note").text_content()
-
-
-STRANGE = {
-    "no channel": nothing,
-    "nothing sent": lambda: MadeUp(0),
-    "one event": lambda: one_event(MadeUp(40, channels=1)),
-    "a clock that stands still": lambda: events_of(MadeUp(400), standing),
-    "a million in one millisecond": lambda: events_of(MadeUp(250_000), crowded),
-    "text and bytes": lambda: telling(MadeUp(len(BEGINNINGS))),
-    "nothing received": lambda: unheard(MadeUp(2_000)),
-    "200 processes": lambda: MadeUp(20_000, channels=100),
-    "strange names": lambda: named(MadeUp(40)),
-    "thinned": lambda: MadeUp(600_000, channels=2),
-}
-
-
-@in_browser
-@pytest.mark.parametrize("kind", STRANGE)
-def test_every_trace_makes_a_picture_or_a_sentence(browser, kind, tmp_path):
-    trace = STRANGE[kind]()
-    found = messages(trace.events())
-    with opened(browser, page_of(tmp_path, trace, Sequence, Occupancy)) as page:
-        for number in (0, 1):
-            now = until(page, lambda s: s.get("cost_ms") is not None, "painted", number=number)
-            if len(found):
-                now = drew(page, number)
-            assert now["messages"] == min(len(found), now["messages"])
-        if len(found):
-            for name in ("Next message", "Zoom in", "Zoom out", "Show the whole time", "Play"):
-                for button in page.get_by_role("button", name=name).all():
-                    button.click()
-            page.wait_for_timeout(150)
-        assert page.locator(".labkit-view img, .labkit-view script").count() == 0
-        assert page.complaints == []
 
 
 # ------------------------------------------------------------------------------------------- live, in JupyterLab

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gzip
 import json
@@ -20,6 +21,7 @@ from labkit.bench.view_cost import MadeUp
 from labkit.events import Action, messages
 from labkit.report import report
 from labkit.views import esm, recording, settle, watch
+from labkit.views.dashboard import Dashboard
 from labkit.views.flow import Flow
 from labkit.views.sequence import Sequence
 from tests.browser import chromium, in_browser, jupyterlab, opened, picture, state, until
@@ -274,8 +276,8 @@ def test_stepping_goes_from_message_to_message_and_back(browser, exported):
 
 
 @in_browser
-def test_the_speed_is_said_in_words_and_messages_too_short_to_see_are_said_to_be_stretched(browser, exported):
-    with opened(browser, exported.url) as page:
+def test_the_speed_is_said_in_words_and_messages_too_short_to_see_are_said_to_be_stretched(browser, crowded):
+    with opened(browser, crowded.as_uri()) as page:
         paused(page)
         page.get_by_role("combobox").select_option("2000")
         assert state(page)["speed"] == 2000
@@ -424,6 +426,21 @@ def test_a_page_keeps_so_many_messages_however_long_it_streams(browser, tmp_path
     with opened(browser, streaming.page_to_feed(tmp_path, view)) as page:
         assert streaming.feed(page, 0, 60, 1000) == min(60_000, most)  # fewer than fit are all kept
         assert most / 2 <= streaming.feed(page, 60, 260, 1000) <= most
+        assert page.complaints == []
+
+
+@in_browser
+@pytest.mark.parametrize("view", [Flow, Sequence, Dashboard])
+def test_news_that_comes_while_a_recording_is_unpacked_is_not_lost(browser, tmp_path, view):
+    packed = base64.b64encode(recording.record(MadeUp(4_000, channels=1))).decode()
+    both = f"""([packed, ...news]) => {{
+        labkitFed.record(Uint8Array.from(atob(packed), (c) => c.charCodeAt(0)));
+        return ({streaming.FEED})(...news);
+    }}"""
+    with opened(browser, streaming.page_to_feed(tmp_path, view)) as page:
+        streaming.feed(page, 0, 3)
+        page.evaluate(both, [packed, [3, 5, 60]])
+        until(page, lambda s: s["messages"] == 4_000 + 2 * 60, "has both")
         assert page.complaints == []
 
 

@@ -67,13 +67,14 @@ FEED = """async ([from, to, each]) => {
         const { modules } = JSON.parse(document.getElementById("labkit-views").textContent);
         const source = new Blob([Object.values(modules)[0]], { type: "text/javascript" });
         const { default: widget } = await import(URL.createObjectURL(source));
-        const heard = {}, el = document.createElement("div");
-        const get = (key) => (key === "key" ? "fed" : undefined);
-        const model = { get, on: (event, f) => (heard[event] = f), off() {} };
+        const heard = {}, traits = { key: "fed" }, el = document.createElement("div");
+        const model = { get: (key) => traits[key], on: (event, f) => (heard[event] ??= []).push(f), off() {} };
+        const say = (event, ...news) => heard[event].forEach((f) => f(...news));
         document.querySelector("main").replaceChildren(el);
         await widget.initialize({ model });
         await widget.render({ model, el });
-        window.labkitFed = { el, tell: heard["msg:custom"] };
+        const record = (recording) => (Object.assign(traits, { recording }), say("change:recording"));
+        window.labkitFed = { el, tell: (...news) => say("msg:custom", ...news), record };
     }
     const { el, tell } = window.labkitFed, lines = 13;
     const channels = [{ number: 0, kind: "pipe", label: "pipe", capacity: 65536, unit: "bytes", overhead: 12 }];

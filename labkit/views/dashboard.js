@@ -5,13 +5,15 @@ import { ID, Messages, RECEIVED, SENT } from "./messages.js";
 import { FlowStore, FlowView } from "./flow.js";
 import { View, duration, element, number, widget } from "./shared.js";
 import { LatencyView } from "./latency.js";
+import { asSvg, saveButtons, stacked } from "./picture.js";
 import { OccupancyView } from "./occupancy.js";
 import { SequenceView } from "./sequence.js";
 import { Timeline } from "./timeline.js";
 
-const PER_DECADE = 12, POINTS = 400;
+const PER_DECADE = 12, POINTS = 400, GAP = 14; // pixels between two parts in a file
 const CSS = `
-.labkit-dashboard { border: 0; border-radius: 0; background: none; overflow: visible; display: grid; gap: 8px; }
+.labkit-view.labkit-dashboard { border: 0; border-radius: 0; background: none; overflow: visible; display: grid; gap: 8px; }
+.labkit-dashboard .all { justify-self: end; }
 `;
 
 /** The latencies of the messages that were received in the window of a timeline, as curve() of labkit/views/latency.py. */
@@ -122,6 +124,9 @@ class FlowAlong extends FlowView {
     this.paint();
   }
 
+  /** What is said of the moment is said below the chart. */
+  file() { return asSvg(this.pen, () => this.draw()).svg; }
+
   hides(channel) { return this.timeline?.hidden.has(this.store.index.get(channel)); }
 
   choose(dot) {
@@ -151,12 +156,23 @@ class Dashboard extends View {
     this.timeline = new Timeline(store);
     this.latencies = new WindowLatency(this.timeline);
     const places = [0, 1, 2, 3].map(() => element("div"));
-    this.root.append(places[3], ...places.slice(0, 3));
+    const save = element("div", { class: "all" }, saveButtons(this, "dashboard", "the whole dashboard", "All as "));
+    this.root.append(places[3], ...places.slice(0, 3), save);
     this.parts = [new SequenceView(store, places[0], { timeline: this.timeline }), new OccupancyView(store, places[1], { timeline: this.timeline, controls: false }), new LatencyView(this.latencies, places[2]), new FlowAlong(store.flow, places[3], this.timeline)];
     this.follow();
   }
 
   paint() {}
+
+  /** All parts, as they stand one below the other. */
+  file() {
+    const [sequence, occupancy, latency, flow] = this.parts;
+    const pictures = [flow, sequence, occupancy, latency].map((part) => {
+      const svg = part.file(), [, width, height] = /width="([\d.]+)" height="([\d.]+)"/.exec(svg);
+      return { svg, width: +width, height: +height + GAP };
+    });
+    return stacked(pictures, this.theme.ground);
+  }
 
   close() {
     for (const part of this.parts) part.close();

@@ -4,7 +4,7 @@
 //   graph   processes and where they can stand, states, and for each state and process the state after its step
 //   path    the states the reader has gone through and the processes chosen; everything shown follows from it
 
-import { View, button, darkPage, element, gunzip, parse, setText } from "./shared.js";
+import { View, button, calm, darkPage, element, gunzip, parse, setText } from "./shared.js";
 
 const LABEL = 0, ACQUIRE = 1, RELEASE = 2, UNTIL = 3; // what a process asks for at its yield
 const BEAT = 800; // ms between the steps of the shortest interleaving
@@ -127,7 +127,7 @@ class Steps extends View {
   column(process, number) {
     const { first, text } = this.graph.sources[process.source], key = number < 9 ? String(number + 1) : "";
     const lines = text.split("\n").map((line) => element("div", {}, line || " "));
-    const code = element("pre", { tabindex: "-1", "aria-label": `The program of ${process.name}` }, ...lines);
+    const code = element("pre", { class: "scrolls", tabindex: "-1", role: "group", "aria-label": `The program of ${process.name}` }, ...lines);
     const own = element("div", { class: "own" }), what = element("div", { class: "what" });
     const run = element("button", { type: "button" }, `Run ${process.name} one step`);
     if (key) run.append(element("kbd", { "aria-hidden": "true" }, key)), run.setAttribute("aria-keyshortcuts", key);
@@ -178,7 +178,7 @@ class Steps extends View {
   play() {
     if (!this.graph.shortest) return;
     this.back(0);
-    const still = matchMedia("(prefers-reduced-motion: reduce)").matches, todo = [...this.graph.shortest];
+    const still = calm(), todo = [...this.graph.shortest];
     if (still) return todo.forEach((process) => this.choose(process, false));
     const beat = () => {
       this.choose(todo.shift(), false);
@@ -271,6 +271,7 @@ class Steps extends View {
       here ? node.setAttribute("aria-current", "step") : node.removeAttribute("aria-current");
       if (here && column.code.scrollHeight > column.code.clientHeight) column.code.scrollTop = node.offsetTop - column.code.clientHeight / 2;
     });
+    column.code.tabIndex = column.code.scrollHeight > column.code.clientHeight || column.code.scrollWidth > column.code.clientWidth ? 0 : -1; // to scroll it by keys
     setText(column.own, own);
     const wants = { [ACQUIRE]: `wants ${words}`, [RELEASE]: `releases ${words} next`, [UNTIL]: `until ${words}`, [LABEL]: words ? `“${words}”` : "" }[action] ?? "has not begun";
     const [kind, text] = error ? ["raised", `✘ ${error}`] : line === null ? ["ended", "✔ has ended"] : waits ? ["waits", `■ ${waits}`] : ["", wants];
@@ -312,7 +313,7 @@ async function render({ model, el }) {
     const packed = model.get("table");
     if (!packed?.byteLength) return;
     try {
-      const graph = new Graph(parse(await gunzip(packed)));
+      const graph = new Graph(parse(await gunzip(packed), "processes", "sources", "states", "next"));
       view?.close();
       view = closed ? null : new Steps(graph, el);
     } catch (reason) {

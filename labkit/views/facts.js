@@ -26,7 +26,7 @@ class FactsView extends View {
     this.on(this.search, "input", () => ((this.wanted = this.search.value.trim().toLowerCase()), this.paint()));
     this.meaning = element("span", { role: "status", "aria-live": "polite" });
     this.table = element("table");
-    this.root.append(element("div", { class: "bar" }, this.search, this.meaning, saveButtons(this, "facts")), element("div", { class: "wide", tabindex: "0", role: "group", "aria-label": "The table" }, this.table));
+    this.root.append(element("div", { class: "bar" }, this.search, this.meaning, saveButtons(this, "facts")), element("div", { class: "wide scrolls", tabindex: "0", role: "group", "aria-label": "The table" }, this.table));
     this.heard = () => this.paint();
     store.listeners.add(this.heard);
     this.follow();
@@ -101,7 +101,7 @@ class FactsStore extends Store {
     super(model);
     Object.assign(this, { columns: [], rows: [] });
   }
-  unpack(buffer) { Object.assign(this, parse(buffer)); }
+  unpack(buffer) { Object.assign(this, parse(buffer, "columns", "rows")); }
 }
 
 export default widget((model) => new FactsStore(model), (store, el) => new FactsView(store, el));

@@ -7,7 +7,7 @@
 //
 // All times are nanoseconds since the first event of the trace.
 
-import { Pen, SHAPES, Store, View, button, bytes, duration, element, fittingSpeed, moment, number, plural, roundUp, setText, showPlaying, speedPicker, whichProcess, widget } from "./shared.js";
+import { Pen, SHAPES, Store, View, button, bytes, calm, duration, element, fittingSpeed, moment, number, plural, roundUp, setText, showPlaying, soon, speedPicker, whichProcess, widget } from "./shared.js";
 import { asSvg, saveButtons, sentences, stacked } from "./picture.js";
 import { ASKED, CHANNEL, DROPPED, ENTERED, ID, RECEIVED, RECEIVER, SENDER, SENT, SIZE, STRIDE, asFloats, before, begins, openRecording } from "./messages.js";
 
@@ -384,7 +384,7 @@ function place(nodes, queues, silent, width) {
     neighbours.get(silent[0]).push(node);
     neighbours.get(node).push(silent[0]);
   }
-  const shift = Math.min(0, ...queues.map((q) => q.column));
+  const shift = queues.some((q) => q.column < 0) ? -2 : 0; // processes stay in even columns
   for (const item of neighbours.keys()) item.column -= shift;
   const parts = components(neighbours);
   const used = [...neighbours.keys()].map((item) => item.column), first = Math.min(...used), last = Math.max(...used);
@@ -401,7 +401,7 @@ function place(nodes, queues, silent, width) {
   const total = boxes + gap * gaps;
   const left = Math.max(pad, (width - total) / 2);
   const lines = parts.reduce((sum, part) => sum + part.lines, 0);
-  const rowHeight = lines > 16 ? 74 : lines > 8 ? 92 : 104;
+  const rowHeight = lines > 16 ? 82 : lines > 8 ? 92 : 104; // name, box and two lines take 80
   const x = (column) => left + before(column) - before(first) + (column - first) * gap;
   let top = 10;
   for (const part of parts) {
@@ -835,7 +835,7 @@ export class FlowView extends View {
     this.clock = element("span", { class: "clock" });
     this.note = element("div", { class: "note" });
     this.spoken = element("div", { class: "spoken", role: "status", "aria-live": "polite" });
-    this.stage = element("div", { class: "stage" }, this.canvas);
+    this.stage = element("div", { class: "stage scrolls", tabindex: 0, role: "group", "aria-label": "The picture" }, this.canvas);
     this.bar = element("div", { class: "bar", role: "group", "aria-label": "Replay" }, this.play, this.back, this.next, element("div", { class: "time" }, this.stripe, this.slider), this.clock, this.pick, this.newest, saveButtons(this, "flow"));
     this.root.append(this.stage, this.bar, this.note, this.tip, this.spoken);
     this.on(this.canvas, "pointermove", (event) => this.hover(event));
@@ -844,7 +844,7 @@ export class FlowView extends View {
 
   close() {
     this.store.listeners.delete(this.heard);
-    cancelAnimationFrame(this.frame);
+    this.callOff();
     super.close();
   }
 
@@ -909,7 +909,7 @@ export class FlowView extends View {
   }
 
   firstSight() {
-    const still = matchMedia("(prefers-reduced-motion: reduce)").matches || matchMedia("print").matches;
+    const still = calm() || matchMedia("print").matches;
     if (this.mode !== "replay" || this.touched || this.again == null || still) return;
     this.u = this.again;
     this.again = null;
@@ -933,6 +933,7 @@ export class FlowView extends View {
   // -- the reader's hands
 
   take() {
+    this.callOff();
     this.touched = true;
     this.onPaper = false;
     if (this.mode === "live") {
@@ -983,6 +984,7 @@ export class FlowView extends View {
   }
 
   goLive(byHand = true) {
+    this.callOff();
     this.mode = "live";
     this.touched = false;
     this.everLive = this.everLive || !byHand;
@@ -1009,8 +1011,17 @@ export class FlowView extends View {
     if (this.frame || this.closed) return;
     if (this.moving()) {
       this.last = performance.now();
-      this.frame = requestAnimationFrame((now) => this.tick(now));
+      this.nextFrame();
     } else this.paint();
+  }
+
+  /** The next picture; who wants no motion sees what is live once a second. */
+  nextFrame() { this.frame = soon((now) => this.tick(now), this.mode === "live" && calm()); }
+
+  /** What was asked for before the reader's hand moves nothing after it. */
+  callOff() {
+    this.frame?.();
+    this.frame = null;
   }
 
   moving() {
@@ -1020,8 +1031,8 @@ export class FlowView extends View {
   }
 
   tick(now) {
-    this.frame = 0;
-    if (!this.playing) return; // asked for before the reader stopped it
+    this.frame = null;
+    if (!this.playing) return; // asked for before it was stopped
     const passed = Math.min(0.1, Math.max(0, (now - this.last) / 1000));
     this.last = now;
     if (this.mode === "live") this.chase(passed, now);
@@ -1032,14 +1043,14 @@ export class FlowView extends View {
       this.speak(true);
     }
     this.paint();
-    if (this.moving()) this.frame = requestAnimationFrame((next) => this.tick(next));
+    if (this.moving()) this.nextFrame();
     else if (this.mode === "live" && this.over) this.rest();
   }
 
   /** Follow the newest data at an even pace, a little behind; jump when left far behind. */
   chase(passed, now) {
     const age = (now - (this.store.arrived ?? now)) / 1000, target = this.store.end + (age - DELAY) * 1e9;
-    if (target - this.u > 1.5e9 || this.u - target > 1e9) this.u = target;
+    if (target - this.u > 1.5e9 || this.u - target > 1e9 || calm()) this.u = target;
     else this.u += passed * 1e9 * Math.max(0.5, Math.min(2, 1 + (target - this.u) / 1e9));
     const wanted = thinning(this.store, this.pace, [this.u]);
     for (const [channel, n] of wanted) {
@@ -1054,7 +1065,8 @@ export class FlowView extends View {
 
   file() {
     const { pen, theme, scene, clock, note } = this, main = asSvg(pen, () => this.draw());
-    return stacked([main, sentences([`${clock.textContent}. ${note.textContent}`], scene.width, theme)], theme.ground);
+    const said = [clock.textContent && `${clock.textContent}.`, note.textContent].filter(Boolean).join(" ");
+    return stacked([main, sentences([said], scene.width, theme)], theme.ground);
   }
 
   paint() {
@@ -1180,8 +1192,8 @@ export class FlowView extends View {
       mode: this.mode, playing: this.playing, speed: this.speed, time_ns: store.axis.real(this.u), share: this.share(),
       start_ns: store.axis.real(store.start), end_ns: store.meta.newest, messages: store.blocks.reduce((n, b) => n + b.count, 0),
       dots: this.dots.length, density: this.scene.queues.map((q) => this.density(q)), median_ns: store.median, animating: !!this.frame,
-      channels: this.scene.queues.map((q) => ({ label: q.label, ...store.totals(q.index, this.u) })),
-      processes: this.scene.nodes.map((n) => ({ pid: n.pid, name: n.name, state: this.states.get(n.pid)?.name, x: n.x, y: n.y })),
+      channels: this.scene.queues.map((q) => ({ label: q.label, ...store.totals(q.index, this.u), x: q.x, y: q.y, w: q.w })),
+      processes: this.scene.nodes.map((n) => ({ pid: n.pid, name: n.name, state: this.states.get(n.pid)?.name, x: n.x, y: n.y, w: n.w, h: n.h })),
       selected: this.selected && { count: this.selected.id % 2 ** 37, sent_ns: store.axis.real(this.selected.u) },
     };
   }

@@ -4,10 +4,11 @@
 //   series  {label, n, lost, points: [[ns, share]], first, bars, figures}: see curve() in labkit/views/latency.py
 
 import { Pen, SHAPES, Store, View, duration, element, number, parse, setText, widget } from "./shared.js";
-import { asSvg, legend, saveButtons, stacked } from "./picture.js";
+import { asSvg, legend, saveButtons, sentences, stacked } from "./picture.js";
 import { shapeIcon } from "./signs.js";
 
 const PER_DECADE = 12; // bars
+const LOW = 16, MOST_SHAPES = 12; // pixels that a row of bars needs; curves that can be told apart by their shapes
 const FIGURES = ["p50", "p90", "p99", "p99.9", "longest"];
 const NAMES = { p50: "half within", p90: "90 %", p99: "99 %", "p99.9": "99.9 %", longest: "longest" };
 const FLOOR_DASHES = [[1, 3], [5, 3]];
@@ -15,13 +16,13 @@ const DASHES = [[], [7, 3], [2, 3], [9, 3, 2, 3]];
 
 const CSS = `
 .labkit-latency canvas { width: 100%; cursor: crosshair; }
-.labkit-latency .legend { display: flex; flex-wrap: wrap; gap: 5px 8px; align-items: center; padding: 8px 12px 6px; max-height: 120px; overflow: auto; }
+.labkit-latency .legend { display: flex; flex-wrap: wrap; gap: 5px 8px; align-items: center; padding: 8px 12px 6px; max-height: 133px; overflow: auto; }
 .labkit-latency .legend button { min-height: 26px; padding: 0 9px; display: inline-flex; gap: 6px; align-items: center; font-weight: 400; color: var(--lk-strong); border-color: var(--lk-line); }
 .labkit-latency .legend button[aria-pressed=false] { opacity: .45; text-decoration: line-through; } .labkit-latency .legend .group { margin-left: auto; }
 .labkit-latency .legend .group button { border-color: var(--lk-line); }
-.labkit-latency .figures { overflow-x: auto; padding: 0 12px 6px; } .labkit-latency table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; color: inherit; font-size: 13px; }
+.labkit-latency .figures { overflow: auto; max-height: 330px; margin: 0 12px 6px; } .labkit-latency table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; color: inherit; font-size: 13px; }
 .labkit-latency :is(th, td) { text-align: right; padding: 3px 8px; border-bottom: 1px solid var(--lk-faint); white-space: nowrap; background: none; color: inherit; } .labkit-latency :is(th, td):first-child { text-align: left; }
-.labkit-latency thead th { white-space: normal; vertical-align: bottom; color: var(--lk-weak); font-weight: 400; } .labkit-latency tbody th { font-weight: 600; } .labkit-latency td svg, .labkit-latency th svg { width: 12px; height: 12px; display: inline-block; margin-right: 6px; vertical-align: -1px; }
+.labkit-latency thead th { position: sticky; top: 0; background: var(--lk-ground); white-space: normal; vertical-align: bottom; color: var(--lk-weak); font-weight: 400; } .labkit-latency tbody th { font-weight: 600; } .labkit-latency td svg, .labkit-latency th svg { width: 12px; height: 12px; display: inline-block; margin-right: 6px; vertical-align: -1px; }
 `;
 
 export class LatencyView extends View {
@@ -32,7 +33,7 @@ export class LatencyView extends View {
     this.canvas = element("canvas", { role: "img" });
     this.pen = new Pen(this.canvas);
     this.chips = element("div", { class: "legend", role: "group", "aria-label": "What is shown" });
-    this.figures = element("div", { class: "figures" });
+    this.figures = element("div", { class: "figures scrolls", tabindex: 0, role: "group", "aria-label": "Figures" });
     this.note = element("div", { class: "note" });
     this.root.append(this.chips, this.canvas, this.figures, this.note, this.tip);
     this.on(this.canvas, "pointermove", (event) => this.hover(event.offsetX, event.offsetY));
@@ -54,12 +55,14 @@ export class LatencyView extends View {
     if (this.closed || !this.theme || width < 50) return;
     this.width = width;
     this.wide = width >= 760; // side by side, else one above the other
-    this.height = this.wide ? 290 : 460;
+    const none = this.source.series.every((s) => !s.n);
+    this.height = none ? 0 : this.wide ? 290 : 460;
     this.canvas.style.height = `${this.height}px`;
     this.paintChips();
     this.paintFigures();
     this.draw();
-    const { source } = this, none = source.series.every((s) => !s.n);
+    const { source } = this;
+    this.figures.hidden = !source.series.length;
     setText(this.note, [source.problem, none ? "No message has been received yet." : "", source.note, source.lost ? `${number(source.lost)} events could not be recorded.` : "", source.orphaned ? "The kernel has gone: this is what was known until then." : ""].filter(Boolean).join(" "));
     const said = this.shown.map((s) => `${s.label}: half within ${duration(s.figures.p50)}, 99 % within ${duration(s.figures.p99)}.`);
     this.canvas.setAttribute("aria-label", `Latency, as a curve and as a histogram. ${said.join(" ")}`);
@@ -78,7 +81,8 @@ export class LatencyView extends View {
       });
       return chip;
     });
-    this.chips.replaceChildren(...chips, saveButtons(this, "latency"));
+    const save = saveButtons(this, "latency");
+    this.chips.replaceChildren(...(chips.length > MOST_SHAPES ? [save, ...chips] : [...chips, save])); // many chips scroll
   }
 
   paintFigures() {
@@ -98,7 +102,7 @@ export class LatencyView extends View {
     if (pen.ctx instanceof CanvasRenderingContext2D) pen.begin(width, height);
     const { shown } = this, floors = this.source.floors;
     if (!shown.length) return pen.text(this.source.series.some((s) => s.n) ? "All curves are hidden." : "No message has been received yet.", width / 2, height / 2, this.theme.weak, { align: "center", size: 14, width: width - 20 });
-    const least = Math.min(...shown.map((s) => s.points[0][0]), ...floors.map(([, ns]) => ns)), most = Math.max(...shown.map((s) => s.figures.longest));
+    const least = Math.min(...shown.map((s) => s.points[0][0]), ...floors.map(([, ns]) => ns)), most = Math.max(...shown.map((s) => s.figures.longest), ...floors.map(([, ns]) => ns));
     this.range = [Math.log10(Math.max(1, least)) - 0.1, Math.log10(Math.max(10, most, least * 2)) + 0.1];
     const half = this.wide ? { w: width / 2, h: height } : { w: width, h: height / 2 };
     this.areas = [{ left: 46, top: 42, w: half.w - 62, h: half.h - 68 }, this.wide ? { left: half.w + 40, top: 42, w: half.w - 56, h: half.h - 68 } : { left: 46, top: half.h + 42, w: half.w - 62, h: half.h - 68 }];
@@ -108,7 +112,7 @@ export class LatencyView extends View {
 
   file() {
     const { pen, theme, width } = this, keys = this.shown.map((s) => [SHAPES[s.index % SHAPES.length], pen.colour(s.index), s.label]);
-    return stacked([legend(keys, width, theme), asSvg(pen, () => this.draw())], theme.ground);
+    return stacked([legend(keys, width, theme), asSvg(pen, () => this.draw()), sentences([this.note.textContent], width, theme)], theme.ground);
   }
 
   x(area, ns) { return area.left + ((Math.log10(Math.max(1, ns)) - this.range[0]) / (this.range[1] - this.range[0])) * area.w; }
@@ -186,15 +190,16 @@ export class LatencyView extends View {
       ctx.lineTo(area.left + area.w, y(1));
       ctx.stroke();
       ctx.setLineDash([]);
-      for (const [name, share] of [["p50", 0.5], ["p90", 0.9], ["p99", 0.99]]) {
+      for (const [name, share] of shown.length > MOST_SHAPES ? [] : [["p50", 0.5], ["p90", 0.9], ["p99", 0.99]]) {
         pen.shape(SHAPES[s.index % SHAPES.length], this.x(area, s.figures[name]), y(share), 4);
         ctx.fill();
       }
     }
   }
 
+  /** A row a curve: bars, or, where there is no room for them, the fuller the colour the more. */
   bars(area, shown) {
-    const { pen, theme } = this, { ctx } = pen, row = area.h / shown.length;
+    const { pen, theme } = this, { ctx } = pen, row = area.h / shown.length, low = row < LOW;
     this.frame(area, "how many took about so long (each curve to its own scale)", []);
     this.floorLines(area);
     shown.forEach((s, k) => {
@@ -202,9 +207,12 @@ export class LatencyView extends View {
       ctx.fillStyle = pen.colour(s.index);
       s.bars.forEach((n, i) => {
         if (!n) return;
-        const x0 = this.x(area, 10 ** ((s.first + i) / PER_DECADE)), x1 = this.x(area, 10 ** ((s.first + i + 1) / PER_DECADE)), tall = Math.max(1, (row - 8) * (n / own));
+        const x0 = this.x(area, 10 ** ((s.first + i) / PER_DECADE)), x1 = this.x(area, 10 ** ((s.first + i + 1) / PER_DECADE)), tall = low ? row - (row > 3) : Math.max(1, (row - 8) * (n / own));
+        if (low) ctx.globalAlpha = 0.12 + 0.88 * (n / own);
         ctx.fillRect(x0 + 0.5, base - tall, Math.max(1, x1 - x0 - 1), tall);
       });
+      ctx.globalAlpha = 1;
+      if (low) return;
       ctx.fillStyle = theme.line;
       ctx.fillRect(area.left, base, area.w, 1);
       pen.shape(SHAPES[s.index % SHAPES.length], area.left - 12, base - 8, 4.4);
@@ -233,7 +241,7 @@ class LatencyStore extends Store {
     Object.assign(this, { series: [], floors: [], lost: 0 });
   }
   addBatch(content, buffers) { content?.kind === "latency" && this.load(buffers[0]); }
-  unpack(buffer) { Object.assign(this, parse(buffer)); }
+  unpack(buffer) { Object.assign(this, parse(buffer, "series", "floors")); }
 }
 
 export default widget((model) => new LatencyStore(model), (store, el) => new LatencyView(store, el));

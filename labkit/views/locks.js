@@ -6,19 +6,22 @@
 //
 // All times are nanoseconds since the first wait.
 
-import { Pen, Store, View, button, drawn, duration, element, moment, number, parse, roundStep, setText, widget } from "./shared.js";
-import { asSvg, legend, saveButtons, sentences, stacked } from "./picture.js";
+import { Pen, SHAPES, Store, View, button, calm, drawn, duration, element, moment, number, parse, roundStep, setText, widget } from "./shared.js";
+import { SvgContext, asSvg, legend, saveButtons, sentences, stacked } from "./picture.js";
+import { shapeIcon } from "./signs.js";
 
 const GOT = 0, IN_VAIN = 1, HELD = 2, GIVEN = 3; // kinds of span
 const ACTOR = 0, LOCK = 1, KIND = 2, BEGIN = 3, END = 4; // a span
 const ROW = 17, FRAME = 50; // pixels of a lock in a lane; ms between two pictures while live
+const MOST_HIGH = 600, AXIS = 22; // pixels of all lanes before they scroll, and of the times below them
+const MOST_NODES = 12; // of who waits for whom
 
 const CSS = `
 .labkit-locks .legend { display: flex; flex-wrap: wrap; gap: 2px 16px; padding: 8px 12px 4px; color: var(--lk-weak); }
 .labkit-locks .legend span { display: inline-flex; align-items: center; gap: 6px; }
-.labkit-locks .legend i { width: 22px; height: 12px; border-radius: 3px; border: 1px solid var(--c, currentColor); background: var(--c, currentColor); }
-.labkit-locks .legend i.waits { background: repeating-linear-gradient(135deg, currentColor 0 2px, transparent 2px 6px); }
-.labkit-locks .lanes { position: relative; padding: 0 12px; } .labkit-locks canvas { width: 100%; cursor: crosshair; }
+.labkit-locks .legend i { width: 22px; height: 12px; border-radius: 3px; background: currentColor; } .labkit-locks .legend svg { width: 14px; height: 14px; }
+.labkit-locks .legend i.waits { border: 1px solid; background: repeating-linear-gradient(135deg, currentColor 0 2px, transparent 2px 6px); }
+.labkit-locks .lanes { position: relative; margin: 0 12px; overflow: hidden auto; max-height: 600px; } .labkit-locks canvas { position: sticky; top: 0; width: 100%; cursor: crosshair; }
 .labkit-locks .bar { padding: 6px 12px; } .labkit-locks .bar input { flex: 1 1 160px; min-width: 100px; }
 .labkit-locks button { min-width: 30px; } .labkit-locks .clock { color: var(--lk-weak); }
 .labkit-locks .graph { padding: 0 12px; } .labkit-locks .graph svg { display: block; width: 100%; font: inherit; }
@@ -48,7 +51,7 @@ function situation(table, t) {
 class LocksView extends View {
   constructor(store, el) {
     super(el, "locks", "Who holds and awaits which lock", CSS);
-    Object.assign(this, { store, cursor: null, from: 0, to: null, hits: [] });
+    Object.assign(this, { store, cursor: null, from: 0, to: null, hits: [], scrolled: 0 });
     this.build();
     this.pen = new Pen(this.canvas);
     this.heard = () => this.onStore();
@@ -59,7 +62,8 @@ class LocksView extends View {
   build() {
     this.legend = element("div", { class: "legend" });
     this.canvas = element("canvas", { role: "img" });
-    this.lanes = element("div", { class: "lanes" }, this.canvas);
+    this.spacer = element("div");
+    this.lanes = element("div", { class: "lanes scrolls", role: "group", "aria-label": "Lanes" }, this.canvas, this.spacer);
     this.slider = element("input", { type: "range", min: 0, max: 10000, value: 10000, "aria-label": "Moment" });
     this.clock = element("span", { class: "clock" });
     this.live = button("Now", () => this.put(null));
@@ -69,7 +73,7 @@ class LocksView extends View {
     this.more.title = "Zoom in at the chosen moment";
     this.whole = button("Whole", () => this.zoom(Infinity));
     this.whole.title = "Show the whole time";
-    const bar = element("div", { class: "bar" }, this.slider, this.clock, this.live, this.less, this.more, this.whole, saveButtons(this, "locks"));
+    this.bar = element("div", { class: "bar", role: "group", "aria-label": "Moment and zoom" }, this.slider, this.clock, this.live, this.less, this.more, this.whole, saveButtons(this, "locks"));
     this.svg = drawn("svg", { role: "img" });
     this.graph = element("div", { class: "graph" }, this.svg);
     this.words = element("p");
@@ -77,10 +81,11 @@ class LocksView extends View {
     this.jump.hidden = true;
     this.verdict = element("div", { class: "verdict", role: "status" }, this.words, this.jump);
     this.note = element("div", { class: "note" });
-    this.root.append(this.legend, this.lanes, bar, this.graph, this.verdict, this.note, this.tip);
+    this.root.append(this.legend, this.lanes, this.bar, this.graph, this.verdict, this.note, this.tip);
     this.on(this.slider, "input", () => this.put(this.from + (this.right() - this.from) * (this.slider.value / 10000)));
     this.on(this.canvas, "pointermove", (event) => this.hover(event));
     this.on(this.canvas, "pointerleave", () => this.showTip(null));
+    this.on(this.lanes, "scroll", () => this.paint());
     this.on(this.canvas, "click", (event) => event.offsetX >= this.left && this.put(this.time(event.offsetX)));
   }
 
@@ -148,13 +153,15 @@ class LocksView extends View {
       this.timer = 0;
       this.paint();
       this.wake();
-    }, FRAME);
+    }, calm() ? 1000 : FRAME);
   }
 
   // -- drawing
 
   paint() {
     if (this.closed || !this.theme || !this.root.clientWidth) return;
+    this.lanes.hidden = this.bar.hidden = !this.table.actors.length;
+    this.scrolled = this.lanes.scrollTop;
     this.here = situation(this.table, this.now());
     this.paintLegend();
     this.paintLanes();
@@ -165,8 +172,9 @@ class LocksView extends View {
   /** The lanes, who waits for whom, and the sentence below them. */
   file() {
     const { width, theme, table } = this, [, , , tall] = this.svg.getAttribute("viewBox").split(" ").map(Number);
-    const keys = legend(table.locks.map(({ label }, lock) => ["square", this.colour(lock), label]), width, theme);
-    const lanes = { ...asSvg(this.pen, () => this.paintLanes()), x: 12 }, graph = { svg: this.svg, width, height: tall };
+    const keys = legend(table.locks.map(({ label }, lock) => [SHAPES[lock % SHAPES.length], this.colour(lock), label]), width, theme);
+    const whole = { most: Infinity, scrolled: 0 }, screen = { most: MOST_HIGH, scrolled: this.scrolled }; // what is scrolled away is in it
+    const lanes = { ...asSvg(this.pen, () => Object.assign(this, this.pen.ctx instanceof SvgContext ? whole : screen).paintLanes(), this.full), x: 12 }, graph = { svg: this.svg, width, height: tall };
     return stacked([keys, lanes, graph, sentences([`At ${moment(this.now(), this.end())}: ${this.sentence()[0]}`], width, theme)], theme.ground);
   }
 
@@ -174,11 +182,7 @@ class LocksView extends View {
     const key = JSON.stringify([this.table.locks, this.theme.ground]);
     if (key === this.legendKey) return;
     this.legendKey = key;
-    const chips = this.table.locks.map(({ label }, lock) => {
-      const chip = element("i");
-      chip.style.setProperty("--c", this.colour(lock));
-      return element("span", {}, chip, label);
-    });
+    const chips = this.table.locks.map(({ label }, lock) => element("span", {}, shapeIcon(SHAPES[lock % SHAPES.length], this.colour(lock)), label));
     const sign = (mark, text) => element("span", {}, mark, text);
     this.legend.replaceChildren(...chips, sign(element("i"), "holds"), sign(element("i", { class: "waits" }), "waits"), sign("▲", " releases what others take"), sign("✕", " killed"));
   }
@@ -192,28 +196,42 @@ class LocksView extends View {
   }
 
   paintLanes() {
-    const { canvas, table, theme } = this;
+    const { canvas, table, theme, most = MOST_HIGH } = this;
     this.width = canvas.clientWidth || this.root.clientWidth - 24;
     this.left = Math.round(Math.min(190, Math.max(84, this.width * 0.24)));
-    let top = 6;
-    const rows = table.actors.map((_, actor) => [...new Set(table.spans.filter((s) => s[ACTOR] === actor).map((s) => s[LOCK]))].sort((a, b) => a - b));
-    const places = rows.map((locks) => {
+    if (this.sorted !== table) {
+      this.spans = table.actors.map(() => []);
+      for (const span of table.spans) this.spans[span[ACTOR]].push(span);
+      this.sorted = table;
+    }
+    let top = 6 - this.scrolled;
+    const places = this.spans.map((spans) => {
+      const locks = [...new Set(spans.map((s) => s[LOCK]))].sort((a, b) => a - b);
       const row = locks.length > 6 ? 9 : ROW, height = Math.max(38, locks.length * (row + 2) + 8), place = { top, height, row, locks };
       top += height + 6;
       return place;
     });
-    this.height = Math.max(90, top + 22);
+    this.full = Math.max(90, top + this.scrolled + AXIS);
+    this.height = Math.min(most, this.full);
     canvas.style.height = `${this.height}px`;
-    const ctx = (this.ctx = this.pen.begin(this.width, this.height));
+    this.spacer.style.height = `${this.full - this.height}px`;
+    this.full > this.height ? (this.lanes.tabIndex = 0) : this.lanes.removeAttribute("tabindex");
+    if (this.pen.ctx instanceof CanvasRenderingContext2D) this.pen.begin(this.width, this.height);
+    const ctx = (this.ctx = this.pen.ctx), bottom = this.height - AXIS;
     this.hits = [];
-    places.forEach((place, actor) => this.lane(place, actor));
+    ctx.save();
+    ctx.beginPath();
+    ctx.rect(0, 0, this.width, bottom);
+    ctx.clip();
+    places.forEach((place, actor) => place.top < bottom && place.top + place.height > 0 && this.lane(place, actor));
     this.band(places);
-    this.axis(top);
     const at = this.x(this.now());
     if (at >= this.left - 1 && at <= this.width) {
       ctx.fillStyle = theme.waiting;
-      ctx.fillRect(at - 1, 2, 2, top - 4);
+      ctx.fillRect(at - 1, 2, 2, Math.min(top - 4, bottom));
     }
+    ctx.restore();
+    this.axis(bottom);
     const said = table.actors.map((a, i) => `${a.name}: ${this.status(i) || "neither holds nor waits"}.`).join(" ");
     canvas.setAttribute("aria-label", `Who held and awaited which lock over time. At ${moment(this.now(), this.end())}: ${said}`);
   }
@@ -232,8 +250,8 @@ class LocksView extends View {
     ctx.rect(left, top, this.width - left - 6, height);
     ctx.clip();
     const first = top + (height - locks.length * (row + 2)) / 2, from = this.from, to = this.right();
-    for (const span of table.spans) {
-      if (span[ACTOR] !== actor || span[BEGIN] > to || until(span) < from) continue;
+    for (const span of this.spans[actor]) {
+      if (span[BEGIN] > to || until(span) < from) continue;
       this.span(span, first + locks.indexOf(span[LOCK]) * (row + 2), row);
     }
     if (who.end >= 0) {
@@ -267,16 +285,29 @@ class LocksView extends View {
     }
     if (span[KIND] === HELD) {
       ctx.fillRect(x, y, w, h);
-      if (w > 34 && h > 12) this.text(label, x + 5, y + h / 2 + 0.5, theme.on, { size: 11, weight: 600, width: w - 8 });
+      if (w > 12 && h > 12) this.shape(span[LOCK], x + 8, y + h / 2, theme.on);
+      if (w > 46 && h > 12) this.text(label, x + 17, y + h / 2 + 0.5, theme.on, { size: 11, weight: 600, width: w - 20 });
     } else {
       this.pen.hatch(x, y, w, h, colour);
       ctx.lineWidth = 2;
       ctx.strokeRect(x + 1, y + 1, Math.max(0, w - 2), h - 2);
       if (w > 60 && h > 12) this.label(`waits for ${label}`, x + 6, y + h / 2 + 0.5, w - 12);
+      else if (w > 16 && h > 12) {
+        ctx.fillStyle = theme.card;
+        ctx.fillRect(x + 3, y + 3, 11, h - 6);
+        this.shape(span[LOCK], x + 8.5, y + h / 2, colour);
+      }
       if (span[KIND] === IN_VAIN && end < Infinity && w > 6) ctx.fillRect(x + w - 2, y - 1, 2, h + 2);
     }
     const fate = span[KIND] === IN_VAIN && end < Infinity ? "\nin vain" : "";
     this.hits.push({ x, y, w: Math.max(w, 4), h, text: `${name} ${span[KIND] === HELD ? "holds" : "waits for"} ${label}\n${lasts}${fate}` });
+  }
+
+  /** The sign of a lock, for who cannot tell its colour. */
+  shape(lock, x, y, colour) {
+    this.pen.shape(SHAPES[lock % SHAPES.length], x, y, 3.4);
+    this.ctx.fillStyle = colour;
+    this.ctx.fill();
   }
 
   label(text, x, y, width) {
@@ -304,7 +335,7 @@ class LocksView extends View {
 
   axis(y) {
     const { ctx, theme, left, width } = this, long = this.right() - this.from;
-    const step = roundStep(long / Math.max(2, (width - left) / 110));
+    const step = Math.max(1, roundStep(long / Math.max(2, (width - left) / 110)));
     for (let t = Math.ceil(this.from / step) * step; t <= this.right(); t += step) {
       const x = this.x(t);
       ctx.fillStyle = theme.line;
@@ -323,8 +354,11 @@ class LocksView extends View {
     circle.forEach((key) => {
       if (key[0] === "l" && !edges.some(([from, to]) => from === key && to === after(key))) edges.push([key, after(key), "owes"]);
     });
-    const unique = [...new Map(edges.map((edge) => [edge.slice(0, 2).join(), edge])).values()];
-    const key = JSON.stringify([unique, circle, this.width, theme.ground, table.locks, table.actors.map((a) => a.name)]);
+    const all = [...new Map(edges.map((edge) => [edge.slice(0, 2).join(), edge])).values()];
+    all.sort((one, other) => (one[2] === true) - (other[2] === true)); // who holds something comes first
+    const names = [...new Set([...circle, ...all.flat().filter((name) => typeof name === "string" && name !== "owes")])], kept = new Set(names.slice(0, MOST_NODES));
+    const unique = all.filter(([from, to]) => kept.has(from) && kept.has(to)), more = names.length - kept.size;
+    const key = JSON.stringify([unique, more, circle, this.width, theme.ground, table.locks, table.actors.map((a) => a.name)]);
     if (key === this.graphKey) return;
     this.graphKey = key;
     const spots = this.spots(unique, circle), height = spots.height;
@@ -332,6 +366,7 @@ class LocksView extends View {
     svg.style.height = `${height}px`;
     svg.replaceChildren(...this.arrowheads(), ...unique.map((edge) => this.edge(edge, spots, circle.includes(edge[0]) && after(edge[0]) === edge[1])));
     for (const [name, spot] of spots) svg.append(this.node(name, spot, circle.includes(name)));
+    if (more) svg.append(drawn("text", { x: 0, y: height - 6, "font-size": 12, fill: theme.weak }, `${number(more)} more are not drawn here.`));
     const label = (name) => (name[0] === "a" ? table.actors[name.slice(1)].name : table.locks[name.slice(1)].label);
     const said = unique.map(([from, to, how]) => (how === true ? `${label(from)} waits for ${label(to)}` : how === "owes" ? `${label(to)} has not released ${label(from)}` : `${label(to)} holds ${label(from)}`));
     svg.setAttribute("aria-label", unique.length ? `Who waits for whom: ${said.join("; ")}.` : "Nobody holds a lock or waits for one.");
@@ -387,13 +422,17 @@ class LocksView extends View {
   }
 
   named(name) { return name[0] === "a" ? this.table.actors[name.slice(1)].name : this.table.locks[name.slice(1)].label; }
-  half(name) { return Math.max(26, Math.min(90, this.named(name).length * 3.8 + 12)); }
+  half(name) {
+    this.pen.font(13, 600);
+    return Math.max(26, Math.min(90, this.pen.ctx.measureText(this.named(name)).width / 2 + 12));
+  }
 
   node(name, [x, y], wrong) {
     const { theme } = this, group = drawn("g"), process = name[0] === "a", half = this.half(name), colour = process ? theme.card : this.colour(+name.slice(1));
     const gone = process && dead(this.table.actors[name.slice(1)]) && this.table.actors[name.slice(1)].end <= this.now();
     group.append(drawn("rect", { x: x - half, y: y - 15, width: 2 * half, height: 30, rx: process ? 4 : 15, fill: colour, stroke: wrong ? theme.killed : process ? theme.weak : colour, "stroke-width": wrong ? 3 : 1.4, ...(gone ? { "stroke-dasharray": "4 3" } : {}) }));
-    const text = this.named(name), short = text.length * 7.6 > 2 * half ? `${text.slice(0, Math.floor(half / 4))}…` : text;
+    this.pen.font(13, 600);
+    const text = this.named(name), short = this.pen.fitting(text, 2 * half - 20);
     group.append(drawn("text", { x, y: y + 4.5, "text-anchor": "middle", "font-size": 13, "font-weight": 600, fill: process ? theme.strong : theme.on }, `${gone ? "✕ " : ""}${short}`));
     group.append(drawn("title", {}, process ? `${text}, pid ${this.table.actors[name.slice(1)].pid}` : text));
     return group;
@@ -461,7 +500,7 @@ class LocksStore extends Store {
 
   addBatch(content, buffers) { content?.kind === "locks" && this.load(buffers[0], true); }
 
-  unpack(buffer, live = false) { Object.assign(this, { table: parse(buffer), live: this.live || live, arrived: performance.now() }); }
+  unpack(buffer, live = false) { Object.assign(this, { table: parse(buffer, "locks", "actors", "spans", "deadlocks"), live: this.live || live, arrived: performance.now() }); }
 }
 
 export default widget((model) => new LocksStore(model), (store, el) => new LocksView(store, el));

@@ -30,7 +30,7 @@ export class OccupancyView extends TimeView {
     return Math.max(110, TOP + this.shown.length * this.rowHeight + 4);
   }
 
-  y(n) { return TOP + n * this.rowHeight - this.stage.scrollTop; }
+  y(n) { return TOP + n * this.rowHeight - this.scrolled; }
 
   // -- drawing
 
@@ -148,7 +148,7 @@ export class OccupancyView extends TimeView {
 
   hover() {
     if (!this.mouse || this.drag?.far >= 4) return this.showTip(null);
-    const [x, y] = this.mouse, n = Math.floor((y - TOP + this.stage.scrollTop) / this.rowHeight), index = this.shown[n];
+    const [x, y] = this.mouse, n = Math.floor((y - TOP + this.scrolled) / this.rowHeight), index = this.shown[n];
     if (index === undefined || y < TOP) return this.showTip(null);
     const { channels } = this.store.meta, t = Math.max(0, Math.min(this.timeline.end, this.time(x))), share = (role) => `${Math.round(100 * Math.min(1, this.covers[2 * index + role][Math.round(x - this.left)] ?? 0))} %`;
     const text = x < this.left ? `${channels[index].label} (${channels[index].kind})\nholds up to ${channels[index].unit === "bytes" ? bytes(channels[index].capacity) : plural(channels[index].capacity, "message")}` : `${duration(t)}: ${channels[index].label} ${this.amount(index, t)}\nproducers inside send ${share(0)}\nconsumers inside receive ${share(1)}`;

@@ -5,10 +5,12 @@ import { Pen, button, element } from "./shared.js";
 const escaped = (text) => String(text).replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
 const round = (n) => Math.round(n * 100) / 100;
 
+let contexts = 0; // several may end up in one file, where names must differ
+
 /** What the views use of a canvas's context, written as SVG. Text is measured by a real canvas. */
 export class SvgContext {
   constructor(width, height) {
-    Object.assign(this, { width, height, parts: [], path: "", clips: 0, fades: [], stack: [], open: 0, ruler: document.createElement("canvas").getContext("2d") });
+    Object.assign(this, { width, height, id: ++contexts, parts: [], path: "", clips: 0, fades: [], stack: [], open: 0, ruler: document.createElement("canvas").getContext("2d") });
     Object.assign(this, { fillStyle: "#000", strokeStyle: "#000", lineWidth: 1, lineCap: "butt", lineJoin: "miter", globalAlpha: 1, font: "12px sans-serif", textAlign: "left", textBaseline: "middle", dash: [] });
   }
   setTransform() {}
@@ -25,12 +27,13 @@ export class SvgContext {
     Object.assign(this, old);
   }
   clip() {
-    this.parts.push(`<clipPath id="c${++this.clips}"><path d="${this.path}"/></clipPath><g clip-path="url(#c${this.clips})">`);
+    const id = `c${this.id}-${++this.clips}`;
+    this.parts.push(`<clipPath id="${id}"><path d="${this.path}"/></clipPath><g clip-path="url(#${id})">`);
     this.open++;
   }
   /** A gradient, as much of it as the views use: it becomes the colour url(#…) when it is written into an attribute. */
   createLinearGradient(x1, y1, x2, y2) {
-    const id = `f${this.fades.length + 1}`, fade = { id, line: `x1="${round(x1)}" y1="${round(y1)}" x2="${round(x2)}" y2="${round(y2)}"`, stops: [] };
+    const id = `f${this.id}-${this.fades.length + 1}`, fade = { id, line: `x1="${round(x1)}" y1="${round(y1)}" x2="${round(x2)}" y2="${round(y2)}"`, stops: [] };
     this.fades.push(fade);
     return { toString: () => `url(#${id})`, addColorStop: (at, colour) => fade.stops.push(`<stop offset="${at}" stop-color="${colour.slice(0, 7)}" stop-opacity="${round(parseInt(colour.slice(7) || "ff", 16) / 255)}"/>`) };
   }
@@ -62,9 +65,9 @@ export class SvgContext {
   }
 }
 
-/** The same drawing as SVG, a part of a file: `draw` is called with the pen on another context. */
-export function asSvg(pen, draw) {
-  const { ctx, width, height } = pen;
+/** The same drawing as SVG, a part of a file: `draw` is called with the pen on another context, then as it was. */
+export function asSvg(pen, draw, height = pen.height) {
+  const { ctx, width } = pen;
   pen.ctx = new SvgContext(width, height);
   try {
     draw();
@@ -82,21 +85,25 @@ function download(blob, name) {
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
-/** An SVG as a PNG of twice as many pixels. */
+/** An SVG as a PNG of twice as many pixels, or as many as a browser's canvas has. */
 async function rasterised(svg) {
   const picture = element("img"), canvas = element("canvas");
   picture.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svg)}`;
   await picture.decode();
-  Object.assign(canvas, { width: 2 * picture.width, height: 2 * picture.height });
+  const times = Math.min(2, 16_000 / Math.max(picture.width, picture.height));
+  Object.assign(canvas, { width: Math.round(times * picture.width), height: Math.round(times * picture.height) });
   canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
   return new Promise((done) => canvas.toBlob(done, "image/png"));
 }
 
+/** XML has no place for most control characters, nor for half a pair of surrogates; names may have both. */
+const legal = (text) => text.toWellFormed().replace(/[\0-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]/g, "\ufffd");
+
 /** Two buttons that save what a view shows; view.file() is its picture as SVG. */
-export function saveButtons(view, name) {
+export function saveButtons(view, name, what = "this picture", before = "") {
   const made = [
-    button("Save this picture as PNG", async () => download(await rasterised(view.file()), `${name}.png`), { text: "PNG" }),
-    button("Save this picture as SVG", () => download(new Blob([view.file()], { type: "image/svg+xml" }), `${name}.svg`), { text: "SVG" }),
+    button(`Save ${what} as PNG`, async () => download(await rasterised(legal(view.file())), `${name}.png`), { text: `${before}PNG` }),
+    button(`Save ${what} as SVG`, () => download(new Blob([legal(view.file())], { type: "image/svg+xml" }), `${name}.svg`), { text: `${before}SVG` }),
   ];
   return element("div", { class: "group", role: "group", "aria-label": "Save" }, ...made);
 }
@@ -133,18 +140,22 @@ export function legend(entries, width, theme) {
   return { svg: ctx.text(theme.ground), width, height: ctx.height };
 }
 
+/** A text in lines that are no wider, in the context's font. */
+export function broken(ctx, text, width) {
+  const lines = [""];
+  for (const word of text.split(" ")) {
+    const longer = `${lines.at(-1)} ${word}`.trim();
+    if (lines.at(-1) && ctx.measureText(longer).width > width) lines.push(word);
+    else lines[lines.length - 1] = longer;
+  }
+  return lines;
+}
+
 /** Sentences as a picture of their own, broken into lines. */
 export function sentences(texts, width, theme) {
-  const ctx = new SvgContext(width, 0), lines = [];
+  const ctx = new SvgContext(width, 0);
   Object.assign(ctx, { font: "13px system-ui, sans-serif", fillStyle: theme.strong });
-  for (const text of texts.filter(Boolean)) {
-    lines.push("");
-    for (const word of text.split(" ")) {
-      const longer = `${lines.at(-1)} ${word}`.trim();
-      if (lines.at(-1) && ctx.measureText(longer).width > width - 20) lines.push(word);
-      else lines[lines.length - 1] = longer;
-    }
-  }
+  const lines = texts.filter(Boolean).flatMap((text) => broken(ctx, text, width - 20));
   lines.forEach((line, n) => ctx.fillText(line, 10, 14 + 19 * n));
   ctx.height = 10 + 19 * lines.length;
   return { svg: ctx.text(theme.ground), width, height: ctx.height };

@@ -6,8 +6,8 @@
 //
 // A slot is [state, lap, owner, times, text]; owner -1: somebody whom the memory does not name, null: nobody.
 
-import { Store, View, button, darkPage, drawn, duration, element, gunzip, number, parse, setText, showPlaying, widget } from "./shared.js";
-import { saveButtons, sentences, stacked } from "./picture.js";
+import { Pen, Store, View, button, darkPage, drawn, duration, element, gunzip, number, parse, setText, showPlaying, widget } from "./shared.js";
+import { SvgContext, broken, saveButtons, sentences, stacked } from "./picture.js";
 
 const STATE = 0, LAP = 1, OWNER = 2, TIMES = 3, TEXT = 4;
 const LINE = 64, MOST_LINES = 14; // bytes of a cache line; lines of slots that are drawn
@@ -175,10 +175,12 @@ class RingView extends View {
     this.tell();
   }
 
-  /** The circle, and below it what is said of this snapshot. */
+  /** The circle, the same in memory, and below it who is who and what is said of this snapshot. */
   file() {
-    const circle = { svg: this.svg, width: 430, height: 430 };
-    return stacked([circle, sentences([this.table.title, this.label.textContent, this.words.textContent], 430, this.theme)], this.theme.ground);
+    const { table, theme } = this, width = 640, circle = { svg: this.svg, width: 430, height: 430, x: (width - 430) / 2 };
+    const people = table.owners.map((name, owner) => `${letter(owner)}: ${name}${this.frame?.dead.includes(owner) ? ", dead" : ""}`).join(", ");
+    const said = sentences([table.title, people, this.label.textContent, this.words.textContent], width, theme);
+    return stacked([circle, this.memoryPicture(width), said], theme.ground);
   }
 
   paintLegend() {
@@ -231,8 +233,8 @@ class RingView extends View {
     const middle = (y, text, more) => drawn("text", { x: 0, y, "text-anchor": "middle", "font-size": 12, fill: theme.weak, ...more }, text);
     const place = (position) => `lap ${number(Math.floor(position / unit / n))}, slot ${Math.floor(position / unit) % n}`;
     svg.append(
-      middle(-36, "write_position", { fill: this.producer }), middle(-19, number(write), { "font-size": 17, "font-weight": 700, fill: this.producer }), middle(-6, place(write), { "font-size": 10 }),
-      middle(14, "read_position", { fill: this.consumer }), middle(31, number(read), { "font-size": 17, "font-weight": 700, fill: this.consumer }), middle(44, place(read), { "font-size": 10 }),
+      middle(-36, "write_position", { fill: this.producer, "font-size": 10.5 }), middle(-19, number(write), { "font-size": 17, "font-weight": 700, fill: this.producer }), middle(-6, place(write), { "font-size": 10 }),
+      middle(14, "read_position", { fill: this.consumer, "font-size": 10.5 }), middle(31, number(read), { "font-size": 17, "font-weight": 700, fill: this.consumer }), middle(44, place(read), { "font-size": 10 }),
     );
     const said = frame.slots.map((slot, i) => `slot ${i}: ${this.inWords(slot)}`);
     svg.setAttribute("aria-label", `${table.title}. write_position ${write}, read_position ${read}. ${said.join("; ")}.`);
@@ -277,10 +279,15 @@ class RingView extends View {
   // -- memory
 
   paintLines(before) {
-    const { table, frame } = this;
-    this.shared = [];
-    if (!frame) return this.rows.replaceChildren();
-    const words = new Map(); // offset of a word -> what it is
+    const lines = this.frame ? this.lines(before) : [];
+    this.drawnLines = lines;
+    this.shared = lines.map((line) => line.shared).filter(Boolean);
+    this.rows.replaceChildren(...lines.map((line) => this.row(line)));
+  }
+
+  /** The cache lines that are drawn: {at, what, shared, cells}, a cell for each eight bytes. */
+  lines(before) {
+    const { table, frame } = this, words = new Map(); // offset of a word -> what it is
     table.fields.forEach(([name, at, writer], i) => words.set(at, { name, writer, text: String(frame.values[i]), changed: before && before.values[i] !== frame.values[i] }));
     frame.slots.forEach((slot, i) => {
       const changed = before && JSON.stringify(before.slots[i]) !== JSON.stringify(slot);
@@ -289,45 +296,77 @@ class RingView extends View {
     const lines = [...new Set([...words.keys()].map((at) => Math.floor(at / LINE)))].sort((a, b) => a - b);
     const slotsFrom = Math.floor(table.slots / LINE), positions = lines.filter((line) => line < slotsFrom), rest = lines.filter((line) => line >= slotsFrom);
     const shown = [...positions, ...rest.slice(0, MOST_LINES)].map((line) => this.line(line, words));
-    if (rest.length > MOST_LINES) shown.push(element("div", { class: "row" }, element("span", { class: "at" }), element("span", { class: "what" }, `and ${rest.length - MOST_LINES} more lines of slots`)));
-    this.rows.replaceChildren(...shown);
+    if (rest.length > MOST_LINES) shown.push({ at: "", what: `and ${rest.length - MOST_LINES} more lines of slots`, shared: "", cells: [] });
+    return shown;
   }
 
   line(line, words) {
     const here = Array.from({ length: 8 }, (_, i) => words.get(line * LINE + 8 * i));
-    const cells = here.map((word) => this.cell(word));
     const fields = here.filter((word) => word?.name), slots = [...new Map(here.filter((word) => word?.slot).map((word) => [word.index, word])).values()];
     const writers = [...new Set(fields.map((word) => word.writer))], busy = [...new Set(slots.filter(({ slot }) => slot[STATE] === "filling" || slot[STATE] === "taking").map(({ slot }) => slot[OWNER]))];
-    const what = element("span", { class: "what" }), parts = fields.map((word) => `${word.name} (${word.writer})`);
+    const parts = fields.map((word) => `${word.name} (${word.writer})`);
     if (slots.length) parts.push(slots.length > 1 ? `slots ${slots[0].index} to ${slots.at(-1).index}` : `slot ${slots[0].index}`);
-    what.append(parts.join(", "));
     let shared = "";
     if (writers.length > 1) shared = `${writers.join(" and ")} both write this line: false sharing`;
     else if (writers.length && slots.length) shared = "a position and slots in one line: false sharing";
     else if (busy.length > 1) shared = `${busy.map(letter).join(" and ")} are both in this line now`;
-    if (shared) what.append(parts.length ? ". " : "", element("b", {}, `⚠ ${shared}`));
-    if (shared) this.shared.push(shared);
-    return element("div", { class: shared ? "row shared" : "row" }, element("span", { class: "at" }, `byte ${number(line * LINE)}`), element("div", { class: "cells" }, ...cells), what);
+    return { at: `byte ${number(line * LINE)}`, what: parts.join(", "), shared, cells: here.map((word) => this.cell(word)) };
   }
 
+  /** {kind, colour, text, title, changed} of eight bytes. */
   cell(word) {
-    const cell = element("div", { class: "octet" });
-    if (!word) return cell;
-    if (word.changed) cell.classList.add("changed");
-    if (word.name) {
-      cell.classList.add("word");
-      cell.style.setProperty("--c", this[word.writer]);
-      cell.title = `${word.name} = ${word.text}, written by the ${word.writer}`;
-      setText(cell, word.text);
-      return cell;
+    if (!word) return { kind: "free", text: "" };
+    const { changed } = word;
+    if (word.name) return { kind: "word", colour: this[word.writer], text: word.text, title: `${word.name} = ${word.text}, written by the ${word.writer}`, changed };
+    const [state, , owner, , text] = word.slot, title = `slot ${word.index}: ${this.inWords(word.slot)}`;
+    const sign = state === "poison" ? "✕" : state === "filling" || state === "taking" ? letter(owner) : state === "full" && this.table.stride === 8 ? text : "";
+    return { kind: state, colour: this.colour(owner), text: word.first ? sign : "", title, changed };
+  }
+
+  row({ at, what, shared, cells }) {
+    const words = element("span", { class: "what" }, what);
+    if (shared) words.append(what ? ". " : "", element("b", {}, `⚠ ${shared}`));
+    const octets = cells.map(({ kind, colour, text, title, changed }) => {
+      const octet = element("div", { class: `octet ${kind}${changed ? " changed" : ""}`, ...(title && { title }) }, text);
+      if (colour) octet.style.setProperty("--c", colour);
+      octet.style.setProperty("--angle", kind === "filling" ? "135deg" : "45deg");
+      return octet;
+    });
+    return element("div", { class: shared ? "row shared" : "row" }, element("span", { class: "at" }, at), ...(cells.length ? [element("div", { class: "cells" }, ...octets)] : []), words);
+  }
+
+  /** The cache lines once more, for a file. */
+  memoryPicture(width) {
+    const { theme } = this, ctx = new SvgContext(width, 0), left = 84, wide = 30, high = 22, right = left + 8 * wide + 12;
+    let y = 8;
+    const say = (text, x, colour, font, align = "left") => {
+      Object.assign(ctx, { font: `${font}px system-ui, sans-serif`, fillStyle: colour, textAlign: align });
+      ctx.fillText(text, x, y + high / 2);
+    };
+    for (const { at, what, shared, cells } of this.drawnLines ?? []) {
+      say(at, left - 10, theme.weak, "11", "right");
+      cells.forEach((cell, i) => this.octet(ctx, cell, left + i * wide, y, wide, high, say));
+      if (cells.length) Object.assign(ctx, { strokeStyle: shared ? theme.killed : theme.line, lineWidth: shared ? 2 : 1 }).strokeRect(left, y, 8 * wide, high);
+      ctx.font = "11px system-ui, sans-serif";
+      for (const text of broken(ctx, [what, shared && `⚠ ${shared}`].filter(Boolean).join(". "), width - right - 10)) {
+        say(text, right, shared ? theme.killed : theme.weak, "11");
+        y += 14;
+      }
+      y += high - 14 + 4;
     }
-    const [state, , owner, , text] = word.slot;
-    if (state !== "free") cell.classList.add(state);
-    cell.style.setProperty("--c", this.colour(owner));
-    cell.style.setProperty("--angle", state === "filling" ? "135deg" : "45deg");
-    cell.title = `slot ${word.index}: ${this.inWords(word.slot)}`;
-    if (word.first) setText(cell, state === "poison" ? "✕" : state === "filling" || state === "taking" ? letter(owner) : state === "full" && this.table.stride === 8 ? text : "");
-    return cell;
+    ctx.height = y + 4;
+    return { svg: ctx.text(theme.ground), width, height: ctx.height };
+  }
+
+  /** Eight bytes in a file: as .octet of the page. */
+  octet(ctx, { kind, colour, text, changed }, x, y, w, h, say) {
+    const { theme } = this, hatched = kind === "filling" || kind === "taking";
+    ctx.fillStyle = { word: colour, full: this.full, poison: theme.killedground }[kind] ?? theme.card;
+    ctx.fillRect(x, y, w, h);
+    if (hatched) Pen.prototype.hatch.call({ ctx }, x, y, w, h, colour);
+    const fitting = text.length > 4 ? `${text.slice(0, 3)}…` : text;
+    say(fitting, x + w / 2, kind === "word" || kind === "full" ? theme.on : kind === "poison" ? theme.killed : theme.strong, "600 11", "center");
+    Object.assign(ctx, { strokeStyle: changed ? theme.strong : theme.faint, lineWidth: changed ? 2 : 1 }).strokeRect(x + 1, y + 1, w - 2, h - 2);
   }
 
   // -- words
@@ -385,7 +424,7 @@ class RingStore extends Store {
   load(packed) { return this.then(() => super.load(packed)); }
 
   unpack(buffer) {
-    const table = parse(buffer);
+    const table = parse(buffer, "fields", "owners", "frames");
     if (table.frames.length >= this.table.frames.length) this.table = table;
   }
 

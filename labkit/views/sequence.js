@@ -4,7 +4,7 @@
 
 import { ASKED, CHANNEL, ENTERED, GIVEN_UP, ID, Messages, NOT_RECEIVED, OVERTAKEN, RECEIVED, RECEIVER, SENDER, SENT, before } from "./messages.js";
 import { SHAPES, button, duration, element, number, plural, setText, whichProcess, widget } from "./shared.js";
-import { TimeView } from "./timeline.js";
+import { SHORTEST, TimeView } from "./timeline.js";
 
 const SEGMENTS = 5000; // arrows in a picture
 const SINGLE = 400; // up to so many have heads and shapes of their own
@@ -77,7 +77,7 @@ export class SequenceView extends TimeView {
   }
 
   /** Where a lane is on the canvas. */
-  y(row) { return TOP + (this.lanes[row] + 0.55) * this.pitch - this.stage.scrollTop; }
+  y(row) { return TOP + (this.lanes[row] + 0.55) * this.pitch - this.scrolled; }
 
   // -- drawing
 
@@ -333,7 +333,7 @@ export class SequenceView extends TimeView {
     if (!store.count) return [store.meta.processes.length ? "No message has been sent yet." : ""];
     const seconds = timeline.playing ? `Replay${timeline.speed === 1 ? " in real time" : `, ${number(timeline.speed)}× slower`}.` : store.streams && timeline.mode === "whole" ? "Live." : "";
     const sparse = store.sparse > 1 ? ` One message of ${number(store.sparse)} is here.` : "";
-    const thin = this.shown > this.drawn.length ? ` ${number(this.drawn.length)} arrows stand for them: zoom in to tell them apart.` : "";
+    const thin = this.shown > this.drawn.length ? ` ${number(this.drawn.length)} arrows stand for them${timeline.span > SHORTEST ? ": zoom in to tell them apart" : ", sent and received at the same time"}.` : "";
     return [seconds, `${duration(timeline.span)} are shown with ${plural(this.shown, "message")}.${thin}${sparse}`, this.shown > 0 && !thin && this.drawn.length < 40 ? "The flatter an arrow, the longer its message took." : ""];
   }
 

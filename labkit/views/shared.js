@@ -83,13 +83,14 @@ const CSS = `
 .labkit-view canvas { display: block; }
 .labkit-view .bar { display: flex; flex-wrap: wrap; align-items: center; gap: 6px 8px; padding: 8px 12px; }
 .labkit-view :is(button, select, input[type=search]) { font: inherit; color: inherit; background: var(--lk-card); border: 1px solid var(--lk-line); border-radius: 6px; min-height: 30px; padding: 2px 10px; }
-.labkit-view :is(button, select) { cursor: pointer; } .labkit-view select { width: auto; max-width: 10.5em; padding: 0 4px; }
+.labkit-view :is(button, select) { cursor: pointer; } .labkit-view select { width: auto; max-width: 12em; padding: 0 4px; }
 .labkit-view button.icon { width: 34px; height: 30px; padding: 0; display: inline-grid; place-items: center; }
 .labkit-view button svg { width: 14px; height: 14px; fill: currentColor; display: block; }
 .labkit-view :is(button, select):hover:enabled { border-color: var(--lk-weak); }
 .labkit-view :is(button, select):disabled { opacity: .5; cursor: default; }
 .labkit-view button[aria-pressed=true] { border-color: var(--lk-waiting); color: var(--lk-waiting); font-weight: 600; }
 .labkit-view :is(button, select, input, canvas, [tabindex]):focus-visible { outline: 2px solid var(--lk-waiting); outline-offset: 1px; }
+.labkit-view :is(canvas, .scrolls):focus-visible { outline-offset: -2px; }
 .labkit-view input[type=range] { accent-color: var(--lk-waiting); }
 .labkit-view .group { display: inline-flex; } .labkit-view .group button { border-radius: 0; margin-left: -1px; padding: 0 9px; } .labkit-view .group button:first-child { border-radius: 6px 0 0 6px; margin: 0; } .labkit-view .group button:last-child { border-radius: 0 6px 6px 0; }
 .labkit-view .clock { font-variant-numeric: tabular-nums; white-space: nowrap; }
@@ -160,6 +161,21 @@ export function speedPicker(f) {
   for (const s of SPEEDS) pick.append(element("option", { value: s }, s === 1 ? "real time" : `${number(s)}× slower`));
   pick.addEventListener("change", () => f(+pick.value));
   return pick;
+}
+
+// ---------------------------------------------------------------- motion
+
+/** Whether the reader wants no motion but what is asked for. */
+export const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+/** Call f(now) in the next frame, or rarely: in a second. Returns what calls it off. */
+export function soon(f, rarely) {
+  if (rarely) {
+    const timer = setTimeout(() => f(performance.now()), 1000);
+    return () => clearTimeout(timer);
+  }
+  const frame = requestAnimationFrame(f);
+  return () => cancelAnimationFrame(frame);
 }
 
 // ---------------------------------------------------------------- drawing
@@ -367,14 +383,19 @@ export async function gunzip(packed) {
   return whole.buffer;
 }
 
-export const parse = (buffer) => JSON.parse(new TextDecoder().decode(buffer));
+/** JSON that has these names in it. */
+export function parse(buffer, ...names) {
+  const found = JSON.parse(new TextDecoder().decode(buffer));
+  for (const name of names) if (found[name] === undefined) throw new Error(`it has no ${name}`);
+  return found;
+}
 
-/** What all views of one model share: hears of batches and of recordings, and of a kernel that has gone. */
+/** What all views of one model share: hears of batches and of recordings, in order, and of a kernel that has gone. */
 export class Store {
   constructor(model) {
     Object.assign(this, { key: model.get("key"), listeners: new Set(), orphaned: false, alone: !!model.alone });
     const heard = {
-      "msg:custom": (content, buffers) => this.addBatch(content, buffers),
+      "msg:custom": (content, buffers) => (this.behind ? this.behind.push([content, buffers]) : this.addBatch(content, buffers)),
       "change:recording": () => this.load(model.get("recording")),
     };
     for (const [event, f] of Object.entries(heard)) model.on(event, f);
@@ -398,19 +419,22 @@ export class Store {
 
   addBatch() {}
 
-  /** Unpack a recording; of two on their way the later counts. */
+  /** Unpack a recording; of two on their way the later counts. It holds what was sent before it; the rest waits behind it. */
   async load(packed, ...rest) {
     if (!packed || !packed.byteLength) return;
-    const version = (this.loading = {});
+    const behind = (this.behind = []);
     try {
       const buffer = await gunzip(packed);
-      if (version !== this.loading) return;
+      if (behind !== this.behind) return;
       this.problem = null;
       this.unpack(buffer, ...rest);
     } catch (reason) {
+      if (behind !== this.behind) return;
       this.problem = `This recording cannot be read (${reason.message ?? reason}).`;
     }
+    this.behind = null;
     this.tell("recording");
+    for (const batch of behind) this.addBatch(...batch);
   }
 }
 

@@ -5,12 +5,13 @@
 //   cursor  u: what comes after it has not happened yet; at the end of the recording everything is shown
 
 import { ID, RECEIVED, SENT, before, exact } from "./messages.js";
-import { Pen, SHAPES, View, button, duration, element, fittingSpeed, moment, roundStep, setText, showPlaying, speedPicker } from "./shared.js";
-import { asSvg, legend, saveButtons, sentences, stacked } from "./picture.js";
+import { Pen, SHAPES, View, button, calm, duration, element, fittingSpeed, moment, roundStep, setText, showPlaying, soon, speedPicker } from "./shared.js";
+import { SvgContext, asSvg, legend, saveButtons, sentences, stacked } from "./picture.js";
 import { shapeIcon, signIcon } from "./signs.js";
 
-const SHORTEST = 20; // ns in the window at most zoom
+export const SHORTEST = 20; // ns in the window at most zoom
 const LIVE = 5e9; // ns in the window while live
+const KEYS = "Arrows move along, plus and minus zoom, 0 shows the whole time, full stop and comma go from message to message, the space bar plays.";
 
 export class Timeline {
   constructor(store) {
@@ -21,7 +22,7 @@ export class Timeline {
 
   close() {
     this.store.listeners.delete(this.heard);
-    cancelAnimationFrame(this.frame);
+    this.frame?.();
   }
 
   get end() { return this.store.end; }
@@ -84,6 +85,8 @@ export class Timeline {
       if (this.atEnd || this.u >= this.to) this.u = this.from;
       if (!this.speeded) this.speed = fittingSpeed(this.span);
       this.chosen = null;
+      this.frame?.(); // it may be a second away
+      this.frame = null;
     }
     this.tell();
     this.wake();
@@ -117,11 +120,14 @@ export class Timeline {
   wake() {
     if (this.frame || !this.moving) return;
     this.last = performance.now();
-    this.frame = requestAnimationFrame((now) => this.tick(now));
+    this.nextFrame();
   }
 
+  /** Who wants no motion sees what is live once a second. */
+  nextFrame() { this.frame = soon((now) => this.tick(now), !this.playing && calm()); }
+
   tick(now) {
-    this.frame = 0;
+    this.frame = null;
     const passed = Math.min(0.1, Math.max(0, (now - this.last) / 1000));
     this.last = now;
     if (this.playing) {
@@ -132,7 +138,7 @@ export class Timeline {
     }
     this.settle();
     this.tell();
-    if (this.moving) this.frame = requestAnimationFrame((next) => this.tick(next));
+    if (this.moving) this.nextFrame();
   }
 }
 
@@ -158,8 +164,8 @@ export class TimeView extends View {
   constructor(store, el, name, label, { timeline = null, css = "", controls = true } = {}) {
     super(el, name, label, CSS + css);
     this.root.classList.add("labkit-time");
-    Object.assign(this, { store, kind: name, own: !timeline, timeline: timeline ?? new Timeline(store), height: 100, width: 0, left: 100 });
-    this.canvas = element("canvas", { role: "img", tabindex: 0, "aria-label": label });
+    Object.assign(this, { store, kind: name, own: !timeline, timeline: timeline ?? new Timeline(store), height: 100, scrolled: 0, width: 0, left: 100 });
+    this.canvas = element("canvas", { role: "img", tabindex: 0, "aria-label": label, "aria-description": KEYS });
     this.spacer = element("div");
     this.stage = element("div", { class: "stage" }, this.canvas, this.spacer);
     this.legend = element("div", { class: "legend", role: "group", "aria-label": "What is shown" });
@@ -291,7 +297,7 @@ export class TimeView extends View {
     const began = performance.now();
     this.width = width;
     this.full = this.layout();
-    this.height = Math.min(600, this.full);
+    Object.assign(this, { height: Math.min(600, this.full), scrolled: this.stage.scrollTop });
     this.spacer.style.height = `${Math.max(0, this.full - this.height)}px`;
     this.canvas.style.height = `${this.height}px`;
     this.draw();
@@ -312,7 +318,9 @@ export class TimeView extends View {
   file() {
     const { pen, theme, width, timeline, store } = this, channels = store.meta.channels.map((c, n) => [SHAPES[n % SHAPES.length], pen.colour(n), c.label]);
     const shown = channels.filter((_, n) => !timeline.hidden.has(n));
-    return stacked([legend(shown, width, theme), asSvg(pen, () => this.draw()), sentences([this.words().filter(Boolean).join(" ")], width, theme)], theme.ground);
+    const screen = { height: this.height, scrolled: this.scrolled }, whole = { height: this.full, scrolled: 0 }; // what is scrolled away is in it
+    const lanes = asSvg(pen, () => Object.assign(this, pen.ctx instanceof SvgContext ? whole : screen).draw(), this.full);
+    return stacked([legend(shown, width, theme), lanes, sentences([this.words().filter(Boolean).join(" ")], width, theme)], theme.ground);
   }
 
   /** Names of lanes are left of this. */
