@@ -17,11 +17,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import sys
-import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from types import TracebackType
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -63,13 +60,11 @@ from labkit.lockfree.broadcast_entry import (
 from labkit.lockfree.compiled import Operations, teach
 from labkit.lockfree.entry import new_state
 from labkit.lockfree.face import (
-    LOOK_AGAIN,
     SPIN,
+    Face,
     View,
-    Watch,
     as_items,
     damaged,
-    deadline,
     item_type,
     until,
     view_of,
@@ -102,11 +97,12 @@ class Missed(Exception):
         )
 
 
-class Broadcast:
+class Broadcast(Face):
     """One writer, any number of readers; whoever sends first is the writer, until it closes or dies.
 
     Each object has a place of its own in the stream. The one that creates the ring gets everything from the beginning;
-    a copy that travels to another process begins where the original is at that moment.
+    a copy that travels to another process begins where the original is at that moment. Who iterates and has got Missed
+    iterates again.
 
     Args:
         capacity: bytes of a ring for messages of any length, rounded up to a power of two, at least 4096; the largest
@@ -184,15 +180,9 @@ class Broadcast:
             raise
         return self
 
-    @staticmethod
-    def unlink(name: str) -> None:
-        """Remove the name; who has it open goes on. FileNotFoundError: there is none."""
-        Segment.unlink(name)
-
     def _begin(self, segment: Segment, item: np.dtype | None, goes_on: bool) -> None:
-        self._segment, self._item, self.closed = segment, item, False
+        self._segment, self._item = segment, item
         self._slot: Loan | Borrow | None = None
-        self._watch: Watch | None = None
         try:
             capacity, item_bytes = segment.geometry[:2]
             size = capacity * (item_bytes or 1)
@@ -211,17 +201,17 @@ class Broadcast:
         self.capacity = capacity
         self.max_message = item_bytes or broadcast.largest.py_func(capacity)
         self._state = state = new_state(segment.body, capacity, self.max_message)
-        bell = segment.bell(ITEMS)
+        self._items = bell = segment.bell(ITEMS)
         state[[ITEM_BYTES // 8, GOES_ON // 8, SPINS // 8]] = item_bytes, goes_on, SPIN
         state[[BELL // 8, BELL_FD // 8]] = bell.address, bell.descriptor
         state[PRIVATE // 8] = segment.private.ctypes.data
-        self._bell = bell
         self._at = int(state.ctypes.data)
         keep = segment.memory, segment.private
         made = {name: entry.builtin(state, keep) for name, entry in broadcast_entries().items()}
         self._send, self._receive, self._receive_many = made["send"], made["receive"], made["receive_many"]
         self._receive_into, self._spin = made["receive_into"], made["spin"]
         self._functions = broadcast_functions()
+        self.closed = False
         _all.add(self)
 
     # --- the writer -----------------------------------------------------------------------------------------
@@ -366,10 +356,10 @@ class Broadcast:
             return good
         return until(
             attempt,
-            self._bell,
+            self._items,
             timeout,
             spin=self._spin,
-            look=self._gone,
+            look=self._ended,
             ended=lambda: Closed("the writer of this broadcast has gone, and everything is received"),
             late="nothing new was broadcast" if timeout == 0 else "nothing was broadcast",
         )
@@ -391,7 +381,7 @@ class Broadcast:
             return
         raise damaged(KIND)
 
-    def _gone(self) -> bool:
+    def _ended(self) -> bool:
         """Proof that there was a writer and none is left."""
         self._must_be_open()
         if self._state[WRITES // 8]:
@@ -427,6 +417,9 @@ class Broadcast:
         self._state[BORROWS // 8] = 1
         return borrow
 
+    def _anything(self) -> bool:
+        return bool(self._functions["look"](self._at))
+
     def seek(self, where: Literal["oldest", "newest"]) -> None:
         """Go to the oldest message that is still there, or behind the newest. What lies between is not missed."""
         self._must_be_open()
@@ -447,67 +440,12 @@ class Broadcast:
             raise damaged(KIND)
         return count
 
-    def fileno(self) -> int:
-        """A descriptor for poll(2), select(2) and asyncio: readable when something may have been sent.
-
-        Ask `pending` before each wait, which also arms it; nothing tells it of a writer that was killed:
-
-            while True:
-                while (message := q.try_receive()) is not None:         # raises Closed at the end
-                    handle(message)
-                if not q.pending():
-                    select.select([q], [], [], 0.1)
-        """
-        self._must_be_open()
-        if self._watch is None:
-            self._watch = Watch(self._bell, self._segment)
-        return self._watch.fileno()
-
-    def pending(self) -> bool:
-        """Whether something can be received or told now. When not, `fileno` will be readable when something is sent."""
-        self.fileno()
-        assert self._watch is not None
-        self._watch.arm()
-        return bool(self._functions["look"](self._at)) or self._gone()
-
-    async def receive_async(self, timeout: float | None = DEFAULT_TIMEOUT) -> Any:
-        """The next message or item, for asyncio. Who cancels it loses no message. Errors as for `receive`."""
-        end = None
-        while True:
-            try:
-                return self.receive(0)
-            except TimeoutError:
-                if timeout == 0:
-                    raise
-            end = deadline(timeout) if end is None else end
-            left = end - time.monotonic()
-            if left <= 0:
-                raise TimeoutError(f"nothing was broadcast for {timeout:g} s")
-            if not self.pending():
-                assert self._watch is not None
-                await self._watch.sleep(min(left, LOOK_AGAIN))
-
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        """The same for asyncio."""
-        with contextlib.suppress(Closed):
-            while True:
-                yield await self.receive_async(None)
-
-    def __iter__(self) -> Iterator[Any]:
-        """Messages until the writer has gone and everything is received. After Missed, iterate again."""
-        with contextlib.suppress(Closed):
-            while True:
-                yield self.receive()
-
     def _settle(self) -> None:
         """There is no loan, and no borrowed message, or ValueError."""
         self._must_be_open()
         slot = self._slot
         if slot is not None:
-            if not slot.abandoned:
-                what = "loan is out: publish it or give it up" if isinstance(slot, Loan) else "borrowed message is out"
-                raise ValueError(f"a {what}; end that first, there can be one at a time")
-            slot.let_go()
+            slot.settle()
 
     # --- both -----------------------------------------------------------------------------------------------
 
@@ -520,13 +458,9 @@ class Broadcast:
     def _several(self, items: Any) -> np.ndarray:
         return as_items(items, self._type, (-1,))
 
-    def _must_be_open(self) -> None:
-        if self.closed:
-            raise ValueError("this broadcast is closed")
-
     def close(self) -> None:
         """Give it up. Readers of a writer that has closed get Closed when they have received everything."""
-        if getattr(self, "closed", True):
+        if self.closed:
             return
         _all.discard(self)
         if self._watch is not None:
@@ -534,28 +468,14 @@ class Broadcast:
         self.closed = True
 
         def refuse(*_: object) -> None:
-            raise ValueError("this broadcast is closed")
+            raise ValueError("this queue is closed: it was closed here")
 
         self._send = self._receive = self._receive_many = self._receive_into = refuse
         if self._state[WRITES // 8]:
             self._segment.leave_role(SENDER)
-            self._bell.ring()  # readers that sleep find out now
+            self._items.ring()  # readers that sleep find out now
         self._state[[WRITES // 8, BELL_FD // 8]] = 0, -1
         self._segment.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self, _finalizing: Any = sys.is_finalizing) -> None:
-        # A default argument, and no contextlib: at exit a module's names may be gone before its objects.
-        if not _finalizing():
-            try:  # noqa: SIM105
-                self.close()
-            except Exception:
-                pass
 
     def __repr__(self) -> str:
         what = f"bytes, {self.max_message:,} a message" if self._item is None else f"items of {self._item}"
@@ -571,9 +491,6 @@ class Broadcast:
         """In the child: a reader at the same place. The writer is still the parent."""
         self._state[[WRITES // 8, LOANS // 8, BORROWS // 8]] = 0
         self._slot = None
-        if self._watch is not None:
-            self._watch.close()  # it is the parent's, too
-            self._watch = None
 
 
 class _Slot(View):
@@ -581,11 +498,8 @@ class _Slot(View):
 
     Attributes:
         array: bytes (uint8), or the item as an array of its dtype.
-        abandoned: its `with` was left by an exception while somebody (the traceback, for instance) still had a view of
-            the memory. Whoever sends or receives next takes it back.
+        abandoned: whoever sends or receives next takes it back.
     """
-
-    abandoned = False
 
     def __init__(self, owner: Broadcast, position: int, size: int, writable: bool):
         super().__init__()
@@ -606,12 +520,11 @@ class _Slot(View):
         owner._slot = None
         return True
 
-    def __enter__(self) -> Self:
-        return self
-
 
 class Loan(_Slot):
     """Memory in which the next message is written: Broadcast.loan."""
+
+    what = "loan is out: publish it or give it up"
 
     def __init__(self, owner: Broadcast, position: int, size: int):
         super().__init__(owner, position, size, True)
@@ -627,19 +540,13 @@ class Loan(_Slot):
         if self._end():
             self._owner._state[LOANS // 8] = 0
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if kind is None:
-            self.publish()
-        else:
-            self.abandoned = True
-            with contextlib.suppress(BufferError, ValueError):  # what is on its way says more
-                self.give_up()
-
-    let_go = give_up
+    done, let_go = publish, give_up
 
 
 class Borrow(_Slot):
     """A message where it lies: Broadcast.borrow."""
+
+    what = "borrowed message is out"
 
     def __init__(self, owner: Broadcast, position: int, size: int):
         super().__init__(owner, position, size, False)
@@ -664,18 +571,12 @@ class Borrow(_Slot):
                     raise damaged(KIND)
                 raise Missed(gap, f"the borrowed message was overwritten while it was used, and {gap - 1:,} after it")
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if kind is None:
-            self.release()
-        else:
-            self.abandoned = True
-            with contextlib.suppress(BufferError, ValueError):  # what is on its way says more
-                self.let_go()
-
     def let_go(self) -> None:
         """Release it, and say nothing of what was overwritten."""
         with contextlib.suppress(Missed):
             self.release()
+
+    done = release
 
 
 _all: weakref.WeakSet[Broadcast] = weakref.WeakSet()

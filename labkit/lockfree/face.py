@@ -26,7 +26,7 @@ import termios
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -305,7 +305,7 @@ class Face:
 
     def _must_be_open(self) -> None:
         if self.closed:
-            raise ValueError(f"this {self._segment.kind} is closed: it was closed here")
+            raise ValueError("this queue is closed: it was closed here")
 
     def close(self) -> None:
         """Give it up."""
@@ -369,13 +369,44 @@ def view_of(memory: np.ndarray, start: int, size: int, item: np.dtype | None, wr
 
 
 class View:
-    """Memory of a slot, lent to the reader's program and taken back. The array is made when it is first asked for."""
+    """Memory of a slot, lent to the reader's program and taken back. The array is made when it is first asked for.
 
-    __slots__ = "__weakref__", "_array", "_is_out"
+    Attributes:
+        abandoned: its `with` was left by an exception while somebody (the traceback, for instance) still had a view of
+            the memory.
+    """
+
+    __slots__ = "__weakref__", "_array", "_is_out", "abandoned"
+    what: ClassVar[str] = "slot is out"
 
     def __init__(self) -> None:
         self._array: np.ndarray | None = None
-        self._is_out = True
+        self._is_out, self.abandoned = True, False
+
+    def settle(self) -> None:
+        """Take back what was abandoned. ValueError: it is out."""
+        if not self.abandoned:
+            raise ValueError(f"a {self.what}; end that first, there can be one at a time")
+        self.let_go()
+
+    def done(self) -> None:
+        """What the end of a `with` does: publish it, or release it."""
+        raise NotImplementedError
+
+    def let_go(self) -> None:
+        """What it does after an exception."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.done()
+        else:
+            self.abandoned = True
+            with contextlib.suppress(BufferError, ValueError):  # what is on its way says more
+                self.let_go()
 
     @property
     def array(self) -> Any:

@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import sys
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from types import TracebackType
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import numpy as np
@@ -34,11 +32,11 @@ from labkit.lockfree.entry import new_state
 from labkit.lockfree.face import (
     LOOK_AGAIN,
     SPIN,
+    Face,
     View,
-    Watch,
+    as_builtins,
     as_items,
     damaged,
-    deadline,
     item_type,
     until,
     view_of,
@@ -83,7 +81,7 @@ ALIGNED = 256
 """Items from so many bytes on begin at a multiple of 64 bytes, the cache line."""
 
 
-class Mpmc:
+class Mpmc(Face):
     """A bounded queue for any number of senders and receivers: processes, or threads of them.
 
     Each message goes to one receiver. They are received in the order in which they were sent, whoever sent them. What
@@ -133,7 +131,6 @@ class Mpmc:
     _mpmc_spin_for_room: Callable[[], int]
 
     def __init__(self, capacity: int = 1024, message_bytes: int = 256, *, dtype: Any = None, name: str | None = None):
-        self.closed = True
         item = None if dtype is None else item_type(dtype)
         capacity, message_bytes = whole(capacity, "a capacity"), whole(message_bytes, "the size of a message")
         if not 0 < capacity <= MOST_SLOTS:
@@ -162,14 +159,8 @@ class Mpmc:
         """
         item = None if dtype is None else item_type(dtype)
         self = cls.__new__(cls)
-        self.closed = True
         self._begin(Segment.open(KIND, mpmc.LAYOUT, name), item)
         return self
-
-    @staticmethod
-    def unlink(name: str) -> None:
-        """Remove the name; who has it open goes on. FileNotFoundError: there is none."""
-        Segment.unlink(name)
 
     def _begin(self, segment: Segment, item: np.dtype | None) -> None:
         self._segment, self._item = segment, item
@@ -201,7 +192,6 @@ class Mpmc:
         self._address = int(state.ctypes.data)
         self._functions = mpmc_functions()
         self._out: dict[int, _Slot] = {}
-        self._watch: Watch | None = None
         self._looked = -LOOK_AGAIN
         for word, value in (
             (ITEM_BYTES, 0 if self._item is None else size),
@@ -215,18 +205,8 @@ class Mpmc:
             (ROOM_FD, self._room.descriptor),
         ):
             state[word // 8] = value
-        me = weakref.ref(self)
-        rest = [functools.partial(_rest, me, name) for name in ("_send", "_receive", "_try_send", "_try_receive")]
-        state[[word // 8 for word in (SEND_REST, RECEIVE_REST, TRY_SEND_REST, TRY_RECEIVE_REST)]] = [
-            id(function) for function in rest
-        ]
-        keep = segment.memory, segment.private, rest
-        entries = mpmc_entries()
-        made = {name: entry.builtin(state, keep) for name, entry in entries.items()}
-        for name, builtin in made.items():
-            setattr(self, f"_{name}" if name.startswith("mpmc_") else name, builtin)
-        if self._item is not None:  # the common case of the builtins is bytes
-            self.send, self.receive, self.try_send, self.try_receive = rest
+        rest = SEND_REST, RECEIVE_REST, TRY_SEND_REST, TRY_RECEIVE_REST
+        as_builtins(self, mpmc_entries(), state, rest, (segment.memory, segment.private))
 
     # --- sending --------------------------------------------------------------------------------------------
 
@@ -486,61 +466,11 @@ class Mpmc:
             raise damaged(KIND)
         return Borrow(self, position, size)
 
-    def __iter__(self) -> Iterator[Any]:
-        """Messages until the last sender has gone and everything is received."""
-        with contextlib.suppress(Closed):
-            while True:
-                yield self.receive()
+    def _anything(self) -> bool:
+        return bool(self._functions["is_there"](self._address))
 
-    # --- waiting with others --------------------------------------------------------------------------------
-
-    def fileno(self) -> int:
-        """A descriptor for poll(2), select(2) and asyncio: readable when something may have been sent.
-
-        Ask `pending` before each wait, which also arms it; nothing tells it of a sender that was killed:
-
-            while True:
-                while (message := q.try_receive()) is not None:         # raises Closed at the end
-                    handle(message)
-                if not q.pending():
-                    select.select([q], [], [], 0.1)
-        """
-        self._must_be_open()
-        if self._watch is None or not self._watch.ours:
-            if self._watch is not None:
-                self._watch.close()
-            self._watch = Watch(self._items, self._segment)
-        return self._watch.fileno()
-
-    def pending(self) -> bool:
-        """Whether something may be received now. When not, `fileno` will be readable when something is sent."""
-        self.fileno()
-        assert self._watch is not None
-        self._watch.arm()
-        return bool(self._functions["is_there"](self._address)) or self._nobody(SENDS)
-
-    async def receive_async(self, timeout: float | None = DEFAULT_TIMEOUT) -> Any:
-        """The next message or item, for asyncio. Who cancels it loses no message. Errors as for `receive`."""
-        end = None
-        while True:
-            try:
-                return self._receive(0)
-            except TimeoutError:
-                if timeout == 0:
-                    raise
-            end = deadline(timeout) if end is None else end
-            left = end - time.monotonic()
-            if left <= 0:
-                raise TimeoutError(f"nothing came through the queue for {timeout:g} s")
-            if not self.pending():
-                assert self._watch is not None
-                await self._watch.sleep(min(left, LOOK_AGAIN))
-
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        """The same for asyncio."""
-        with contextlib.suppress(Closed):
-            while True:
-                yield await self.receive_async(None)
+    def _ended(self) -> bool:
+        return self._nobody(SENDS)
 
     # --- both -----------------------------------------------------------------------------------------------
 
@@ -599,16 +529,12 @@ class Mpmc:
             raise damaged(KIND)
         return count
 
-    def _must_be_open(self) -> None:
-        if self.closed:
-            raise ValueError("this queue is closed: it was closed here")
-
     def close(self) -> None:
         """Give it up. What was borrowed is another's to receive, what was loaned and not published is given up.
 
         When nobody is left who may send, receivers get Closed after the last message.
         """
-        if getattr(self, "closed", True):
+        if self.closed:
             return
         _all.discard(self)
         for slot in list(self._out.values()):
@@ -622,20 +548,6 @@ class Mpmc:
             self._room.ring()
         self._state[[ITEMS_FD // 8, ROOM_FD // 8]] = -1
         self._segment.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self, _finalizing: Any = sys.is_finalizing) -> None:
-        # A default argument, and no contextlib: at exit a module's names may be gone before its objects.
-        if not _finalizing():
-            try:  # noqa: SIM105
-                self.close()
-            except Exception:
-                pass
 
     def __repr__(self) -> str:
         what = f"messages of up to {self.max_message:,} bytes" if self._item is None else f"items of {self._item}"
@@ -684,9 +596,6 @@ class _Slot(View):
         """End it, whatever views there are."""
         raise NotImplementedError
 
-    def __enter__(self) -> Self:
-        return self
-
     def __del__(self, _finalizing: Any = sys.is_finalizing) -> None:
         if not _finalizing():
             try:
@@ -720,12 +629,7 @@ class Loan(_Slot):
         if self._finished():
             self._owner._functions["publish_slot"](self._owner._address, self._position, 0)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if kind is None:
-            self.publish()
-        else:
-            with contextlib.suppress(BufferError, ValueError):  # what is on its way says more
-                self.give_up()
+    done, let_go = publish, give_up
 
 
 class Borrow(_Slot):
@@ -754,12 +658,7 @@ class Borrow(_Slot):
         if self._finished():
             self._owner._functions["hand_back"](self._owner._address, self._position)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if kind is None:
-            self.release()
-        else:
-            with contextlib.suppress(BufferError, ValueError):  # what is on its way says more
-                self.release()
+    done = let_go = release
 
 
 def _layout(size: int, of_items: bool) -> tuple[int, int]:
@@ -771,19 +670,10 @@ def _layout(size: int, of_items: bool) -> tuple[int, int]:
     return (64 + size + 63) & ~63, 64
 
 
-def _rest(me: weakref.ref[Any], name: str, *arguments: Any, **named: Any) -> Any:
-    """What a builtin leaves to Python."""
-    self = me()
-    if self is None:
-        raise ValueError("this queue is closed: it is no longer there")
-    return getattr(self, name)(*arguments, **named)
-
-
 def _arrives(kind: type[Mpmc], segment: Segment, item: np.dtype | None, place: int, ticket: Any) -> Mpmc:
     fd = arrived(ticket)
     try:
         self = kind.__new__(kind)
-        self.closed = True
         self._begin(segment, item)
         self._arrived_at(place)
         return self

@@ -43,10 +43,10 @@ from labkit.lockfree import blocks, mpmc
 from labkit.lockfree.bells import FENCED
 from labkit.lockfree.bells_entry import bell_functions
 from labkit.lockfree.blocks import AND_MEMORY, BLOCK, NO_RUN
-from labkit.lockfree.face import damaged, until, whole
+from labkit.lockfree.face import _rest, damaged, until, whole
 from labkit.lockfree.mpmc import RECEIVES, SENDS
 from labkit.lockfree.mpmc_entry import FULL, SENT
-from labkit.lockfree.mpmc_queue import LOOK_FOR_ROOM, MOST_SLOTS, Mpmc, _layout, _rest
+from labkit.lockfree.mpmc_queue import LOOK_FOR_ROOM, MOST_SLOTS, Mpmc, _layout
 from labkit.lockfree.objects_entry import (
     ALWAYS,
     ASIDE_GET,
@@ -135,7 +135,6 @@ class Objects(Mpmc):
     _get_list: Callable[[int], Any]
 
     def __init__(self, capacity: int = 1024, *, counting: bool = False):
-        self.closed = True
         capacity = whole(capacity, "a capacity")
         if not 0 < capacity <= MOST_SLOTS:
             raise ValueError(f"a queue holds 1 to {MOST_SLOTS:,} objects, not {capacity:,}")
@@ -596,9 +595,9 @@ class Objects(Mpmc):
 
     def close(self) -> None:
         """Give it up. Views of what came through it stay good, and we a participant until they are gone."""
-        if getattr(self, "closed", True):
+        if self.closed:
             return
-        if not getattr(self, "_leases", None):
+        if not self._leases:
             super().close()
             return
         self.closed = True
@@ -835,6 +834,5 @@ def _nobody_is_missed() -> bool:
 
 def _arrives(kind: type[Objects], segment: Segment) -> Objects:
     self = kind.__new__(kind)
-    self.closed = True
     self._begin(segment, None)
     return self

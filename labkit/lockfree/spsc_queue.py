@@ -12,12 +12,10 @@ here when there is more to do: to wait, to take a role, to send a large message,
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import weakref
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -617,10 +615,7 @@ class Spsc(Face):
         """Take back what was left by an exception. ValueError: something is out."""
         slot = self._out[role]
         if slot is not None:
-            if not slot.abandoned:
-                what = "loan is out: publish it or give it up" if isinstance(slot, Loan) else "borrowed message is out"
-                raise ValueError(f"a {what}; end that first, there can be one at a time")
-            slot.let_go()
+            slot.settle()
 
     @property
     def _at(self) -> int:
@@ -691,14 +686,9 @@ class Spsc(Face):
 
 
 class _Slot(View):
-    """A message in the ring's own memory.
+    """A message in the ring's own memory. If it is abandoned, whoever sends or receives next takes it back."""
 
-    Attributes:
-        abandoned: its `with` was left by an exception while somebody (the traceback, for instance) still had a view of
-            the memory. Whoever sends or receives next takes it back.
-    """
-
-    __slots__ = "_owner", "_size", "abandoned"
+    __slots__ = "_owner", "_size"
     role: ClassVar[int]
 
     def __init__(self, owner: Spsc, size: int):
@@ -721,14 +711,12 @@ class _Slot(View):
         owner._out[self.role] = None
         return True
 
-    def __enter__(self) -> Self:
-        return self
-
 
 class Loan(_Slot):
     """Memory in which the next message is written: Spsc.loan."""
 
     __slots__ = ()
+    what = "loan is out: publish it or give it up"
     role = SENDER
 
     def publish(self) -> None:
@@ -741,21 +729,14 @@ class Loan(_Slot):
         if self._end():
             self._owner._state[SENDS // 8] = READY
 
-    let_go = give_up
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if kind is None:
-            self.publish()
-        else:
-            self.abandoned = True
-            with contextlib.suppress(BufferError, ValueError):  # what is on its way says more
-                self.give_up()
+    done, let_go = publish, give_up
 
 
 class Borrow(_Slot):
     """A message where it lies: Spsc.borrow."""
 
     __slots__ = ("_there",)
+    what = "borrowed message is out"
     role = RECEIVER
 
     def __init__(self, owner: Spsc, size: int, there: bytes | None):
@@ -772,15 +753,7 @@ class Borrow(_Slot):
         if self._end():
             self._owner._spsc_release()
 
-    let_go = release
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if kind is None:
-            self.release()
-        else:
-            self.abandoned = True
-            with contextlib.suppress(BufferError, ValueError):  # what is on its way says more
-                self.release()
+    done = let_go = release
 
 
 _all: weakref.WeakSet[Spsc] = weakref.WeakSet()
