@@ -3,7 +3,8 @@
 Almost nothing can be left: rings and traces are memfds, and most of what has no name goes with its last user. What a
 user gave a name stays, as it should, and is noted as an empty file in a folder of `runtime_dir()`; so is every System V
 object, which has no descriptor to go with (labkit.channels.notes). Whatever else labkit makes for a moment is called
-`labkit-<pid>-<hex>`. Anything else was made by somebody else and is never touched, whatever it looks like.
+`labkit-<pid>-<hex>`, or is a folder on which its owner holds a lock (labkit.folders). Anything else was made by
+somebody else and is never touched, whatever it looks like.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Literal
 
 from labkit.channels import names, notes
 from labkit.channels.base import making, runtime_dir
+from labkit.folders import folders, remove_folder
 from labkit.holders import uses
 
 OURS = re.compile(r"labkit-([1-9][0-9]*)-[0-9a-f]+")
@@ -42,6 +44,7 @@ class Leftover:
         "socket",
         "port",
         "process number",
+        "folder",
         "note",
     ]
     """A port is the file in which the port of a named tcp or udp receiver is noted, a process number that of a
@@ -115,7 +118,16 @@ def leftovers() -> list[Leftover]:
         if (size := _size_if_ours(path)) is not None
     ]
     every = [_system_v(note, users[os.path.realpath(note)]) for kept in SYSTEM_V for note in _notes(kept)]
-    return found + [one for one in every if one] + _in_runtime_dir(users)
+    return found + [one for one in every if one] + _in_runtime_dir(users) + _folders(users)
+
+
+def _folders(users: defaultdict[str, tuple[int, ...]]) -> list[Leftover]:
+    """Folders of windows, kernels, servers and clusters, which stay when kill -9 ends all who could remove them."""
+    found = []
+    for path, maker, gone in folders():
+        inside = {pid for used, pids in users.items() if used.startswith(f"{path}/") for pid in pids}
+        found.append(Leftover("folder", str(path), None, maker, tuple(sorted(inside)), made_by_living=not gone))
+    return found
 
 
 SOCKETS = {
@@ -198,6 +210,8 @@ def _remove(leftover: Leftover) -> bool:
     if not any(now.name == leftover.name and now.kind == leftover.kind and now.removable for now in leftovers()):
         return False
     note = leftover.note
+    if leftover.kind == "folder":
+        return remove_folder(Path(leftover.name))
     if note and note.parent.name in SYSTEM_V:
         return notes.remove_if_unused(note)
     if leftover.kind == "POSIX queue":

@@ -14,16 +14,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import dill
 
+from labkit.folders import own_folder
 from labkit.launch import dumped
 
 TIMEOUT = 60.0
@@ -139,8 +138,7 @@ def cluster(
 def _local(n: int, timeout: float) -> Cluster:
     """Engines on this machine."""
     with contextlib.ExitStack() as undo:
-        folder = tempfile.mkdtemp(prefix="labkit-cluster-")
-        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder = undo.enter_context(own_folder("cluster"))
         fifo = f"{folder}/leash"
         os.mkfifo(fifo, 0o600)
         undo.callback(os.close, os.open(fifo, os.O_RDWR | os.O_CLOEXEC))

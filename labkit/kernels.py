@@ -30,7 +30,6 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Coroutine, Generator
@@ -41,6 +40,7 @@ from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager, NoS
 from jupyter_client.manager import AsyncKernelManager
 
 from labkit.channels.base import one_word
+from labkit.folders import own_folder
 from labkit.handing import MOST_DESCRIPTORS, give, packed, receive, send, take
 from labkit.launch import Process, RemoteError, ends_in, follow_ipython
 from labkit.leash import arm
@@ -331,8 +331,7 @@ class Kernel(Process):
         if self._stopping:
             self._stop_asked.set()
         async with contextlib.AsyncExitStack() as undo:
-            folder = _folder()
-            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            folder = undo.enter_context(own_folder("kernel"))
             said = os.memfd_create("labkit-kernel-said", os.MFD_CLOEXEC)
             undo.callback(os.close, said)
             gone = await self._begin(undo, folder, said)
@@ -631,9 +630,3 @@ def _must_be_startable(spec: str) -> None:
             f"the kernel spec {spec!r} starts {program}, and there is no such program: was its environment removed? "
             f"`jupyter kernelspec remove {spec}` forgets it"
         )
-
-
-def _folder() -> str:
-    """A private folder for sockets, whose paths have 107 bytes: unix(7)."""
-    place = None if len(os.fsencode(tempfile.gettempdir())) < 60 else "/tmp"
-    return tempfile.mkdtemp(prefix="labkit-kernel-", dir=place)

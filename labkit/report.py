@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.export import replace_file
+from labkit.folders import own_folder
 from labkit.page import Page, machine_facts, render
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def write_page(page: str, output: Path, printer: str) -> None:
 
 def print_pdf(page: str, output: Path, browser: str) -> Path:
     """Print a page with a Chromium. Raises OSError when it does not write a PDF."""
-    with tempfile.TemporaryDirectory(prefix="labkit-print-") as folder:
+    with own_folder("print") as folder:
         source, target = Path(folder, "page.html"), Path(folder, "page.pdf")
         source.write_text(page, encoding="utf-8")
         command = [browser, *BROWSER_FLAGS, f"--user-data-dir={folder}/profile", "--virtual-time-budget=4000"]
@@ -309,7 +310,7 @@ def run(path: Path, notebook: Any, timeout: float = CELL_SECONDS, tick: Callable
     from nbclient.client import CellExecutionComplete, ensure_async
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-    sockets = tempfile.TemporaryDirectory(prefix="labkit-kernel-")
+    folder = ""
     places: dict[str, Any] = {}
     """The cells that have run, by what asked for it."""
 
@@ -319,7 +320,7 @@ def run(path: Path, notebook: Any, timeout: float = CELL_SECONDS, tick: Callable
         def create_kernel_manager(self) -> Any:
             argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
             # Unix sockets in a private folder: nobody else can connect. Without ip they lie in the current folder.
-            self.km = AsyncKernelManager(config=self.config, transport="ipc", ip=f"{sockets.name}/kernel")
+            self.km = AsyncKernelManager(config=self.config, transport="ipc", ip=f"{folder}/kernel")
             self.km._kernel_spec = KernelSpec(argv=argv, display_name="Python", language="python")
             return self.km
 
@@ -369,7 +370,7 @@ def run(path: Path, notebook: Any, timeout: float = CELL_SECONDS, tick: Callable
     )
     trouble = []
     try:
-        with sockets:
+        with own_folder("kernel") as folder:
             _complete(client.async_execute())
     except DeadKernelError:
         _mark_unfinished(notebook, "DeadKernelError", "its kernel died, so the rest of the notebook did not run")

@@ -21,7 +21,6 @@ import datetime
 import json
 import os
 import secrets
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ import uuid
 from pathlib import Path
 from typing import Any, Self
 
+from labkit.folders import own_folder
 from labkit.wiretap import START_TIMEOUT, Wiretap
 
 CLOSE_TIMEOUT = 10.0
@@ -53,8 +53,7 @@ class JupyterServer:
         self.tap, self.port = tap, 0
         self._token = secrets.token_hex(24)
         with contextlib.ExitStack() as undo:
-            folder = Path(tempfile.mkdtemp(prefix="labkit-server-"))
-            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            folder = Path(undo.enter_context(own_folder("server")))
             (folder / "kernels").mkdir()
             info = {**tap.connection_info, "key": tap.connection_info["key"].decode(), "kernel_name": "tapped"}
             (folder / "kernels" / "kernel.json").write_text(json.dumps(info))

@@ -7,6 +7,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from labkit import sync
 from labkit.channels import notes, receiver
 from labkit.channels.base import kind_dir, runtime_dir
 from labkit.clean import hidden_processes, leftovers, remove
+from labkit.folders import own_folder
 
 SHM = Path("/dev/shm")
 
@@ -41,6 +43,17 @@ tx, rx = channel("posix_mq", name=sys.argv[1])
 tx.send(b"unread")
 print(sys.argv[1], flush=True)
 sys.stdin.read()
+"""
+
+# A process that has a folder of its own, with something in it, and waits.
+FOLDER = """
+import pathlib, sys
+from labkit.folders import own_folder
+with own_folder(sys.argv[1]) as folder:
+    pathlib.Path(folder, "deep").mkdir()
+    pathlib.Path(folder, "deep", "file").write_text("x")
+    print(folder, flush=True)
+    sys.stdin.read()
 """
 
 Start = Callable[..., tuple[subprocess.Popen[str], str]]
@@ -416,3 +429,42 @@ def test_what_is_no_name_of_ours_in_these_folders_is_never_touched(tmp_path):
     (folder / "unix_stream" / "a-file").touch()
     (folder / "tcp" / "a-folder").mkdir()
     assert [one for one in leftovers() if str(folder) in one.name] == []
+
+
+@pytest.mark.parametrize("what", ["window", "kernel", "cluster", "server", "print"])
+def test_the_folder_of_a_killed_process_is_removed_and_that_of_a_living_one_is_kept(start, what):
+    child, path = start(FOLDER, what)
+    folder = found(path)
+    assert (folder.kind, folder.maker, folder.removable) == ("folder", child.pid, False)
+    assert not remove(folder) and os.path.exists(f"{path}/deep/file")
+    kill(child)
+    assert found(path).removable
+    assert remove(found(path)) and not os.path.exists(path)
+    assert found(path) is None
+
+
+def test_a_folder_in_which_somebody_still_has_a_file_open_is_kept(start):
+    child, path = start(FOLDER, "window")
+    with open(f"{path}/deep/file"):
+        kill(child)
+        assert found(path).users == (os.getpid(),) and not remove(found(path))
+    assert remove(found(path))
+
+
+def test_a_folder_goes_with_its_owner_who_ends_as_usual():
+    with own_folder("kernel") as path:
+        assert os.stat(path).st_mode & 0o777 == 0o700
+        assert not found(path).removable, "we have it, and it may be used from outside"
+    assert not os.path.exists(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["labkit-window-5tyclg_5", "labkit-other-1-abcdefgh", "labkit-window-1-short", "pymp-x"]
+)
+def test_a_folder_that_is_not_proved_to_be_ours_is_never_touched(name):
+    path = Path(tempfile.gettempdir(), name)
+    path.mkdir()
+    try:
+        assert found(str(path)) is None
+    finally:
+        path.rmdir()

@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -974,15 +975,17 @@ def test_what_goes_wrong_in_a_chromium_is_told(tab, tmp_path, caplog):
 
 
 @pytest.mark.browser
-def test_no_chromium_outlives_main(tab):
+def test_neither_a_chromium_nor_its_folder_outlives_main(tab):
     source = OUTLIVED.replace('contextIsolation": False}', 'contextIsolation": False}, transport="chromium"')
     main = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE)
     assert main.stdout
     group = int(main.stdout.readline())
     assert is_running(group)
+    (profile,) = Path(tempfile.gettempdir()).glob(f"labkit-window-{main.pid}-*")
     main.send_signal(signal.SIGKILL)
     main.wait()
     main.stdout.close()
+    eventually(lambda: not profile.exists())
     eventually(lambda: not any(_group(pid) == group for pid in os.listdir("/proc") if pid.isdigit()))
 
 

@@ -42,6 +42,7 @@ FLOORS = {
     "labkit.launch": 3,
     "labkit.cluster": 3.1,  # sends functions as launch does
     "labkit.leash": 0,
+    "labkit.folders": 0,
     "labkit.handing": 3.1,  # hands ends over as launch does
     "labkit.kernels": 3.2,
     "labkit.kernel_cells": 3.3,

@@ -15,11 +15,9 @@ import os
 import re
 import secrets
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -32,6 +30,7 @@ from labkit.electron.frames import Frame, Kind, pack, unpack
 from labkit.electron.loop import main_loop
 from labkit.electron.sockets import Incoming, Outgoing, tie
 from labkit.electron.transport import Page, Transport
+from labkit.folders import own_folder
 
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
@@ -96,9 +95,10 @@ class ChromiumTransport(Transport):
                 "a window of this transport is a Chromium, and there is none on PATH: install chromium, or set"
                 ' LABKIT_BROWSER to it; transport="node" needs no browser'
             )
-        self._profile = tempfile.mkdtemp(prefix="labkit-window-")
-        ours, theirs = zip(*(socket.socketpair() for _ in range(3)), strict=True)
-        out, read, self._lifeline = ours
+        self._folder = contextlib.ExitStack()
+        self._profile = self._folder.enter_context(own_folder("window"))
+        ours, theirs = zip(*(socket.socketpair() for _ in range(4)), strict=True)
+        out, read, self._lifeline, self._broom = ours
         # The browser wants the first two under the numbers 3 and 4, from which they must be out of the way before.
         reads, writes = (fcntl.fcntl(end.fileno(), fcntl.F_DUPFD_CLOEXEC, 10) for end in theirs[:2])
         command = shlex.join([browser, *FLAGS, f"--user-data-dir={self._profile}", "about:blank"])
@@ -114,10 +114,14 @@ class ChromiumTransport(Transport):
                 env=os.environ | dict.fromkeys(("XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"), self._profile),
             )
             tie(theirs[2].fileno(), self._process.pid)
+            # Waits until our end of its input closes, which is when we end, however that is.
+            sweep = 'read _; sleep 1; rm -rf -- "$1"'
+            sweeper = ["/bin/sh", "-c", sweep, "sh", self._profile]
+            self._sweeper = subprocess.Popen(sweeper, stdin=theirs[3], start_new_session=True)
         except BaseException:
             for end in ours:
                 end.close()
-            shutil.rmtree(self._profile, ignore_errors=True)
+            self._folder.close()
             raise
         finally:
             os.close(reads)
@@ -403,7 +407,10 @@ class ChromiumTransport(Transport):
         self._in.close()
         self._lifeline.close()
         self._process.wait()
-        shutil.rmtree(self._profile, ignore_errors=True)
+        self._folder.close()
+        self._sweeper.kill()
+        self._sweeper.wait()
+        self._broom.close()
 
 
 def _shown(value: dict[str, Any]) -> str:
