@@ -29,15 +29,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import io
 import itertools
 import json
+import os
 import queue
 import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,8 @@ from labkit.launch import WAIT_TIMEOUT, Job, RemoteError, launch
 WINDOW = 64
 """Records that may be on the way unconfirmed. Not every channel has its own bound: all signals of a user share one,
 and a service would fill it with what the next one takes only when it has room there itself."""
+
+FINISHED = "finished"
 
 Connect = Callable[..., tuple[Sender, Receiver]]
 Link = tuple[str, tuple[Sender, Receiver], str, tuple[Receiver, Sender]]
@@ -68,11 +72,12 @@ def supervise(services: Sequence[Callable[..., Any]], connect: Connect, folder: 
             goes on where that was.
 
     Raises:
-        ValueError: there are fewer than two services, two have one name, or the channel may lose or reorder records.
-        OSError: a channel or the folder is refused.
+        ValueError: there are fewer than two services, one has no name, two have the same, or the channel may lose or
+            reorder records.
+        OSError: a channel or the folder is refused; EBUSY, another pipeline works in this folder.
     """
-    names = [f.__name__ for f in services]
-    if len(set(names)) < max(2, len(names)):
+    names = [getattr(f, "__name__", "") for f in services]
+    if len(set(names)) < max(2, len(names)) or "" in names:
         raise ValueError(f"a pipeline is two or more functions with different names, not {names}")
     return Pipeline(dict(zip(names, services, strict=True)), connect, Path(folder))
 
@@ -87,6 +92,7 @@ class Pipeline:
 
     def __init__(self, services: dict[str, Callable[..., Any]], connect: Connect, folder: Path):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = _locked(folder)
         self.names = list(services)
         self.jobs: dict[str, Job] = {}
         self.restarts: list[tuple[int, str]] = []
@@ -122,6 +128,8 @@ class Pipeline:
     def _has_ended(self, job: Job) -> None:
         name = job.name
         if job.exitcode == 0:
+            if job.wait() != FINISHED:
+                raise RemoteError(f"{name} (pid {job.pid}) called sys.exit() before it had handled everything")
             self._finished.add(name)
             if before := self._neighbour(name, -1):
                 self._posts.pop((before, "behind")).close()  # which tells it that all has been handled
@@ -196,6 +204,10 @@ class Pipeline:
         for post in self._posts.values():
             post.close()
         self._posts.clear()
+        for job in self.jobs.values():
+            with contextlib.suppress(RemoteError, TimeoutError):
+                job.wait(10)
+        os.close(self._lock)
         self._ended.set()
 
     # --- for who has it ---------------------------------------------------------------------------------------
@@ -242,7 +254,10 @@ class Pipeline:
 
     def database(self, name: str | None = None) -> Path:
         """The SQLite file of a service, of the last unless named: tables `checkpoint` and `outbox`."""
-        return self._folder / f"{name or self.names[-1]}.sqlite"
+        name = name or self.names[-1]
+        if name not in self.names:
+            raise ValueError(f"no service called {name!r}; there are: {', '.join(self.names)}")
+        return self._folder / f"{name}.sqlite"
 
     def close(self) -> None:
         """End the services, with SIGKILL: they are made for that. Their databases stay."""
@@ -263,10 +278,22 @@ class Pipeline:
         return f"<services {line}, {len(self.restarts)} restarts>"
 
 
+def _locked(folder: Path) -> int:
+    """A descriptor of the folder, which locks it: flock(2). Two pipelines there would spoil each other's counts."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        why = "another pipeline works in this folder: close() that first, or take another folder"
+        raise OSError(errno.EBUSY, why, str(folder)) from None
+    return fd
+
+
 # --- in a service's process -----------------------------------------------------------------------------------
 
 
-def _serve(f: Callable[..., Any], path: Path, before: socket.socket | None, behind: socket.socket | None) -> None:
+def _serve(f: Callable[..., Any], path: Path, before: socket.socket | None, behind: socket.socket | None) -> str:
     """The life of a service, which may be its second."""
     with contextlib.closing(Memory(path)) as memory:
         outlet = Outlet(behind, memory)
@@ -277,7 +304,7 @@ def _serve(f: Callable[..., Any], path: Path, before: socket.socket | None, behi
             inlet = Inlet(before, memory)
             records = inlet.records(meanwhile=outlet.pump)
         for number, record in records:
-            yielded = [record] if inlet is None else list(f(memory.state, record) or ())
+            yielded = [record] if inlet is None else list(_checked(f, f(memory.state, record)))
             if record is None and inlet is not None:
                 yielded.append(None)
             memory.keep(number, yielded, ended=record is None)
@@ -286,13 +313,30 @@ def _serve(f: Callable[..., Any], path: Path, before: socket.socket | None, behi
             outlet.pump()
         while not outlet.empty():
             outlet.pump(LOOK_ABOUT)
+    return FINISHED
 
 
 def _source(f: Callable[..., Any], memory: Memory) -> Iterator[tuple[int, Any]]:
     """What a source yields, from where it was before: it must yield the same again. Then None."""
     if not memory.ended:
-        records = itertools.chain(f(), [None])
+        records = itertools.chain(_checked(f, f()), [None])
         yield from enumerate(itertools.islice(records, memory.handled, None), memory.handled + 1)
+
+
+def _checked(f: Callable[..., Any], yielded: Any) -> Iterator[Any]:
+    """The records that a service yields."""
+    if isinstance(yielded, str | bytes | Mapping):
+        kind = type(yielded).__name__
+        raise TypeError(f"{f.__name__} returned a {kind}, and not records: `yield` it, or return a list of records")
+    for record in () if yielded is None else yielded:
+        if record is None:
+            raise ValueError(f"{f.__name__} yielded None, which would say that no more records come")
+        yield record
+
+
+def _loads(text: str) -> Any:
+    """What is in the JSON. With NaN in it, it is equal to nothing."""
+    return json.loads(text, parse_constant=lambda _: object())
 
 
 class Memory:
@@ -314,6 +358,10 @@ class Memory:
         begin = self.yielded + 1
         rows = [(n, "" if record is None else json.dumps(record)) for n, record in enumerate(yielded, begin)]
         state = json.dumps(self.state)
+        if (again := _loads(state)) != self.state and again == _loads(state):
+            raise TypeError(
+                f"after a restart the state would be another, {state}: what is in JSON has text for keys, and no tuples"
+            )
         self.db.execute("begin immediate")
         self.db.executemany("insert into outbox values (?, ?)", rows)
         update = "update checkpoint set handled = ?, yielded = ?, ended = ?, state = ?"

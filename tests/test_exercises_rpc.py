@@ -174,3 +174,11 @@ def test_one_name_until_there_is_an_answer_is_right():
 def test_a_report_that_is_lost_or_counts_twice_is_refused_with_the_reason(wrong, says):
     verdict = check_report(wrong)
     assert not verdict.right and says in verdict.why
+
+
+words = (word for word in "abc")
+
+
+def test_what_cannot_be_sent_to_a_process_is_refused_with_the_reason_and_leaves_no_server():
+    verdict = check_report(lambda remote, celsius, seconds: next(words))
+    assert not verdict.right and "cannot be sent to another process" in verdict.why

@@ -69,6 +69,11 @@ def does_not_expect_it_twice(db, number, amount):
         db.execute(ADD, (amount,))
 
 
+def never_ends(db, number, amount):
+    while True:
+        pass
+
+
 @pytest.mark.parametrize("right", [deposit, looks_first])
 def test_a_deposit_in_one_transaction_is_right(right):
     assert check_deposit(right).right
@@ -89,6 +94,17 @@ def test_a_deposit_in_one_transaction_is_right(right):
 def test_a_deposit_that_is_lost_or_counts_twice_is_refused_with_the_reason(wrong, says):
     verdict = check_deposit(wrong)
     assert not verdict.right and says in verdict.why
+
+
+def test_a_deposit_that_never_ends_is_given_up_and_ended(monkeypatch):
+    monkeypatch.setattr("labkit.exercises.services.PATIENCE", 1.0)
+    assert "had not returned after 1 seconds" in check_deposit(never_ends).why
+
+
+def test_what_cannot_be_sent_to_a_process_is_refused_with_the_reason():
+    words = (word for word in "abc")
+    assert "cannot be sent to another process" in check_deposit(lambda db, number, amount: next(words)).why
+    assert "cannot be sent to another process" in check_rain(lambda state, record: next(words), DATA).why
 
 
 def rain(state, record):
@@ -144,8 +160,13 @@ def keeps_a_set(state, record):
 def does_nothing_at_all(state, record): ...
 
 
+def returns_it(state, record):
+    return next(iter(rain(state, record)), None)
+
+
 def test_a_service_with_all_in_its_state_is_right():
     assert check_rain(rain, DATA).right
+    assert check_rain(returns_it, DATA).right
 
 
 @pytest.mark.parametrize(

@@ -192,13 +192,86 @@ def test_what_is_not_json_is_refused_with_the_name_of_the_service(tmp_path):
         pipeline.wait()
 
 
+def yields_none(state, record):
+    yield None if record and record["number"] == 3 else record
+
+
+def returns_a_record(state, record):
+    return {"number": 1}
+
+
+def leaves(state, record):
+    raise SystemExit(0)
+
+
+def leaves_at_once(state, record):
+    os._exit(0)
+
+
+def counts_by_numbers(state, record):
+    """After a restart the keys are text, and counting begins anew beside them."""
+    parity = record["number"] % 2
+    state[parity] = state.get(parity, 0) + 1
+    return ()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (yields_none, "yielded None, which would say that no more records come"),
+        (returns_a_record, "returned a dict, and not records"),
+        (leaves, r"leaves \(pid \d+\) called sys.exit\(\) before it had handled everything"),
+        (leaves_at_once, "ended without a result: exited 0"),
+        (counts_by_numbers, "after a restart the state would be another"),
+    ],
+)
+def test_a_service_that_would_lose_records_or_counts_is_an_error(wrong, says, tmp_path):
+    """Whoever is behind it would finish, with less than everything."""
+    with (
+        supervise([ingest, wrong, clean], partial(channel, "pipe"), tmp_path) as pipeline,
+        pytest.raises(RemoteError, match=says),
+    ):
+        pipeline.wait()
+
+
+def test_a_state_may_hold_what_is_no_number(tmp_path):
+    def keeps_nan(state, record):
+        state["worst"] = [float("nan"), None, 1.5]
+        return ()
+
+    with supervise([ingest, keeps_nan], partial(channel, "pipe"), tmp_path) as pipeline:
+        assert pipeline.wait() == []
+
+
+def test_two_pipelines_do_not_work_in_one_folder(tmp_path):
+    def stuck(state, record):
+        time.sleep(60)
+
+    connect = partial(channel, "pipe")
+    with (
+        supervise([ingest, stuck], connect, tmp_path),
+        pytest.raises(OSError, match=r"another pipeline works in this folder: close\(\) that first"),
+    ):
+        supervise([ingest, stuck], connect, tmp_path)
+    with supervise([ingest, clean], connect, tmp_path) as next_one:
+        assert len(next_one.wait()) < RECORDS
+
+
+def test_a_service_that_is_not_there_is_named_with_those_that_are(tmp_path):
+    with supervise([ingest, clean], partial(channel, "pipe"), tmp_path) as pipeline:
+        with pytest.raises(ValueError, match="no service called 'cleam'; there are: ingest, clean"):
+            pipeline.results("cleam")
+        pipeline.wait()
+    assert not (tmp_path / "cleam.sqlite").exists()
+
+
 def test_a_channel_that_loses_is_refused(tmp_path):
     with pytest.raises(ValueError, match="a udp may lose"):
         supervise(SERVICES, partial(channel, "udp"), tmp_path)
 
 
 def test_services_have_names_of_their_own(tmp_path):
-    for services in ([ingest], [ingest, clean, clean]):
+    for services in ([ingest], [ingest, clean, clean], [ingest, partial(clean)]):
         with pytest.raises(ValueError, match="two or more functions with different names"):
             supervise(services, partial(channel, "pipe"), tmp_path)
 

@@ -109,6 +109,8 @@ def check_report(report_surely: Callable[..., Any]) -> Verdict:
     """
     try:
         return Verdict(False, why) if (why := _is_killed(report_surely) or _stays_away(report_surely)) else RIGHT
+    except TypeError as error:  # it cannot be sent to a process
+        return Verdict(False, str(error))
     except RemoteError as error:
         line = last_line(error)
         hint = ""
@@ -148,13 +150,11 @@ def _is_killed(report_surely: Callable[..., Any]) -> str:
             ended = threading.Event()
             keeper = threading.Thread(target=_keep, args=(server, ended))
             keeper.start()
-            job = launch(_reports, report_surely, server.host, server.port, 10.0)
             try:
-                answer = job.wait(PATIENCE)
+                answer = _patiently(launch(_reports, report_surely, server.host, server.port, 10.0))
             except TimeoutError:
                 return f"your function had not returned after {PATIENCE:g} seconds."
             finally:
-                job.kill()
                 ended.set()
                 keeper.join()
         with contextlib.closing(sqlite3.connect(path)) as db:
@@ -172,6 +172,13 @@ def _is_killed(report_surely: Callable[..., Any]) -> str:
     if answer != {"readings": 1}:
         return f"the server answered {{'readings': 1}}, and your function returned {answer!r}: return the answer."
     return ""
+
+
+def _patiently(job: Job) -> Any:
+    try:
+        return job.wait(PATIENCE)
+    finally:
+        job.kill()
 
 
 def _keep(server: Any, ended: threading.Event) -> None:

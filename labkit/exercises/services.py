@@ -22,6 +22,8 @@ from labkit.services import supervise
 # --- deposit: at least once, and counted once -----------------------------------------------------------------
 
 MOST_STATEMENTS = 12
+PATIENCE = 10.0
+"""Seconds that the learner's function gets."""
 
 
 def check_deposit(deposit: Callable[..., Any]) -> Verdict:
@@ -45,16 +47,20 @@ def check_deposit(deposit: Callable[..., Any]) -> Verdict:
                 )
     except RemoteError as error:
         return Verdict(False, f"your function stopped with “{last_line(error)}”.")
+    except TimeoutError:
+        return Verdict(False, f"your function had not returned after {PATIENCE:g} seconds.")
+    except TypeError as error:  # it cannot be sent to a process
+        return Verdict(False, str(error))
     return Verdict(False, f"your function makes more than {MOST_STATEMENTS} statements for one number: two are enough.")
 
 
 def _deposits_twice(deposit: Callable[..., Any]) -> str:
     with _bank() as path:
-        launch(_deposits, deposit, path, [(1, 100), (2, 30)]).wait()
+        _run(deposit, path, [(1, 100), (2, 30)])
         if (balance := _balance(path)) != 130:
             hint = "Nothing was kept: who closes without commit loses it, `with db:` commits." if balance == 0 else ""
             return f"100 and 30 were deposited, and the balance is {balance}. {hint}".rstrip()
-        launch(_deposits, deposit, path, [(2, 30)]).wait()
+        _run(deposit, path, [(2, 30)])
         if (balance := _balance(path)) != 130:
             return (
                 "100 and 30 were deposited, number 2 came again to a new process, and the balance is "
@@ -66,13 +72,12 @@ def _deposits_twice(deposit: Callable[..., Any]) -> str:
 def _deposit_is_killed(deposit: Callable[..., Any], statement: int) -> tuple[str, bool]:
     """What is wrong after the process was killed before this statement; whether it made no so many."""
     with _bank() as path:
-        job = launch(_deposits, deposit, path, [(1, 100)], statement)
-        with contextlib.suppress(RemoteError):
-            job.wait()
-        if job.exitcode == 0:
+        try:
+            _run(deposit, path, [(1, 100)], statement)
             return "", True
-        kept, seen = _balance(path), _seen(path)
-        launch(_deposits, deposit, path, [(1, 100)]).wait()
+        except RemoteError:
+            kept, seen = _balance(path), _seen(path)
+        _run(deposit, path, [(1, 100)])
         balance = _balance(path)
     if balance == 100:
         return "", False
@@ -97,6 +102,14 @@ def _bank() -> Iterator[str]:
                 "create table account (balance integer); insert into account values (0);"
             )
         yield path
+
+
+def _run(deposit: Callable[..., Any], path: str, records: list[tuple[int, int]], killed_before: int = 0) -> None:
+    job = launch(_deposits, deposit, path, records, killed_before)
+    try:
+        job.wait(PATIENCE)
+    finally:
+        job.kill()
 
 
 def _deposits(deposit: Callable[..., Any], path: str, records: list[tuple[int, int]], killed_before: int = 0) -> None:
@@ -149,7 +162,8 @@ def check_rain(longest_rain: Callable[..., Any], data: str = "../data/weather-jf
 
         def rain(state: Any, record: Any) -> list[Any]:
             """Handles a record, and is killed before it can say so, some times, once each."""
-            handled = list(longest_rain(state, record) or ())
+            handled = longest_rain(state, record) or ()
+            handled = [handled] if isinstance(handled, dict) else list(handled)  # returned, and not yielded: fine
             for number in KILLED_AT:
                 mark = Path(folder, f"killed-{number}")
                 if record == hours[number] and not mark.exists():
@@ -162,6 +176,8 @@ def check_rain(longest_rain: Callable[..., Any], data: str = "../data/weather-jf
                 found = pipeline.wait(20)
         except RemoteError as error:
             return Verdict(False, _explain(last_line(error)))
+        except TypeError as error:  # it cannot be sent to a process
+            return Verdict(False, str(error))
         except TimeoutError:
             return Verdict(False, "your service had not handled 200 records after 20 seconds.")
     return _judge(found, hours, right)
