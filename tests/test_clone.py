@@ -559,6 +559,19 @@ def test_an_array_of_four_thousand_million_holes_takes_no_room(peer):
     assert peer.evaluate("process.memoryUsage().rss") - before < 100_000_000  # 12 GB if they were real
 
 
+def test_keys_are_not_chosen_by_a_page_so_that_their_hashes_are_the_same():
+    keys = [BigInt(number * (2**61 - 1) << 8) for number in range(1000)]
+    assert len({hash(key) for key in keys}) == 1
+    sent = decode(encode(Map([(key, None) for key in keys])))
+    assert len({hash(key) for key in sent._pairs}) == 1000
+    assert list(sent) == keys
+
+
+def test_an_array_at_an_odd_place_of_its_buffer_is_copied(peer):
+    odd = np.ndarray(4, "<u2", bytearray(range(9)), 1)
+    assert peer.apply("(a) => [a.byteOffset, ...a]", odd) == [0, 0x0201, 0x0403, 0x0605, 0x0807]
+
+
 def test_many_views_of_one_large_buffer_are_not_copied_without_limit():
     count, size = 5000, 1 << 20
     view = struct.pack("<cBIIcI", b"v", 2, 0, size - 1, b"#", 1)

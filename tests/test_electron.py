@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -27,6 +29,7 @@ from labkit.electron import (
     Error,
     LoadError,
     MessageChannelMain,
+    Throw,
     app,
     ipc_main,
     ipcMain,
@@ -34,6 +37,7 @@ from labkit.electron import (
     undefined,
     window,
 )
+from labkit.electron.clone import Map, encode
 from labkit.electron.frames import Kind, pack
 
 WAIT = 60
@@ -305,6 +309,8 @@ def test_a_page_cannot_make_code_for_the_host_of_what_it_is_given():
         ("https://example.org/", r"ERR_BLOCKED_BY_CLIENT \(-20\)"),
         ("gopher://x", "ERR_UNKNOWN_URL_SCHEME"),
         ("nonsense", "ERR_INVALID_URL"),
+        ("file://[", "ERR_INVALID_URL"),
+        ("file:///a%00b", "ERR_FAILED"),
     ],
 )
 def test_a_page_that_cannot_be_loaded_says_why(url, error):
@@ -332,6 +338,17 @@ def test_a_page_and_a_preload_script_that_throw_are_told_and_the_window_lives(tm
     assert any("Uncaught (in promise) 1" in line for line in said)
     assert any("SyntaxError" in line for line in said)
     assert "bad preload" in caplog.text
+
+
+def test_a_page_that_throws_what_cannot_even_be_shown_lives_on(win):
+    run(
+        win,
+        """const hidden = new Error("x"); Object.defineProperty(hidden, "stack", { get() { throw 1; } });
+        setTimeout(() => { throw hidden; }); Promise.reject(hidden);
+        console.log(hidden, { toString() { throw 1; } }); undefined""",
+    )
+    eventually(lambda: win.web_contents.console.count("Uncaught something that cannot be shown") == 1)
+    assert run(win, "1") == 1
 
 
 def test_a_script_that_main_runs_returns_or_throws(win):
@@ -416,7 +433,29 @@ def test_a_message_that_is_too_large_is_refused_where_it_is_sent(win, monkeypatc
     ipc_main.handle("large", lambda event: bytes(1 << 27))
     with pytest.raises(Error, match="too large"):
         run(win, "ipcRenderer.invoke('large')")
+    with pytest.raises(Error, match="too large"):
+        run(win, "new Uint8Array(2 ** 27)")
     assert run(win, "1") == 1
+
+
+def test_a_message_to_a_port_that_is_too_large_is_refused_while_its_ports_are_the_page_s(win):
+    got = []
+    ipc_main.on("port", lambda event, _: got.append(event.ports[0]))
+    code = """
+        const { port1, port2 } = new MessageChannel(), late = new MessageChannel(), other = new MessageChannel();
+        late.port1.postMessage(new Uint8Array(2 ** 27)); late.port1.postMessage("small");
+        ipcRenderer.postMessage("port", 1, [port2]); ipcRenderer.postMessage("port", 2, [late.port2]);
+        let refused;
+        try { port1.postMessage(new Uint8Array(2 ** 27), [other.port2]); } catch (error) { refused = error.message; }
+        port1.postMessage("still mine", [other.port2]);
+        globalThis.kept = [port1, late.port1, other.port1]; refused"""
+    assert "too large" in run(win, code)
+    heard = []
+    for port in eventually(lambda: len(got) == 2 and got):
+        port.on("message", lambda event: heard.append((event.data, len(event.ports))))
+        port.start()
+    assert sorted(eventually(lambda: len(heard) == 2 and heard)) == [("small", 0), ("still mine", 1)]
+    assert "too large" in "".join(win.web_contents.console)
 
 
 def flood(win):
@@ -479,13 +518,45 @@ def test_a_page_that_does_not_read_does_not_stop_main(win, monkeypatch):
         pack(99, b"", document=1),
         pack(Kind.INVOKE, b"\xec\x01n", document=1),
         struct.pack("<BBHIIQI", 4, 0, 500, 1, 0, 0, 0),
+        pack(0, encode(["channel"]), document=1),
+        pack(Kind.CONSOLE, encode([{}, 5]), document=1),
+        pack(Kind.STATE, encode("did-finish-load"), document=1),
     ],
-    ids=["empty", "short", "no clone", "no kind", "no list", "ports"],
+    ids=["empty", "short", "no clone", "no kind", "no list", "ports", "kind 0", "no text", "no pair"],
 )
 def test_a_malformed_frame_is_dropped_and_logged(win, caplog, frame):
     win.web_contents._received(frame)
     assert run(win, "1") == 1
     assert caplog.text.count("dropped a malformed message") == 1
+
+
+def test_a_malformed_message_to_a_port_is_dropped_and_the_next_one_arrives(win, caplog):
+    ports, got = [], []
+    ipc_main.on("port", lambda event, _: ports.append(event.ports[0]))
+    run(win, "const c = new MessageChannel(); globalThis.kept = c; ipcRenderer.postMessage('port', 1, [c.port2]); 1")
+    port = eventually(lambda: ports and ports[0])
+    port.on("message", lambda event: got.append(event.data)).start()
+    win.web_contents._received(pack(Kind.PORT_MESSAGE, b"nonsense", number=1, document=1))
+    run(win, "kept.port1.postMessage('next'); 1")
+    assert eventually(lambda: got) == ["next"]
+    assert "Dropped a malformed message to a port: this is no structured clone" in caplog.text
+    assert "Uncaught" not in caplog.text
+
+
+def test_what_javascript_does_not_understand_settles_the_call_and_stops_nothing(win):
+    pattern = re.compile("(?P<name>a)")  # Python's alone
+    ipc_main.handle("pattern", lambda event: pattern)
+    ipc_main.on("pattern", lambda event: setattr(event, "return_value", pattern))
+    cannot = "An object could not be cloned."
+    assert run(win, "ipcRenderer.invoke('pattern').catch((error) => error.message)") == (
+        f"Error invoking remote method 'pattern': Error: {cannot}"
+    )
+    assert run(win, "try { ipcRenderer.sendSync('pattern'); } catch (error) { error.message }") == cannot
+    run(win, "globalThis.heard = new Promise((go) => ipcRenderer.on('next', go)).then(() => true); 1")
+    for _ in range(10):
+        win.web_contents.send("next?", pattern)
+    win.web_contents.send("next")
+    assert run(win, "heard") is True
 
 
 def test_a_stream_that_makes_no_sense_ends_the_renderer(win, caplog):
@@ -683,6 +754,93 @@ def test_an_emitter_is_that_of_node():
         emitter.on("a", 5)
 
 
+def test_a_listener_that_is_removed_while_it_is_emitted_is_called_this_time_also_one_for_once():
+    emitter, seen = type(ipc_main)(), []
+    second = lambda: seen.append("second")  # noqa: E731
+    emitter.once("a", lambda: emitter.off("a", second)).once("a", second)
+    emitter.once("b", lambda: emitter.emit("b")).once("b", second)
+    emitter.emit("a")
+    emitter.emit("a")
+    assert seen == ["second"]
+    emitter.emit("b")
+    assert seen == ["second", "second"]  # by the inner emit, and no second time by the outer one
+
+
+def test_listeners_may_be_added_by_several_threads():
+    emitter = type(ipc_main)()
+    patience = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=lambda: [emitter.on("a", print) for _ in range(500)]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(patience)
+    assert emitter.listener_count("a") == 2000
+
+
+def test_listeners_of_any_event_may_be_async_functions(caplog):
+    seen = []
+
+    async def listener(*args):
+        await asyncio.sleep(0)
+        seen.append(args)
+        raise ValueError("whatever the listener does")
+
+    app.on("uncaught-exception", listener)
+    with BrowserWindow() as win:
+        win.on("closed", listener)
+        win.web_contents.on("did-finish-load", listener)
+        win.load_url(EMPTY).result(WAIT)
+        eventually(lambda: len(seen) == 2)  # and what it has raised, once
+    eventually(lambda: len(seen) == 4)
+    assert [len(args) for args in seen] == [0, 1, 0, 1]
+    eventually(lambda: caplog.text.count("Uncaught exception in the main process") == 2)
+
+
+def test_an_async_listener_that_is_called_by_an_async_handler_does_not_stop_main(win):
+    seen = []
+
+    async def listener():
+        seen.append("listener")
+
+    async def handler(event):
+        await asyncio.sleep(0)
+        app.emit("mine")
+        await asyncio.sleep(0)
+        return "answer"
+
+    app.on("mine", listener)
+    ipc_main.handle("emits", handler)
+    assert run(win, "ipcRenderer.invoke('emits')") == "answer"
+    assert seen == ["listener"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (math.nan, "NaN"),
+        (-math.inf, "-Infinity"),
+        (-0.0, "0"),
+        (2.0, "2"),
+        (1e21, "1e+21"),
+        ([1, [None, "a"]], "1,,a"),
+        (Map([(1, 2)]), "[object Map]"),
+        ({1}, "[object Set]"),
+        (Error("m", "RangeError"), "RangeError: m"),
+    ],
+)
+def test_what_is_thrown_reads_as_in_javascript(win, value, text):
+    def throw(event):
+        raise Throw(value)
+
+    ipc_main.handle("throw", throw)
+    said = run(win, "ipcRenderer.invoke('throw').catch((error) => error.message)")
+    assert said == f"Error invoking remote method 'throw': {text}"
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Ports
 
@@ -768,6 +926,31 @@ def test_a_port_that_is_forgotten_closes_its_peer():
     del channel
     gc.collect()
     eventually(lambda: closed)
+
+
+def test_what_was_posted_before_its_port_was_closed_arrives_when_the_other_starts(win):
+    channel, got = MessageChannelMain(), []
+    ports = []
+    channel.port1.post_message("one")
+    channel.port1.close()
+    channel.port2.on("message", lambda event: got.append(event.data)).on("close", lambda: got.append("close"))
+    run(win, "1")  # main has done what it had to do
+    assert got == []
+    channel.port2.start()
+    assert eventually(lambda: len(got) == 2 and got) == ["one", "close"]
+    ipc_main.on("port", lambda event, _: ports.append(event.ports[0]))
+    code = """new Promise((go) => { const { port1, port2 } = new MessageChannel(), far = new MessageChannel(), got = [];
+      for (const port of [port1, far.port1]) { port.postMessage("one"); port.close(); }
+      setTimeout(() => {
+        ipcRenderer.postMessage("port", null, [far.port2]);
+        port2.onclose = () => go([...got, "close"]);
+        port2.onmessage = ({ data }) => got.push(data);
+      }, 20); })"""
+    assert run(win, code) == ["one", "close"]
+    got.clear()
+    port = eventually(lambda: ports and ports[0])
+    port.on("message", lambda event: got.append(event.data)).on("close", lambda: got.append("close")).start()
+    assert eventually(lambda: len(got) == 2 and got) == ["one", "close"]
 
 
 def test_a_page_is_told_when_main_closes_a_port(win):
@@ -860,6 +1043,15 @@ def test_each_message_of_a_traced_window_is_one_of_two_processes(traced):
     assert (messages["receive_ends"][:-1] <= messages["send_begins"][1:]).all()  # one clock for both processes
     assert trace.latency("editor → main").n == 3
     assert trace.lost == 0
+
+
+def test_a_page_cannot_spoil_a_trace_with_times_that_have_not_come_yet(traced):
+    trace, win = traced
+    win.web_contents._received(pack(Kind.SEND, encode(["x"]), document=1, time_ns=2**64 - 1))
+    win.web_contents.send("down")
+    win.web_contents._received(pack(Kind.RECEIVED, bytes([Kind.SEND_TO_PAGE]), number=1, document=1, time_ns=2**64 - 1))
+    eventually(lambda: len(m := trace.messages()) == 2 and m["receive_ends"].all())
+    assert (trace.messages()["send_begins"] <= time.monotonic_ns()).all()
 
 
 def test_messages_of_ports_are_traced_too(traced):

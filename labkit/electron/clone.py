@@ -194,7 +194,7 @@ def _same(value: Any) -> Any:
     if isinstance(value, str):
         return str(value)
     if isinstance(value, BigInt) or (isinstance(value, int) and abs(value) > SAFE):
-        return BigInt, int(value)
+        return BigInt, hex(value)  # as text: integers that have the same hash are easily made, and a Map of them is slow
     if isinstance(value, (int, float)):
         return "NaN", float if value != value else value
     return id(value), object
@@ -452,10 +452,11 @@ class _Encoder:
         native = value.astype(value.dtype.newbyteorder("<"), copy=False)
         kind = _kind(native.dtype.kind, native.itemsize)
         base, offset = native.base, 0
-        if isinstance(base, bytearray) and native.flags.c_contiguous:  # as `decode` makes them: they may share it
-            offset = native.ctypes.data - numpy.frombuffer(base, "u1").ctypes.data if base else 0
-        else:
-            base = native.tobytes()
+        shared = isinstance(base, bytearray) and native.flags.c_contiguous  # as `decode` makes them
+        if shared and base:
+            offset = native.ctypes.data - numpy.frombuffer(base, "u1").ctypes.data
+        if not shared or offset % native.itemsize:  # JavaScript has no view at an odd place
+            base, offset = native.tobytes(), 0
         self.view(value, kind, base, offset, len(native))
 
     def container(self, value: Any, tag: bytes, contents: Callable[[_Encoder, Any], None]) -> None:

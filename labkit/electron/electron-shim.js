@@ -51,6 +51,8 @@ export function unpack(bytes) {
 
 const CLONE_ERROR = "An object could not be cloned.";
 
+export const tooLarge = (size, most) => `This message is too large: ${size} bytes, and ${most} can be sent`;
+
 /** encode, whose errors are Electron's: a plain Error with the fixed text, also when a getter throws. */
 function serialize(value, ports) {
   try {
@@ -145,6 +147,7 @@ function makeSchedule() {
 }
 
 function makePorts(link, context) {
+  const { fit } = context;
   const schedule = context.schedule ?? makeSchedule();
   const table = new Map(); // by number, the ends that live here and whose peers are behind main
   const alive = new Set(); // started ports live as long as their peer may post
@@ -176,14 +179,12 @@ function makePorts(link, context) {
       const entry = this.queue.shift();
       if (entry) {
         const ports = (entry.ends ?? entry.numbers.map(arrive)).map((end) => new MessagePort(end, KEY));
-        let data;
         try {
-          data = decode(entry.clone, { ports });
+          const data = decode(entry.clone, { ports });
+          port[FIRE]("message", { data, ports, origin: "", lastEventId: "", source: null });
         } catch (error) {
           context.report(error);
-          return;
         }
-        port[FIRE]("message", { data, ports, origin: "", lastEventId: "", source: null });
       }
       if (this.peerClosed && !this.queue.length) this.gone();
     }
@@ -207,12 +208,12 @@ function makePorts(link, context) {
       for (const entry of this.queue) entry.ends?.forEach((end) => end.close());
     }
 
-    /** The other end has been closed. What is queued on a started port comes first. */
+    /** The other end has been closed. What is queued comes first, also when the port is not started yet. */
     hangUp() {
       if (this.closed || this.peerClosed) return;
       this.peerClosed = true;
-      if (this.started && this.queue.length) schedule(() => this.pump());
-      else this.gone();
+      if (!this.queue.length) this.gone();
+      else if (this.started) schedule(() => this.pump());
     }
 
     gone() {
@@ -258,7 +259,15 @@ function makePorts(link, context) {
         table.set(number, peer);
       }
       for (const { clone, ends } of queue) {
-        later.push(() => depart(ends, (numbers) => send(Kind.PORT_MESSAGE, number, clone, numbers)));
+        later.push(() => {
+          try {
+            fit(clone, ends);
+          } catch (error) {
+            ends.forEach((end) => end.close());
+            return context.report(error);
+          }
+          depart(ends, (numbers) => send(Kind.PORT_MESSAGE, number, clone, numbers));
+        });
       }
       if (!peer || peer.closed) later.push(() => send(Kind.PORT_CLOSED, number));
       return number;
@@ -282,7 +291,7 @@ function makePorts(link, context) {
       end.port = new WeakRef(this);
       end.started = false;
       collected.register(this, end, this);
-      if (end.peerClosed) schedule(() => end.gone());
+      if (end.peerClosed && !end.queue.length) schedule(() => end.gone());
       // Neither enumerable nor an own field: a page that looks at a port sees what it sees in Electron.
       for (const name of ["onclose", "onmessageerror"]) {
         Object.defineProperty(this, name, { value: null, writable: true, enumerable: false });
@@ -330,6 +339,7 @@ function makePorts(link, context) {
       } catch {
         refuse(CLONE_ERROR);
       }
+      if (this.#end?.number) fit(clone, ports); // while the ports are still the page's
       for (const value of list) if (value instanceof ArrayBuffer) value.transfer?.();
       const ends = ports.map(take);
       if (this.#end) this.#end.post(clone, ends);
@@ -597,10 +607,15 @@ export function createRenderer(link, options = {}) {
     released: false,
     report: options.report ?? ((error) => setTimeout(() => { throw error; })),
     schedule: options.schedule,
+    /** Refuses what is too large for main. */
+    fit(clone, ports = []) {
+      const size = HEADER + 4 * ports.length + clone.length;
+      if (link.maxBytes && size > link.maxBytes) throw new Error(tooLarge(size, link.maxBytes));
+    },
     now: link.now && options.traced ? () => link.now() : () => 0n,
   };
   const ports = makePorts(link, context);
-  const { now } = context;
+  const { now, fit } = context;
   const waiting = new Map(); // invocations by number
   let number = 0;
   let held = []; // frames that have come before the page's scripts have run
@@ -609,11 +624,8 @@ export function createRenderer(link, options = {}) {
   const nextNumber = () => (number = (number % 0xffffffff) + 1);
 
   function frame(kind, clone, fields) {
-    const bytes = pack(kind, clone, { ...fields, document: context.document });
-    if (link.maxBytes && bytes.length > link.maxBytes) {
-      throw new Error(`This message is too large: ${bytes.length} bytes, and ${link.maxBytes} can be sent`);
-    }
-    return bytes;
+    fit(clone, fields.ports);
+    return pack(kind, clone, { ...fields, document: context.document });
   }
 
   function mustBeHere() {
@@ -642,7 +654,11 @@ export function createRenderer(link, options = {}) {
       }
       const answer = unpack(link.postSync(bytes));
       received(answer);
-      return decode(answer.clone);
+      try {
+        return decode(answer.clone);
+      } catch {
+        throw new Error(CLONE_ERROR); // main's language knows it, this one does not
+      }
     }
 
     async invoke(channel, ...args) {
@@ -668,7 +684,7 @@ export function createRenderer(link, options = {}) {
         (transfer !== undefined && !Array.isArray(transfer)) ||
         list.some((port, index) => !ports.is(port) || ports.isNeutered(port) || list.indexOf(port) !== index);
       if (invalid) throw new TypeError("Invalid value for transfer");
-      frame(Kind.POST, clone); // refuses what is too large while the ports are still the page's
+      fit(clone, list); // while the ports are still the page's
       const took = since(time);
       ports.depart(list.map(ports.take), (numbers) => {
         link.post(frame(Kind.POST, clone, { ports: numbers, time, took, number: nextNumber() }));
@@ -697,6 +713,14 @@ export function createRenderer(link, options = {}) {
   }
 
   function receive(bytes) {
+    try {
+      deliver(bytes);
+    } catch (error) {
+      context.report(error); // and go on with what comes next
+    }
+  }
+
+  function deliver(bytes) {
     const parts = unpack(bytes);
     if (context.released || parts.document !== context.document) return;
     const { kind, number, clone } = parts;
@@ -717,11 +741,17 @@ export function createRenderer(link, options = {}) {
       const invocation = waiting.get(number);
       if (!invocation) return;
       waiting.delete(number);
-      const value = decode(clone);
+      const fail = (text) => invocation.reject(new Error(`Error invoking remote method '${invocation.channel}': ${text}`));
+      let value;
+      try {
+        value = decode(clone);
+      } catch {
+        return fail(`Error: ${CLONE_ERROR}`); // main's language knows it, this one does not: a pattern of Python's re
+      }
       // Electron asks whether the text of the error is true: an empty one counts as success.
       if (kind === Kind.REPLY) invocation.resolve(value);
       else if (!value) invocation.resolve(undefined);
-      else invocation.reject(new Error(`Error invoking remote method '${invocation.channel}': ${value}`));
+      else fail(value);
     } else if (kind >= Kind.PORT_MESSAGE) {
       ports.receive(parts);
     } else {
@@ -743,7 +773,14 @@ export function createRenderer(link, options = {}) {
     },
     /** Tell main something: a frame of a kind that holds a value. */
     tell(kind, value, number = 0) {
-      if (!context.released) link.post(pack(kind, encode(value), { number, document: context.document }));
+      if (context.released) return;
+      let clone = encode(value);
+      try {
+        fit(clone);
+      } catch (error) {
+        clone = encode([false, error.message]); // of a script, the only thing here that can be large
+      }
+      link.post(pack(kind, clone, { number, document: context.document }));
     },
     /** The document is gone: whoever still holds ipcRenderer is told so, and nothing is delivered any more. */
     release() {

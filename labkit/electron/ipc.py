@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import math
 from collections.abc import Callable
 from typing import Any
 
-from labkit.electron.clone import BigInt, CloneError, Error, decode, encode, undefined
+from labkit.electron.clone import BigInt, CloneError, Error, Map, Set, decode, encode, undefined
 from labkit.electron.emitter import EventEmitter
 from labkit.electron.frames import Frame, Kind, Malformed
 from labkit.electron.loop import app, log, main_loop
@@ -181,6 +182,11 @@ class Answer:
 
     __del__ = give_up
 
+    def failed(self, error: BaseException) -> None:
+        """The listener that would have answered has raised."""
+        app.report(error)
+        self.give_up()
+
 
 def dispatch(contents: Any, frame: Frame) -> None:
     """A message has come from a window: to its listeners, or its handler. In the main loop.
@@ -230,8 +236,9 @@ def dispatch(contents: Any, frame: Frame) -> None:
             answer.give_up()
         raise
     finally:
+        only = answer if len(results) == 1 else None
         for result in results:
-            main_loop.run(result, answer.give_up if answer and len(results) == 1 else None)
+            main_loop.run(result, only.failed if only else app.report)
 
 
 def _invoke(
@@ -347,8 +354,13 @@ def _js_text(value: Any) -> str:
         return _js_text(value["toString"]()) if callable(value.get("toString")) else "[object Object]"
     if isinstance(value, (list, tuple)):
         return ",".join("" if item is None or item is undefined else _js_text(item) for item in value)
-    if isinstance(value, float) and value.is_integer() and not isinstance(value, BigInt):
-        return str(int(value))
+    if isinstance(value, (Map, Set, set, frozenset)):
+        return "[object Map]" if isinstance(value, Map) else "[object Set]"
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        if value.is_integer() and abs(value) < 1e21:
+            return str(int(value))
     return str(value)
 
 

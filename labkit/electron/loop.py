@@ -65,13 +65,18 @@ class App(EventEmitter):
 
     def report(self, error: BaseException) -> None:
         """An error that nobody waits for: an event where somebody listens, else it is logged with its traceback."""
-        if self.listener_count("uncaught-exception"):
-            try:
-                self.emit("uncaught-exception", error)
-                return
-            except BaseException as another:
-                error = another
-        log.error("Uncaught exception in the main process", exc_info=error)
+        results: list[Any] = []
+        try:
+            if not self._emit("uncaught-exception", (error,), results):
+                _log(error)
+        except BaseException as another:
+            _log(another)
+        for result in results:
+            main_loop.run(result, _log)  # not reported: its listener would hear of its own errors for ever
+
+
+def _log(error: BaseException) -> None:
+    log.error("Uncaught exception in the main process", exc_info=error)
 
 
 app = App()
@@ -161,14 +166,14 @@ class MainLoop:
         assert self._loop
         self._loop.call_later(seconds, function)
 
-    def run(self, result: Any, failed: Callable[[], None] | None = None) -> bool:
-        """What a listener has returned is awaited when it can be. Returns whether it is.
+    def run(self, result: Any, failed: Callable[[BaseException], None] = app.report) -> None:
+        """What a listener has returned is awaited when it can be; `failed` is called with what that raises.
 
-        In the main loop only. `failed` is called when that raises. The next message waits for one turn of the loop, so
-        that the first steps of async functions are in the order of their messages.
+        The next message waits for one turn of the loop, so that the first steps of async functions are in the order of
+        their messages.
         """
         if not inspect.isawaitable(result):
-            return False
+            return
 
         async def wait() -> None:
             try:
@@ -176,18 +181,20 @@ class MainLoop:
             except (asyncio.CancelledError, GeneratorExit):
                 raise
             except BaseException as error:
-                app.report(error)
-                if failed:
-                    failed()
+                failed(error)
 
-        self.task(wait())
-        return True
+        if self.here():
+            self.task(wait())
+        else:
+            self.call(lambda: self.task(wait()))
 
     def task(self, coroutine: Any) -> None:
         """Run a coroutine in the main loop, only there. asyncio refers to it weakly, and so do we: see _Selector."""
         assert self._loop
         self._loop.create_task(coroutine)
         self._first_steps += 1
+        if not self._pumping:
+            self._come_again()
 
     def _start(self) -> None:
         with self._lock:

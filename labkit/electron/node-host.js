@@ -142,6 +142,18 @@ const HOST_NAMES = ["URL", "URLSearchParams", "TextEncoder", "TextDecoder", "Blo
 const host_values = { URL, URLSearchParams, TextEncoder, TextDecoder, Blob, File: buffer.File, AbortController, AbortSignal,
   DOMException, atob, btoa };
 
+const textOf = (error) =>
+  util.types.isNativeError(error) ? (error.stack ?? String(error)) : util.inspect(error, { customInspect: false });
+
+/** Text of what is the page's, which may throw when it is looked at. */
+function shown(make) {
+  try {
+    return String(make());
+  } catch {
+    return "something that cannot be shown";
+  }
+}
+
 class Document {
   constructor(options) {
     this.options = options;
@@ -219,7 +231,7 @@ class Document {
       reload: () => this.tell(Kind.STATE, ["reload", null]),
       close: () => this.tell(Kind.STATE, ["close", null]),
       console(level, args) {
-        document.console(level, util.formatWithOptions({ customInspect: false }, ...args));
+        document.console(level, shown(() => util.formatWithOptions({ customInspect: false }, ...args)));
       },
       timer(callback, ms, repeat) {
         const number = ++document.lastTimer;
@@ -264,8 +276,7 @@ class Document {
     this.tell(Kind.CONSOLE, [level, text.length > 1e5 ? `${text.slice(0, 1e5)}...` : text]);
   }
   report(error, how = "") {
-    const text = util.types.isNativeError(error) ? (error.stack ?? String(error)) : util.inspect(error, { customInspect: false });
-    this.console("error", `Uncaught${how} ${text}`);
+    this.console("error", `Uncaught${how} ${shown(() => textOf(error))}`);
   }
   release() {
     this.released = true;
@@ -328,7 +339,7 @@ class Document {
         run.call(module.exports, ...give, this.process(), Buffer, world.global);
       }
     } catch (error) {
-      this.tell(Kind.STATE, ["preload-error", util.types.isNativeError(error) ? (error.stack ?? String(error)) : String(error)]);
+      this.tell(Kind.STATE, ["preload-error", shown(() => (util.types.isNativeError(error) ? error.stack ?? error : error))]);
     }
   }
 
@@ -516,6 +527,8 @@ class Document {
         answer = encode([false, "An object could not be cloned."]);
       }
     }
-    if (!this.released) write(pack(Kind.EVALUATED, answer, { number, document: this.options.document }));
+    const { document, maxBytes } = this.options;
+    if (answer.length > maxBytes - 100) answer = encode([false, world.shim.tooLarge(answer.length, maxBytes)]);
+    if (!this.released) write(pack(Kind.EVALUATED, answer, { number, document }));
   }
 }

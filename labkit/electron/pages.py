@@ -26,7 +26,10 @@ def read(url: str) -> tuple[str, Path | None]:
     Raises:
         LoadError: there is no such page, or it is neither a file: nor a data: page. There is no network.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise LoadError("ERR_INVALID_URL", -300, url) from None
     if parts.scheme == "file":
         path = Path(unquote(parts.path))
         try:
@@ -35,7 +38,7 @@ def read(url: str) -> tuple[str, Path | None]:
             raise LoadError("ERR_FILE_NOT_FOUND", -6, url) from None
         except PermissionError:
             raise LoadError("ERR_ACCESS_DENIED", -10, url) from None
-        except OSError:
+        except (OSError, ValueError):  # a zero byte is a ValueError
             raise LoadError("ERR_FAILED", -2, url) from None
         if path.suffix in (".js", ".mjs"):  # a script alone is a page, too: handy, and not Electron's
             kind = "module" if path.suffix == ".mjs" else "text/javascript"

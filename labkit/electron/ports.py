@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from labkit.electron.clone import Error, decode, encode, undefined
 from labkit.electron.emitter import EventEmitter
 from labkit.electron.frames import Frame, Kind
-from labkit.electron.loop import main_loop
+from labkit.electron.loop import log, main_loop
 
 _lock = threading.RLock()  # over all ends: who is whose peer, where each lives, in which order messages go
 _alive: set[MessagePortMain] = set()  # started: their peer may post to them whoever else has forgotten them
@@ -77,11 +77,12 @@ class End:
             if entry:
                 clone, ends = entry
                 ports = [MessagePortMain(end) for end in ends]
-                event = MessageEvent(decode(clone, ports=ports), ports)
-                results: list[Any] = []
-                port._emit("message", (event,), results)
-                for result in results:
-                    main_loop.run(result)
+                try:
+                    data = decode(clone, ports=ports)
+                except ValueError as reason:
+                    log.error("Dropped a malformed message to a port: %s", reason)
+                else:
+                    port.emit("message", MessageEvent(data, ports))
         finally:
             if self.peer_closed and not self.queue and self.later is None:
                 self.gone()
@@ -96,16 +97,19 @@ class End:
                 self.peer.hang_up()
 
     def hang_up(self) -> None:
-        """Its peer has been closed. What it has been sent before comes first. Hold the lock."""
+        """Its peer has been closed. What it has been sent before comes first, also when it is not started yet.
+
+        Hold the lock.
+        """
         if self.closed or self.peer_closed:
             return
         self.peer_closed = True
         if self.window is not None:
             if self.later is None:
                 self._farewell()
-        elif self.started and (self.queue or self.later is not None):
+        elif self.started:
             main_loop.call(self.pump)
-        elif self.later is None:
+        elif not self.queue and self.later is None:
             main_loop.call(self.gone)
 
     def _farewell(self) -> None:
@@ -283,10 +287,7 @@ class MessagePortMain(EventEmitter):
 
     def _closed(self) -> None:
         if self._end and self._end.port and self._end.port() is self:
-            results: list[Any] = []
-            self._emit("close", (), results)
-            for result in results:
-                main_loop.run(result)
+            self.emit("close")
 
     def _take(self) -> End:
         """Its end, which is somebody else's from now on. Hold the lock."""

@@ -77,7 +77,7 @@ class Record:
             return
         self._received += 1
         message, size = (self._page_sends + 1) << 40 | self._received, len(frame.clone)
-        begun = frame.time_ns or came
+        begun = min(frame.time_ns or came, came)  # whatever the page says
         sender = message, size, self._pid, self._in, self._page_sends
         receiver = self._main, self._in, self._main_receives
         first = self._first(frame.kind, frame.clone)
@@ -110,7 +110,8 @@ class Record:
             message, size = waiting.popleft()
             if not waiting:
                 del self._on_the_way[key]
-            at = frame.time_ns or time.monotonic_ns()
+            now = time.monotonic_ns()
+            at = min(frame.time_ns or now, now)
             receiver = self._pid, self._out, self._page_receives
             self._write(at, 0, 0, *receiver, Action.RECEIVE_BEGINS)
             self._write(at, message, size, *receiver, Action.RECEIVE_ENDS)

@@ -297,9 +297,10 @@ class WebContents(EventEmitter):
 
     def _receive(self, frame: Frame, came: int) -> None:
         kind = frame.kind
-        if self._record and (kind <= Kind.SEND_TO_HOST or kind in (Kind.PORT_MESSAGE, Kind.RECEIVED)):
+        is_message = Kind.SEND <= kind <= Kind.SEND_TO_HOST
+        if self._record and (is_message or kind in (Kind.PORT_MESSAGE, Kind.RECEIVED)):
             self._record.received(frame, came)
-        if kind <= Kind.SEND_TO_HOST:
+        if is_message:
             dispatch(self, frame)
         elif kind in (Kind.PORT_MESSAGE, Kind.PORT_CLOSED, Kind.PORT_RETURNED, Kind.PORT_MOVED):
             self.ports.receive(frame)
@@ -335,7 +336,9 @@ class WebContents(EventEmitter):
         elif what == "close" and self.id in app._windows:
             app._windows[self.id].close()
 
-    def _console(self, level: str, text: str) -> None:
+    def _console(self, level: Any, text: Any) -> None:
+        if not isinstance(level, str) or not isinstance(text, str):
+            raise Malformed(f"a frame of kind {Kind.CONSOLE} holds two strings")
         self.console.append(text)
         del self.console[:-1000]
         if not self.emit("console-message", ConsoleMessage(level, text, self.main_frame)):
