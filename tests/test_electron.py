@@ -300,6 +300,84 @@ def test_a_page_cannot_make_code_for_the_host_of_what_it_is_given():
             attack = f"String({given}.constructor('return process')())"
             code = f"(() => {{ try {{ return {attack}; }} catch (error) {{ return error.name; }} }})()"
             assert run(win, code) in ("EvalError", "ReferenceError"), given
+        for shared in ("Object.getPrototypeOf(URL.prototype)", "Object.getPrototypeOf(Object.getPrototypeOf(URL))"):
+            assert run(win, f"Reflect.defineProperty({shared}, 'mine', {{ value: 1 }})") is False
+
+
+API = """
+require("electron").contextBridge.exposeInMainWorld("api", {
+  nothing: () => {}, same: (value) => value, map: () => new Map([[1, 2]]), call: (f) => f(1),
+  error: () => { throw new Error("e"); },
+  hidden: () => { throw Object.defineProperty(new Error(), "message", { get: api.error }); },
+  getter: () => ({ get x() { throw new Error("g"); } }), weak: () => new WeakMap(),
+});
+const api = { error() { throw new Error("inner"); } };
+globalThis.ofPreload = true;
+"""
+
+
+ATTACKS = {
+    "the array of arguments": """const { map } = Array.prototype;
+        Array.prototype.map = function (f) { take(f); return map.call(this, f); }; api.nothing(1)""",
+    "what calls itself a promise": "api.same({ [Symbol.toStringTag]: 'Promise', then(...all) { take(...all); } })",
+    "a promise with a then of its own": "api.same(Object.assign(Promise.resolve(1), { then: take }))",
+    "then of all promises": """const { then } = Promise.prototype;
+        Promise.prototype.then = take; api.same(Promise.resolve(1)); Promise.prototype.then = then""",
+    "the species of a promise": """const p = Promise.resolve(1);
+        p.constructor = { [Symbol.species]: function (f) { take(f); f(take, take); } }; api.same(p)""",
+    "what a clone is read with": """const { Uint8Array } = globalThis;
+        globalThis.Uint8Array = function (...all) { take(...all); };
+        try { api.map(); } catch {} globalThis.Uint8Array = Uint8Array""",
+    "what a clone is read from": """const views = Object.getPrototypeOf(Uint8Array.prototype);
+        views.subarray = function () { take(this.buffer); }; api.map()""",
+    "a proxy of a function": "api.call(new Proxy(() => {}, { apply: (target, self, all) => take(all) }))",
+    "a proxy": """const trap = (name) => (...all) => (take(...all), Reflect[name](...all));
+        api.same(new Proxy({}, new Proxy({}, { get: (_, name) => trap(name) })))""",
+    "an error of a getter": "api.getter()",
+    "an error of an error": "api.hidden()",
+    "an error": "api.error()",
+    "an error of the bridge": "api.weak()",
+    "the frames of an error": """Error.prepareStackTrace = (_, frames) =>
+          frames.map((frame) => take(frame, frame.getThis(), frame.getFunction()));
+        api.call(() => new Error().stack)""",
+    "a full stack": """const deep = () => {
+          try { deep(); } catch {}
+          for (const f of [api.error, api.map, () => api.same([new Map()])]) try { f(); } catch (error) { take(error); }
+        };
+        deep()""",
+    "a port": "take(MessageChannel, new MessageChannel().port1)",
+    "an event of a port": """const { port1, port2 } = new MessageChannel();
+        port2.onmessage = (event) => take(event, event.data, event.ports); port1.postMessage({})""",
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_nothing_that_crosses_the_bridge_leads_to_the_preload_script_s_world(tmp_path, attack):
+    (tmp_path / "preload.js").write_text(API)
+    with BrowserWindow(web_preferences={"preload": tmp_path / "preload.js"}) as win:
+        win.load_url("data:text/html,").result(WAIT)
+        code = f"""{{
+            const taken = [];
+            const take = (...all) => {{ for (const each of all) if (Object(each) === each) taken.push(each); }};
+            try {{ {attack}; }} catch (error) {{ take(error); }}
+            const leads = (each) => {{
+              try {{ return each.constructor.constructor("return globalThis.ofPreload")() === true; }} catch {{}}
+            }};
+            new Promise((go) => setTimeout(go, 20)).then(() => taken.some(leads)) }}"""
+        assert run(win, code) is False
+
+
+def test_a_page_that_is_no_file_imports_none_and_gets_no_module_of_the_preload_script(tmp_path):
+    (tmp_path / "part.mjs").write_text("export const secret = 'of the preload script'; globalThis.ran = true;")
+    (tmp_path / "preload.mjs").write_text("import './part.mjs'; globalThis.ofPreload = true;")
+    (tmp_path / "page.html").write_text("")
+    part = (tmp_path / "part.mjs").as_uri()
+    with BrowserWindow(web_preferences={"preload": tmp_path / "preload.mjs"}) as win:
+        win.load_url("data:text/html,").result(WAIT)
+        assert "Failed to fetch" in run(win, f"import('{part}').catch((error) => error.message)")
+        win.load_file(tmp_path / "page.html").result(WAIT)
+        assert run(win, "globalThis.ran") is undefined
+        assert run(win, f"import('{part}').then(() => globalThis.ran)") is True  # run again, in this world
 
 
 @pytest.mark.parametrize(

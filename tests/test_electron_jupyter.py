@@ -513,6 +513,7 @@ def test_a_listener_of_close_may_be_against_it_and_the_second_click_is_for_good(
     """)
         == "[1] 10\n"
     )
+    lab.page.wait_for_timeout(400)  # sooner it would be a double click
     button.click()
     assert (
         lab.run("""

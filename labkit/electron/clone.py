@@ -194,7 +194,7 @@ def _same(value: Any) -> Any:
     if isinstance(value, str):
         return str(value)
     if isinstance(value, BigInt) or (isinstance(value, int) and abs(value) > SAFE):
-        return BigInt, hex(value)  # as text: integers that have the same hash are easily made, and a Map of them is slow
+        return BigInt, hex(value)  # as text: integers with the same hash are easily made, and fill a Map slowly
     if isinstance(value, (int, float)):
         return "NaN", float if value != value else value
     return id(value), object

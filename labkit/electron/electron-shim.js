@@ -426,6 +426,9 @@ function makePorts(link, context) {
   return { MessageChannel, MessagePort, receive, open, depart, is, take, isNeutered };
 }
 
+/** A MessageChannel for a world whose ports never leave it. */
+export const localPorts = (report, schedule) => makePorts({ post() {} }, { report, schedule, fit() {}, now: () => 0n });
+
 function domException(message, name) {
   if (typeof DOMException === "function") return new DOMException(message, name);
   return Object.assign(new Error(message), { name });
@@ -434,9 +437,19 @@ function domException(message, name) {
 // --------------------------------------------------------------------------------------------------------------------
 // contextBridge
 
-/** What the bridge needs of a world: things made there, with that world's own prototypes. Run it in each world. */
+/**
+ * What the bridge needs of a world: things made there, with that world's own prototypes. Run it in each world.
+ *
+ * No function, no error and no array of one world may come into the hands of a script of the other: it would lead to that
+ * world's Function, which makes code there. So only that world itself calls its functions and listens to its promises, and
+ * clones cross as text.
+ */
 export function worldTools() {
-  const { Object: object, Error: error, TypeError: typeError, Promise: promise, Array: array } = globalThis;
+  const { Object: object, Error: error, TypeError: typeError, Promise: promise, Array: array, Uint8Array: bytes } = globalThis;
+  const { apply } = globalThis.Reflect;
+  const { then } = promise.prototype;
+  const { fromCharCode } = String;
+  const { charCodeAt } = String.prototype;
   return {
     global: globalThis,
     object: () => new object(),
@@ -444,9 +457,39 @@ export function worldTools() {
     error: (message) => new error(message),
     typeError: (message) => new typeError(message),
     promise: (executor) => new promise(executor),
-    proxy: (call) => function (...args) { return call(args); },
-    decode: (bytes) => decode(bytes),
-    encode: (value) => serialize(value),
+    /** `call` gives { value } or { failed }; that it throws itself happens only where the stack is full. */
+    proxy: (call) => function (...args) {
+      let told;
+      try {
+        told = call(args);
+      } catch {
+        throw new error(NOT_AN_ERROR);
+      }
+      if (told.failed) throw told.failed;
+      return told.value;
+    },
+    call: (callee, args) => apply(callee, undefined, args),
+    then(value, resolved, rejected) {
+      const safely = (call) => (result) => {
+        try {
+          call(result);
+        } catch {
+          // what cannot be passed never settles
+        }
+      };
+      apply(then, value, [safely(resolved), safely(rejected)]);
+    },
+    decode(text) {
+      const clone = new bytes(text.length);
+      for (let i = 0; i < text.length; i++) clone[i] = apply(charCodeAt, text, [i]);
+      return decode(clone);
+    },
+    encode(value) {
+      const clone = serialize(value);
+      let text = "";
+      for (let i = 0; i < clone.length; i += 0x8000) text += apply(fromCharCode, null, clone.subarray(i, i + 0x8000));
+      return text;
+    },
   };
 }
 
@@ -470,13 +513,29 @@ export function isPlain(value) {
   return true;
 }
 
+/** The message of what was thrown or is an error, whatever it does when it is looked at. */
+function messageOf(error) {
+  try {
+    const message = isError(error) ? error.message : undefined;
+    return typeof message === "string" ? message : NOT_AN_ERROR;
+  } catch {
+    return NOT_AN_ERROR;
+  }
+}
+
 /** Pass values from one world to another, as Electron does: copied, functions and promises by proxy. */
 function makeBridge(here, there, originals, proxies, hidden) {
   const worlds = new Map([[here, there], [there, here]]);
+  const refusals = new WeakSet(); // errors of ours, made in the world that gets them
+
+  function refuse(error) {
+    refusals.add(error);
+    throw error;
+  }
 
   function pass(value, from, depth, cache, errorsIn) {
     const to = worlds.get(from);
-    if (depth >= MOST_NESTED) throw errorsIn.typeError(TOO_DEEP);
+    if (depth >= MOST_NESTED) refuse(errorsIn.typeError(TOO_DEEP));
     if (value === null || (typeof value !== "object" && typeof value !== "function")) return value;
     if (cache.has(value)) return cache.get(value);
     if (typeof value === "function") return passFunction(value, from, cache);
@@ -484,19 +543,13 @@ function makeBridge(here, there, originals, proxies, hidden) {
     const kind = tag(value);
     if (kind === "Promise") {
       const passed = to.promise((resolve, reject) => {
-        const then = (settle) => (result) => {
-          try {
-            settle(pass(result, from, 0, new Map(), from));
-          } catch {
-            // what cannot be passed never settles
-          }
-        };
-        value.then(then(resolve), then(reject));
+        const passing = (settle) => (result) => settle(pass(result, from, 0, new Map(), from));
+        from.then(value, passing(resolve), passing(reject));
       });
       cache.set(value, passed);
       return passed;
     }
-    if (isError(value)) return to.error(typeof value.message === "string" ? value.message : String(value));
+    if (isError(value)) return to.error(messageOf(value));
     if (Array.isArray(value)) {
       const copy = to.array();
       cache.set(value, copy);
@@ -513,13 +566,13 @@ function makeBridge(here, there, originals, proxies, hidden) {
       }
       return copy;
     }
-    let bytes;
+    let text;
     try {
-      bytes = from.encode(value);
+      text = from.encode(value);
     } catch {
-      throw errorsIn.error(CLONE_ERROR);
+      refuse(errorsIn.error(CLONE_ERROR));
     }
-    const copy = to.decode(bytes);
+    const copy = to.decode(text);
     cache.set(value, copy);
     return copy;
   }
@@ -530,14 +583,13 @@ function makeBridge(here, there, originals, proxies, hidden) {
     if (proxies.has(value)) return proxies.get(value);
     const proxy = to.proxy((args) => {
       const cache = new Map();
-      const passed = args.map((arg) => pass(arg, to, 0, cache, to));
-      let result;
       try {
-        result = value(...passed);
+        const passed = from.array();
+        for (let i = 0; i < args.length; i++) passed[i] = pass(args[i], to, 0, cache, to);
+        return { value: pass(from.call(value, passed), from, 0, cache, to) };
       } catch (error) {
-        throw to.error(isError(error) && typeof error.message === "string" ? error.message : NOT_AN_ERROR);
+        return { failed: refusals.has(error) ? error : to.error(messageOf(error)) };
       }
-      return pass(result, from, 0, cache, to);
     });
     originals.set(proxy, value);
     proxies.set(value, proxy);

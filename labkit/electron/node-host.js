@@ -3,8 +3,9 @@
 //     node --experimental-vm-modules ... node-host.js IN OUT ANSWERS     descriptors of sockets
 //
 // Each world, the page's and the preload script's, is a vm context. Main's world, this file, may not make code from strings
-// (--disallow-code-generation-from-strings), so that a page that gets hold of a function of it gains little. But a vm
-// context is no wall: Node says so, and whoever wants one runs the page in a browser.
+// (--disallow-code-generation-from-strings) and its prototypes cannot be changed (--frozen-intrinsics), so that a page that
+// gets hold of a function of it gains little. But a vm context is no wall: Node says so, and whoever wants one runs the page
+// in a browser.
 
 import buffer from "node:buffer";
 import fs from "node:fs";
@@ -302,11 +303,11 @@ class Document {
       onframe: (frame) => frame.kind === Kind.EVALUATE && this.evaluate(pageWorld, frame),
     });
     this.early.forEach((bytes) => this.link.onmessage(bytes));
-    // A page that is walled off has ports of its own world, which no message of ours can carry; Electron's it can, by the
-    // window's own postMessage. So both worlds have the shim's.
-    const { MessageChannel, MessagePort } = this.shim;
     for (const world of new Set([preloadWorld, pageWorld])) {
       const clone = (value) => world.clone.decode(world.clone.encode(value));
+      // A page that is walled off has ports of its own: by another world's it would get at that world.
+      const { MessageChannel, MessagePort } = world === preloadWorld ? this.shim
+        : world.shim.localPorts((error) => this.report(error), (task) => setImmediate(() => this.released || task()));
       this.worlds.push(world.page.install(this.host(world), { MessageChannel, MessagePort, clone }));
     }
     this.emitters = new Map([preloadWorld, pageWorld].map((world) => [world.global, world.shim]));
@@ -418,7 +419,6 @@ class Document {
 
   /** What `import ... from specifier` in a file means. */
   async found(world, specifier, file) {
-    this.modules ??= new Map();
     const electron = /^electron(\/renderer|\/common)?$/.test(specifier);
     const relative = /^(\.{0,2}\/|file:)/.test(specifier);
     if (!relative) {
@@ -429,13 +429,17 @@ class Document {
         for (const name of names) this.setExport(name, values[name]);
       }, { context: world.global, identifier: specifier });
     }
+    if (!this.options.url.startsWith("file:") && [this.file(this.options.url), "data:"].includes(file)) {
+      throw new TypeError(`Failed to fetch dynamically imported module: ${specifier}`); // that page is no file of this machine
+    }
+    world.modules ??= new Map(); // a module of the preload script is none of the page's
     const target = specifier.startsWith("file:") ? fileURLToPath(specifier) : path.resolve(path.dirname(file), specifier);
-    if (!this.modules.has(target)) {
+    if (!world.modules.has(target)) {
       const module = this.sourceModule(world, fs.readFileSync(target, "utf8"), target);
-      this.modules.set(target, module);
+      world.modules.set(target, module);
       await module.link((each) => this.found(world, each, target));
     }
-    return this.modules.get(target);
+    return world.modules.get(target);
   }
   builtin(world, specifier, file) {
     if (!this.options.nodeIntegration && this.options.preload !== file) {

@@ -30,6 +30,8 @@ from labkit.electron.sockets import Incoming, Outgoing, tie
 from labkit.electron.transport import Page, Transport
 
 HOST = Path(__file__).with_name("node-host.js")
+# The last two for the host's own world alone, of which a page sees a few functions: no code from strings, no changes.
+FLAGS = "--experimental-vm-modules --no-warnings --disallow-code-generation-from-strings --frozen-intrinsics".split()
 
 
 def find_node() -> str:
@@ -69,9 +71,7 @@ class NodeTransport(Transport):
         out, read, answers, self._lifeline = ours  # as node-host.js names them, seen from there: IN, OUT, ANSWERS
         try:
             self._process = subprocess.Popen(
-                [node, "--experimental-vm-modules", "--no-warnings", "--disallow-code-generation-from-strings"]
-                + [str(HOST)]
-                + [str(end.fileno()) for end in theirs[:3]],
+                [node, *FLAGS, str(HOST), *(str(end.fileno()) for end in theirs[:3])],
                 stdin=subprocess.DEVNULL,
                 stdout=self._errors,
                 stderr=self._errors,
