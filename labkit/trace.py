@@ -137,6 +137,7 @@ class Trace:
         self._handed: dict[int, range] = {}  # locks by endpoint, of copies that children have not opened yet
         self._rings: dict[int, np.ndarray] = {}  # by endpoint, those that are not closed
         self._lost = 0  # as counted when a ring was given up
+        self._block = np.empty(0, EVENT)  # what is free of the memory that the last events are in
         self._chunks: list[np.ndarray] = []
         self._kept = 0
         self._news: list[np.ndarray] = []
@@ -336,7 +337,7 @@ class Trace:
                 if there < 1:
                     continue
                 # No numpy copy: it would let go of the GIL, and to get that back takes milliseconds in a busy process.
-                chunk = np.empty(min(there, RING_EVENTS), EVENT)
+                chunk = self._room(min(there, RING_EVENTS))
                 if _take(ring, chunk) != len(chunk):
                     continue
                 self._add(chunk)
@@ -353,6 +354,13 @@ class Trace:
                     self._chunks.pop(0)
                 self._kept -= gone
                 self.forgotten += gone
+
+    def _room(self, events: int) -> np.ndarray:
+        """Where to put so many events. New memory for each few of them would cost five times as much as they do."""
+        if len(self._block) < events:
+            self._block = np.empty(RING_EVENTS, EVENT)
+        room, self._block = self._block[:events], self._block[events:]
+        return room
 
     def _add(self, chunk: np.ndarray) -> None:
         if len(chunk):
