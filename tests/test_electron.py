@@ -722,6 +722,38 @@ def test_a_send_before_the_answer_arrives_before_the_answer(win):
     assert run(win, code) == ["first", "second"] * 50
 
 
+@pytest.mark.parametrize("pause", ["", "await new Promise((go) => setTimeout(go, 200));"], ids=["awaits", "goes on"])
+def test_a_send_before_the_answer_arrives_before_it_also_while_the_page_loads(tmp_path, pause):
+    (tmp_path / "page.mjs").write_text(f"""
+        import {{ ipcRenderer }} from "electron";
+        globalThis.log = [];
+        ipcRenderer.on("progress", (event, value) => log.push(value));
+        {"" if pause else "await"} ipcRenderer.invoke("work").then((value) => log.push(value));
+        {pause}""")
+
+    def work(event):
+        event.sender.send("progress", "half")
+        return "whole"
+
+    ipc_main.handle("work", work)
+    with BrowserWindow(web_preferences=OPEN) as win:
+        win.load_file(tmp_path / "page.mjs").result(WAIT)
+        eventually(lambda: len(run(win, "log")) == 2)
+        assert run(win, "log") == ["half", "whole"]
+
+
+def test_a_preload_script_gets_an_answer_though_something_was_sent_before(tmp_path):
+    (tmp_path / "preload.mjs").write_text(
+        "import { ipcRenderer } from 'electron'; ipcRenderer.on('early', () => { globalThis.early = true; });"
+        "globalThis.answer = await ipcRenderer.invoke('setting');"
+    )
+    ipc_main.handle("setting", lambda event: "blue")
+    with BrowserWindow(web_preferences={"preload": tmp_path / "preload.mjs", **OPEN}) as win:
+        win.web_contents.send("early")
+        win.load_url(EMPTY).result(WAIT)
+        assert run(win, "[answer, early]") == ["blue", True]
+
+
 def test_async_handlers_overlap_and_each_answer_goes_to_its_call(win):
     async def sleep(event, ms):
         await asyncio.sleep(ms / 1000)
@@ -937,6 +969,18 @@ def test_two_pages_talk_through_ports_that_main_has_given_them(win):
         run(win, "for (let i = 0; i < 500; i++) port.postMessage(i); undefined")
         eventually(lambda: run(other, "got").__len__() == 501)
         assert run(other, "got")[1:] == list(range(500))
+
+
+def test_a_port_that_is_posted_before_the_page_is_loaded_arrives():
+    channel, got = MessageChannelMain(), []
+    channel.port1.on("message", lambda event: got.append(event.data)).on("close", lambda: got.append("close")).start()
+    with BrowserWindow(web_preferences=OPEN) as win:
+        win.web_contents.post_message("port", None, [channel.port2])
+        page = "require('electron').ipcRenderer.on('port', ({ ports }) => ports[0].postMessage('here'))"
+        win.load_url(f"data:text/html,<script>{page}</script>").result(WAIT)
+        assert eventually(lambda: got) == ["here"]
+        win.load_url(EMPTY)
+        assert eventually(lambda: len(got) == 2 and got) == ["here", "close"]
 
 
 def test_a_port_keeps_its_messages_and_their_order_wherever_it_goes(win):
@@ -1252,6 +1296,7 @@ def test_neither_a_chromium_nor_its_folder_outlives_main(tab):
     group = int(main.stdout.readline())
     assert is_running(group)
     (profile,) = Path(tempfile.gettempdir()).glob(f"labkit-window-{main.pid}-*")
+    assert list(profile.glob("org.chromium.Chromium.*"))  # which else would stay
     main.send_signal(signal.SIGKILL)
     main.wait()
     main.stdout.close()

@@ -37,6 +37,7 @@ FLAGS = (
     " --disable-component-update --disable-sync --disable-extensions --disable-dev-shm-usage --mute-audio"
     " --no-default-browser-check --remote-debugging-pipe"
 ).split()
+FOLDERS = ("TMPDIR", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
 WORLD = "labkit preload"
 LEVELS = {"warning": "warning", "error": "error", "assert": "error", "debug": "debug", "info": "info"}
 _HERE = Path(__file__).parent
@@ -111,7 +112,7 @@ class ChromiumTransport(Transport):
                 pass_fds=(reads, writes, theirs[2].fileno()),
                 start_new_session=True,
                 # Whatever it writes goes when its profile goes.
-                env=os.environ | dict.fromkeys(("XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"), self._profile),
+                env=os.environ | dict.fromkeys(FOLDERS, self._profile),
             )
             tie(theirs[2].fileno(), self._process.pid)
             # Waits until our end of its input closes, which is when we end, however that is.

@@ -99,7 +99,7 @@ export class EventEmitter {
   off(name, listener) { return this.removeListener(name, listener); }
 
   removeAllListeners(...names) {
-    if (names.length && names[0] !== undefined) this.#events.delete(names[0]);
+    if (names.length) this.#events.delete(names[0]);
     else this.#events.clear();
     return this;
   }
@@ -776,8 +776,9 @@ export function createRenderer(link, options = {}) {
     const parts = unpack(bytes);
     if (context.released || parts.document !== context.document) return;
     const { kind, number, clone } = parts;
-    // A script that awaits an answer while the page is loading must get it.
-    if (held && kind !== Kind.REPLY && kind !== Kind.FAILED) {
+    // A script that awaits an answer while the page is loading gets it, but not before what was sent before the answer.
+    const isAnswer = kind === Kind.REPLY || kind === Kind.FAILED;
+    if (held && !(isAnswer && (renderer.preloading || !held.length))) {
       held.push(bytes.slice());
       return;
     }
@@ -813,8 +814,10 @@ export function createRenderer(link, options = {}) {
   link.onmessage = receive;
 
   const contextBridge = makeContextBridge(options, new Set([ipcRenderer]));
-  return {
+  const renderer = {
     electron: { ipcRenderer, contextBridge },
+    /** While the page waits for its preload script, which may await an answer. */
+    preloading: false,
     MessageChannel: ports.MessageChannel,
     MessagePort: ports.MessagePort,
     /** The page's scripts have run, or wait for something: deliver what has come meanwhile, and from now on at once. */
@@ -840,4 +843,5 @@ export function createRenderer(link, options = {}) {
       waiting.clear();
     },
   };
+  return renderer;
 }

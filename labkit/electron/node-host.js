@@ -312,7 +312,9 @@ class Document {
     }
     this.emitters = new Map([preloadWorld, pageWorld].map((world) => [world.global, world.shim]));
     if (options.nodeIntegration && !options.contextIsolation) this.giveNode(pageWorld.global, this.file(options.url));
+    this.shim.preloading = true;
     if (options.preload) await this.preload(preloadWorld);
+    this.shim.preloading = false;
     await this.scripts(pageWorld);
   }
 

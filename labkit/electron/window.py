@@ -210,7 +210,8 @@ class WebContents(EventEmitter):
             promise.set_exception(error)
             main_loop.call(self.emit, "did-fail-load", {}, error.number, error.name, error.url)
             return promise
-        self.ports.close()
+        if self._document:  # else they are on their way to the page that comes now
+            self.ports.close()
         self._abandon()
         with self._lock:
             self._loading = promise
