@@ -10,7 +10,9 @@ with a message of ours, so we know when it had that. See https://jupyter-client.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import time
 import uuid
 from collections import deque
@@ -21,6 +23,7 @@ import numpy as np
 from jupyter_client import KernelManager
 
 from labkit.events import EVENT, FIRST_BYTES, Action
+from labkit.folders import own_folder
 from labkit.trace import Trace
 
 START_SECONDS = 60
@@ -48,16 +51,19 @@ class FrontEnd:
     """
 
     def __init__(self, trace: Trace | None = None):
-        self._manager = KernelManager(transport="ipc")  # Unix sockets, no ports
-        self._manager.start_kernel()
-        self._client = self._manager.blocking_client()
-        self._client.start_channels()
         self._record: _Record | None = None
-        try:
+        with contextlib.ExitStack() as undo:
+            folder = undo.enter_context(own_folder("kernel"))  # Unix sockets, no ports, which nobody else can reach
+            address = {"transport": "ipc", "ip": f"{folder}/k", "connection_file": f"{folder}/kernel.json"}
+            self._manager = KernelManager(**address)
+            self._manager.start_kernel()
+            undo.callback(self._manager.shutdown_kernel, now=True)
+            self._client = self._manager.blocking_client()
+            self._client.start_channels()
+            undo.callback(self._client.stop_channels)
             self._client.wait_for_ready(timeout=START_SECONDS)
-        except BaseException:
-            self.close()
-            raise
+            shutil.rmtree(folder, ignore_errors=True)  # all is connected: a kill -9 of us leaves nothing
+            self._undo = undo.pop_all()
         self.pid: int = self._manager.provisioner.pid  # type: ignore[union-attr]
         """The kernel's process."""
         if trace is not None:
@@ -123,9 +129,7 @@ class FrontEnd:
         if self._record:
             self._record.close()
             self._record = None
-        self._client.stop_channels()
-        if self._manager.has_kernel:
-            self._manager.shutdown_kernel(now=True)
+        self._undo.close()
 
     def __enter__(self) -> FrontEnd:
         return self

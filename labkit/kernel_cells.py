@@ -39,7 +39,10 @@ def _run_cell(line: str, cell: str) -> Run | None:
     """
     from IPython.core.error import UsageError
 
-    words = shlex.split(line)
+    try:
+        words = shlex.split(line)
+    except ValueError as reason:  # a quote that is not closed
+        raise UsageError(f"{USAGE}, not %%kernel {line}: {reason}") from None
     background = words[-1:] == ["&"]
     if background:
         words.pop()

@@ -36,6 +36,7 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 import dill
+import zmq
 from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager, NoSuchKernel
 from jupyter_client.manager import AsyncKernelManager
 
@@ -55,6 +56,10 @@ react when it is interrupted."""
 
 HASTE = "import sys; sys.stdout.flush_timeout = sys.stderr.flush_timeout = 0.1"
 """Run in a kernel before it ends. In ipykernel 7.4 a thread may flush to another that has ended, for 10 seconds."""
+
+ROOM = "(lambda out: out.schedule(lambda: setattr(out.socket, 'sndhwm', 0)))(get_ipython().kernel.iopub_thread)"
+"""Run in a kernel when it is ready, and done here as well. ZeroMQ drops what a flood of output has above its high-water
+mark, also the "idle" that ends a cell; 0 is none, zmq_setsockopt(3)."""
 
 _ASK_AGAIN = 0.1  # seconds until a kernel that starts is asked again whether it is there
 _WAKE = 0.2
@@ -170,8 +175,11 @@ class Kernel(Process):
             wait: until it has ended; else the Run that is returned can be awaited.
 
         Raises:
+            TypeError: the code is no text.
             KernelError: the code raised; or the kernel is busy, or dead.
         """
+        if not isinstance(code, str):
+            raise TypeError(f"a cell is text, not {type(code).__name__}: {self.name}.push(x=...) hands over a value")
         self._must_be_free()
         follow_ipython()
         sys.stdout.flush()
@@ -266,9 +274,10 @@ class Kernel(Process):
         """The kernel's own complete_reply; empty while it is busy: Jupyter's protocol, complete_request."""
         if not self.alive or (self.last and not self.last.done):
             return {}
-        work = self._ask(self._shell, "complete_request", {"code": code, "cursor_pos": position})
+        asked = self._submit(self._ask(self._shell, "complete_request", {"code": code, "cursor_pos": position}))
         with contextlib.suppress(TimeoutError, KernelError, concurrent.futures.CancelledError):
-            return dict(self._submit(work).result(timeout))
+            return dict(asked.result(timeout))
+        asked.cancel()
         return {}
 
     def __repr__(self) -> str:
@@ -295,7 +304,19 @@ class Kernel(Process):
     def _call(self, what: str, f: Callable[..., None], *args: Any) -> None:
         """Have a function of labkit.handing called in the kernel."""
         code = f"from labkit.handing import {f.__name__} as _labkit; _labkit{args}; del _labkit"
-        reply = self._submit(self._request_execution(code)).result(START_TIMEOUT)
+        asked = self._submit(self._request_execution(code))
+        try:
+            reply = asked.result(START_TIMEOUT)
+        except KeyboardInterrupt:
+            self.interrupt()
+            raise
+        except TimeoutError:
+            raise TimeoutError(
+                f"{self.name} (pid {self.pid}) does not {what}: no answer within {START_TIMEOUT:g} s. "
+                f"kernel({self.name!r}).interrupt() ends what it does, .restart() starts a new one"
+            ) from None
+        finally:
+            asked.cancel()
         if reply["status"] != "ok":
             raise _failed(self, reply, f"{self.name} (pid {self.pid}) cannot {what}")
 
@@ -382,6 +403,7 @@ class Kernel(Process):
         address = {"transport": "ipc", "ip": f"{folder}/k", "connection_file": f"{folder}/kernel.json"}
         manager = self._manager = AsyncKernelManager(kernel_name=self.spec, log=_quiet, **address)
         undo.callback(manager.context.destroy, linger=0)
+        manager.context.setsockopt(zmq.RCVHWM, 0)  # as ROOM does there
         _must_be_startable(self.spec)
         self._hand, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._hand_there = there.fileno()
@@ -413,14 +435,13 @@ class Kernel(Process):
 
     async def _get_ready(self) -> None:
         """Return when the kernel has answered, and all that we connect to has connected."""
-        answers = [
-            asyncio.ensure_future(self._ask(sock, "kernel_info_request", {})) for sock in (self._shell, self._control)
-        ]
-        await asyncio.wait(answers)
+        await asyncio.gather(*(self._ask(sock, "kernel_info_request", {}) for sock in (self._shell, self._control)))
         while not self._heard_iopub.is_set():  # what was said before we had subscribed is lost
             await self._ask(self._shell, "kernel_info_request", {})
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._heard_iopub.wait(), _ASK_AGAIN)
+        if self.spec == NATIVE_KERNEL_NAME:
+            await self._request_execution(ROOM)
 
     def _did_not_start(self, why: str, said: int) -> KernelError:
         text = os.pread(said, 1 << 16, max(0, os.fstat(said).st_size - (1 << 16))).decode(errors="replace")
@@ -615,7 +636,7 @@ os.register_at_fork(after_in_child=_kernels.clear)  # they are the parent's
 
 
 def _must_be_startable(spec: str) -> None:
-    """Raises KernelError when Jupyter knows no such spec, or what it would start is not there."""
+    """Raises KernelError when Jupyter knows no such spec, cannot read it, or what it would start is not there."""
     known = KernelSpecManager()
     try:
         program = known.get_kernel_spec(spec).argv[0]
@@ -624,6 +645,11 @@ def _must_be_startable(spec: str) -> None:
         raise KernelError(
             f"Jupyter knows no kernel spec {spec!r}; there are: {there}. "
             "`python -m ipykernel install --user --name NAME` makes one of an environment"
+        ) from None
+    except Exception as reason:  # whatever may be wrong in a file that anybody wrote
+        raise KernelError(
+            f"the kernel spec {spec!r} cannot be used ({type(reason).__name__}: {reason}): see kernel.json in "
+            f"{known.find_kernel_specs().get(spec)}; `jupyter kernelspec remove {spec}` forgets it"
         ) from None
     if not (shutil.which(program) or program.startswith("python")):
         raise KernelError(

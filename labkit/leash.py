@@ -36,7 +36,9 @@ def sweep_up(fifo: str) -> None:
     import time
 
     os.setsid()  # or we would be killed with the others
-    os.read(os.open(fifo, os.O_RDONLY), 1)
+    leash = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)  # or we would wait for ever for who has gone already: fifo(7)
+    os.set_blocking(leash, True)
+    os.read(leash, 1)
     time.sleep(0.2)
     shutil.rmtree(os.path.dirname(fifo), ignore_errors=True)
     os._exit(0)

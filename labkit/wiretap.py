@@ -117,6 +117,7 @@ class Wiretap:
                 there.identity = identity
             for end in (here, there):
                 end.linger = 0
+                end.hwm = 0  # nothing is dropped, and nobody waits for a kernel that has gone
             ports[f"{name}_port"] = here.bind_to_random_port("tcp://127.0.0.1")
             there.connect(f"tcp://{info['ip']}:{info[f'{name}_port']}")
             self._pairs[name] = here, there
@@ -259,16 +260,18 @@ def _came(get: Any, timeout: float) -> bool:
 
 
 def _parsed(now: int, name: str, to_kernel: bool, frames: list[bytes]) -> Heard | None:
-    """The message in some frames; None for a subscription, which is none."""
+    """The message in some frames; None for what is none: a subscription, or whatever somebody sends to an open port."""
     if name == "hb":
         return Heard(now, now, name, to_kernel, "heartbeat", {}, {}, {}, tuple(frames[-1:]))
     if DELIMITER not in frames:
         return None
     frames = frames[frames.index(DELIMITER) :]
-    header, parent, _, content = (json.loads(frame) for frame in frames[2:6])
-    made = datetime.datetime.fromisoformat(header["date"].replace("Z", "+00:00")).timestamp()
-    sent = min(now, int(made * 1e9) - time.time_ns() + time.monotonic_ns())
-    return Heard(now, sent, name, to_kernel, header["msg_type"], header, parent, content, tuple(frames))
+    with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError):
+        header, parent, _, content = (dict(json.loads(frame)) for frame in frames[2:6])
+        made = datetime.datetime.fromisoformat(header["date"].replace("Z", "+00:00")).timestamp()
+        sent = min(now, int(made * 1e9) - time.time_ns() + time.monotonic_ns())
+        return Heard(now, sent, name, to_kernel, str(header["msg_type"]), header, parent, content, tuple(frames))
+    return None
 
 
 class _Record:

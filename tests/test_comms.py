@@ -1,5 +1,10 @@
 """A front end without a browser: what it says to a real kernel, what it hears, and what a trace has of that."""
 
+import os
+import signal
+import stat
+import subprocess
+import sys
 import time
 
 import pytest
@@ -85,3 +90,25 @@ def test_closing_ends_the_kernel():
     front.close()
     assert not front._manager.has_kernel
     assert trace.processes[front.pid].ended == "shut down"
+
+
+PARENT = """
+import time
+from labkit.comms import FrontEnd
+with FrontEnd() as front:
+    print(front.pid, flush=True)
+    time.sleep(100)
+"""
+
+
+def test_a_kill_9_leaves_neither_kernel_nor_socket(tmp_path):
+    own = os.environ | {"TMPDIR": str(tmp_path), "JUPYTER_RUNTIME_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", PARENT]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=own, cwd=tmp_path) as parent:
+        kernel = int(parent.stdout.readline())
+        parent.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while os.path.exists(f"/proc/{kernel}"):
+        assert time.monotonic() < deadline, "the kernel lives on"
+        time.sleep(0.05)
+    assert [path for path in tmp_path.rglob("*") if "kernel" in path.name or stat.S_ISSOCK(path.stat().st_mode)] == []

@@ -1,6 +1,7 @@
 """Real Jupyter kernels: cells, output, ends that travel, errors, and that nobody outlives the notebook."""
 
 import contextlib
+import gc
 import json
 import os
 import re
@@ -72,6 +73,24 @@ def test_output_appears_while_the_cell_runs(alice, capsys):
     cell.wait(30)
     tx.close()
     assert "".join(seen) + capsys.readouterr().out == "one\ntwo\n"
+
+
+def test_a_flood_of_output_is_shown_to_the_last_line(bob, capfd):
+    """Also while nobody here has time for it: ZeroMQ would drop what is above its high-water mark."""
+    cell = bob.run("for number in range(8000): display(number)", wait=False)
+    busy = time.monotonic() + 1.5
+    while time.monotonic() < busy:
+        sum(range(100_000))
+    cell.wait(60)
+    assert capfd.readouterr().out.split() == [str(number) for number in range(8000)]
+
+
+def test_a_cell_is_text(alice):
+    for code in (None, 5, b"1"):
+        with pytest.raises(TypeError, match="a cell is text, not"):
+            alice.run(code)
+    alice.run("")
+    assert alice.state == "idle"
 
 
 def test_standard_error_and_results_are_shown_too(alice, capsys):
@@ -251,6 +270,27 @@ def test_what_the_kernel_cannot_unpack_stays_ours(alice):
     rx.close()
 
 
+def test_a_kernel_that_does_not_answer_is_a_timeout_that_says_what_to_do(bob, monkeypatch):
+    monkeypatch.setattr(sys.modules["labkit.kernels"], "START_TIMEOUT", 0.5)
+    os.kill(bob.pid, signal.SIGSTOP)
+    with pytest.raises(TimeoutError, match=r"does not give x: no answer within 0.5 s.*interrupt.*restart"):
+        bob.pull("x")
+    with pytest.raises(TimeoutError, match="does not take what it was handed"):
+        bob.push(x=1)
+    assert bob.complete("x", 1, timeout=0.1) == {}
+    until(lambda: bob._requests == {}, "forgot the answers that nobody waits for")
+    os.kill(bob.pid, signal.SIGCONT)
+
+
+def test_ctrl_c_while_a_value_is_computed_ends_the_computing(bob):
+    pressed = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    pressed.start()
+    with pytest.raises(KeyboardInterrupt):
+        bob.pull("__import__('time').sleep(1000)")
+    pressed.join()
+    assert bob.pull("6 * 7") == 42
+
+
 def test_more_descriptors_than_one_message_takes_are_refused(alice):
     ends = [channel("pipe") for _ in range(253)]
     with pytest.raises(ValueError, match="one push takes 252 descriptors, not 253"):
@@ -290,11 +330,21 @@ def test_a_kernel_whose_program_is_gone_says_so(spec):
         kernel("carol", spec("/gone/bin/python"))
 
 
-def test_a_kernel_in_a_bad_environment_shows_what_it_said(spec):
+def test_a_kernel_in_a_bad_environment_shows_what_it_said(spec, capfd):
     with pytest.raises(KernelError, match="did not start: it exited 1") as error:
         kernel("carol", spec(sys.executable, "-c", "import a_package_that_was_removed"))
     assert "ModuleNotFoundError: No module named 'a_package_that_was_removed'" in str(error.value)
     assert "'broken'" in str(error.value)
+    gc.collect()
+    assert capfd.readouterr() == ("", ""), "all is said in the error"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"argv": [], "display_name": "x"}', '{"argv": 7}'])
+def test_a_kernel_spec_that_cannot_be_read_is_named_with_its_place(spec, tmp_path, text):
+    spec("whatever")
+    (tmp_path / "kernels" / "broken" / "kernel.json").write_text(text)
+    with pytest.raises(KernelError, match=r"'broken' cannot be used .*: see kernel.json in .*kernels/broken; `jupyter"):
+        kernel("carol", "broken")
 
 
 def test_a_kernel_that_never_answers_is_given_up(spec, monkeypatch):
@@ -394,6 +444,11 @@ def played(tmp_path, *sources):
     notebook = nbformat.v4.new_notebook(cells=cells)
     failures = run(tmp_path / "test.ipynb", notebook, timeout=60)
     return notebook.cells[1:], failures
+
+
+def test_a_quote_that_is_not_closed_is_a_wrong_usage(tmp_path):
+    cells, failures = played(tmp_path, "%%kernel alice 'tx\n1")
+    assert failures and "UsageError" in str(cells[0].outputs) + str(failures)
 
 
 def text(cell):

@@ -152,6 +152,17 @@ def test_a_server_that_cannot_start_says_why(tap, monkeypatch):
         JupyterServer(tap)
 
 
+def test_what_is_no_message_does_not_end_the_tap(tap, client):
+    """Its ports are open: whoever is on this machine can send anything."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+        stranger.linger = 0
+        stranger.connect(f"tcp://127.0.0.1:{tap.connection_info['shell_port']}")
+        for parts in ([b"x"], [b"", b"{", b"{}", b"{}", b"{}"], [b"", b"[]", b"1", b"{}", b"null"], [b"", b"\xff"]):
+            stranger.send_multipart([DELIMITER, *parts])
+        client.execute("6 * 7")
+        assert tap.wait_for("execute_result").content["data"]["text/plain"] == "42"
+
+
 def test_it_listens_on_this_machine_only(tap):
     assert tap.connection_info["ip"] == "127.0.0.1"
 
