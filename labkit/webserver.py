@@ -21,6 +21,7 @@ import datetime
 import json
 import os
 import secrets
+import struct
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ import uuid
 from pathlib import Path
 from typing import Any, Self
 
+from labkit.channels.base import Closed
 from labkit.folders import own_folder
 from labkit.wiretap import START_TIMEOUT, Wiretap
 
@@ -151,6 +153,7 @@ class Page:
 
         Raises:
             TimeoutError: that had not come after `timeout` seconds.
+            Closed: the server has ended.
         """
         import websocket
 
@@ -162,7 +165,10 @@ class Page:
         text = json.dumps({**message, "buffers": []})
         tap, end = self._server.tap, time.monotonic() + timeout
         begins = time.monotonic_ns()
-        self._socket.send(text)
+        try:
+            self._socket.send(text)
+        except (websocket.WebSocketConnectionClosedException, ConnectionError):
+            raise Closed("the server has ended: JupyterServer(tap) starts a new one") from None
         tap.crossed("websocket", True, header, len(text), begins)
         came: list[dict[str, Any]] = []
         wanted = {"execute_reply", "idle"}
@@ -172,7 +178,9 @@ class Page:
                 text = self._socket.recv()
             except websocket.WebSocketTimeoutException:
                 raise TimeoutError(f"the cell was not done within {timeout:g} s") from None
-            message = json.loads(text)
+            except (websocket.WebSocketConnectionClosedException, ConnectionError):
+                raise Closed("the server has ended before the cell was done") from None
+            message = json.loads(_without_buffers(text))
             tap.crossed("websocket", False, message["header"], len(text), time.monotonic_ns())
             if message["parent_header"].get("msg_id") == header["msg_id"]:
                 came.append(message)
@@ -188,3 +196,12 @@ class Page:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _without_buffers(text: str | bytes) -> str | bytes:
+    """The JSON of a message. One with buffers comes as binary: how many parts, where each begins, JSON, the buffers."""
+    if isinstance(text, str):
+        return text
+    count = int.from_bytes(text[:4], "big")
+    begins = struct.unpack_from(f">{count}I", text, 4)
+    return text[slice(*(*begins, None)[:2])]

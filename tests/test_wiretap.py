@@ -1,7 +1,10 @@
 """A tap between a front end and its kernel passes everything on unchanged, and writes it down."""
 
 import asyncio
+import os
+import signal
 import subprocess
+import threading
 import time
 
 import psutil
@@ -10,7 +13,7 @@ import zmq
 from jupyter_client import KernelManager
 from jupyter_core.utils import run_sync
 
-from labkit import Trace
+from labkit import Closed, Trace
 from labkit.webserver import JupyterServer
 from labkit.wiretap import DELIMITER, Wiretap
 
@@ -144,6 +147,21 @@ def test_a_server_stands_between_a_page_and_the_kernel(tap, manager):
         ("websocket → front end", between, here),
     } <= ways
     assert (messages["receive_ends"] >= messages["send_begins"]).all()
+
+
+COMM = "from ipykernel.comm import Comm; Comm(target_name='lab', data={'n': 7}, buffers=[b'abc\\xff', b''])"
+
+
+def test_a_page_takes_messages_with_buffers_and_learns_that_the_server_has_ended(tap):
+    with JupyterServer(tap) as server, server.connect() as page:
+        came = page.execute(COMM)
+        assert [m["content"]["data"] for m in came if m["msg_type"] == "comm_open"] == [{"n": 7}]
+        killed = threading.Timer(0.5, os.kill, (server.pid, signal.SIGKILL))
+        killed.start()
+        for _ in range(2):
+            with pytest.raises(Closed, match="the server has ended"):
+                page.execute("import time; time.sleep(2)")
+        killed.join()
 
 
 def test_a_server_that_cannot_start_says_why(tap, monkeypatch):
