@@ -457,6 +457,34 @@ def test_a_page_can_close_and_reload_its_window_and_show_notifications():
         eventually(lambda: closed)
 
 
+WAITS = "setTimeout(() => ipcRenderer.sendSync('wait'), 100); undefined"
+
+
+def test_a_page_that_waits_in_sendsync_can_be_left(win):
+    kept = []
+    ipc_main.on("wait", kept.append)
+    for load in (lambda: win.load_url(EMPTY), win.web_contents.reload):
+        run(win, WAITS)
+        eventually(lambda: kept)
+        load().result(WAIT)
+        assert run(win, "1") == 1
+        kept.pop().return_value = "too late"
+    assert run(win, "ipcRenderer.sendSync('nobody')") == {"error": "reply was never sent"}
+
+
+def test_a_page_can_be_left_whose_synchronous_message_is_still_on_its_way(win):
+    go, reported = threading.Event(), []
+    ipc_main.on("busy", lambda event: go.wait(WAIT))
+    ipc_main.on("wait", reported.append)
+    run(win, "setTimeout(() => { ipcRenderer.send('busy'); ipcRenderer.sendSync('wait'); }, 20); undefined")
+    eventually(lambda: win.web_contents._waiting)
+    loading = win.load_url(EMPTY)
+    go.set()
+    loading.result(WAIT)
+    assert run(win, "1") == 1
+    assert reported == []
+
+
 def test_loading_again_ends_what_the_first_page_had_begun(win):
     run(win, "globalThis.old = ipcRenderer; setInterval(() => old.send('tick'), 5); undefined")
     ticks = []
@@ -1258,6 +1286,15 @@ def test_a_flood_of_a_chromium_arrives_in_order_and_main_is_not_flooded(tab):
 
 
 @pytest.mark.browser
+def test_a_page_of_a_chromium_that_waits_in_sendsync_can_be_left(tab):
+    kept = []
+    ipc_main.on("wait", kept.append)
+    run(tab, WAITS)
+    eventually(lambda: kept)
+    tab.load_url(EMPTY).result(WAIT)
+    assert run(tab, "1") == 1
+
+
 def test_ports_connect_a_chromium_and_a_node(tab, win):
     code = """ipcRenderer.on("port", ({ ports: [port] }) => { globalThis.got = []; globalThis.port = port;
       port.onmessage = ({ data }) => got.push(data); }); undefined"""

@@ -211,6 +211,8 @@ class ChromiumTransport(Transport):
     def _load(self, page: Page) -> None:
         self._document = page.document
         self._contexts.clear()
+        for request in self._requests.values():  # the old page waits, and lets no new one in
+            self._call("Fetch.failRequest", {"requestId": request, "errorReason": "Aborted"})
         self._requests.clear()
         self._answers.clear()
         for identifier in self._scripts:

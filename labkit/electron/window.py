@@ -18,7 +18,7 @@ from labkit.electron import pages
 from labkit.electron.clone import CloneError, Error, decode, encode, undefined
 from labkit.electron.emitter import EventEmitter
 from labkit.electron.frames import Frame, Kind, Malformed, pack, unpack
-from labkit.electron.ipc import IpcMain, dispatch
+from labkit.electron.ipc import NEVER_SENT, IpcMain, dispatch
 from labkit.electron.loop import Promise, app, log, main_loop
 from labkit.electron.ports import MessagePortMain, Ports, disentangle, give
 from labkit.electron.transport import Page, Transport
@@ -155,6 +155,7 @@ class WebContents(EventEmitter):
         self._count = itertools.count(1)
         self._waiting = 0  # frames that are not dispatched, and invocations that are not answered
         self._refusing = False
+        self._stopped = 0  # the synchronous message that the page waits with, if it does
         self._lock = threading.RLock()
 
     # Electron's interface
@@ -214,6 +215,7 @@ class WebContents(EventEmitter):
             self.ports.close()
         self._abandon()
         with self._lock:
+            self._go_on()
             self._loading = promise
             self._document += 1
             self.main_frame.url = url
@@ -289,12 +291,27 @@ class WebContents(EventEmitter):
             if self._destroyed:
                 return
             frame = unpack(data)
-            if frame.document == self._document:
+            with self._lock:
+                is_current = frame.document == self._document
+                if frame.kind == Kind.SEND_SYNC:
+                    self._stopped = frame.number
+                    if not is_current:
+                        self._go_on()
+            if is_current:
                 self._receive(frame, came)
         except Malformed as reason:
             log.error("WebContents #%d: dropped a malformed message of its renderer: %s", self.id, reason)
         finally:
             self._done()
+
+    def _go_on(self) -> None:
+        """Let a page that waits in sendSync and has been left go on: until then its renderer takes no other.
+
+        Hold the lock.
+        """
+        if self._stopped:
+            self._post(Kind.REPLY_SYNC, encode({"error": NEVER_SENT}), self._stopped)
+            self._stopped = 0
 
     def _receive(self, frame: Frame, came: int) -> None:
         kind = frame.kind
@@ -409,6 +426,8 @@ class WebContents(EventEmitter):
         """The reply to an invocation or synchronous message, unless its page has gone."""
         with self._lock:
             if not self._is_gone(document):
+                if kind == Kind.REPLY_SYNC:
+                    self._stopped = 0
                 try:
                     self._post(kind, clone, number)
                 except (ValueError, BufferError) as reason:
