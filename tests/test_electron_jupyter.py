@@ -180,6 +180,7 @@ from labkit.electron import BrowserWindow, ipc_main
 Path("preload.js").write_text('''
 const {{ contextBridge, ipcRenderer }} = require("electron");
 const hidden = "of the preload script";
+const tags = "</SCRIPT><!-- <script>";
 contextBridge.exposeInMainWorld("api", {{
     invoke: (...all) => ipcRenderer.invoke(...all),
     send: (...all) => ipcRenderer.send(...all),

@@ -299,7 +299,7 @@ class WindowView extends View {
     port1.onmessage = ({ data }) => (data instanceof Uint8Array ? this.fromPage(data) : this.fromShim(data));
     this.shown = config.document;
     this.before = this.sent; // a new page counts its messages from 0
-    const boot = `${PAGE_SCRIPT}(${JSON.stringify(config)})`.replaceAll("</script", "<\\/script").replaceAll("<!--", "<\\!--");
+    const boot = `${PAGE_SCRIPT}(${JSON.stringify(config)})`.replaceAll(/<(?=\/script|!--)/gi, "<\\");
     const map = config.nodeIntegration && !config.contextIsolation ? IMPORT_MAP : "";
     const text = `<!doctype html><meta charset="utf-8"><script>${boot}</script>${map}${html}`;
     this.outer.contentWindow.postMessage({ html: text, title: this.heading.textContent }, "*", [port2]);
