@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -46,11 +47,12 @@ class Cluster:
         client: ipyparallel's Client: views, %px, everything that is not here.
     """
 
-    def __init__(self, client: Any, where: str, stop: Callable[[], None]):
+    def __init__(self, client: Any, where: str, stop: Callable[[], None], controller: int | None = None):
         self.client = client
         self.where = where
         """"on this machine", or by which profile or file it was found."""
         self._stop: Callable[[], None] | None = stop
+        self._controller = controller  # a pidfd, where it is a process of ours
 
     def map(self, f: Callable[..., Any], *columns: Iterable[Any], progress: bool = True) -> list[Any]:
         """Call f(*row) for each row on whichever engine is free; returns the results in the order of the rows.
@@ -65,6 +67,7 @@ class Cluster:
         Raises:
             TypeError: f cannot be sent to another process.
             ValueError: the cluster is stopped, or has no engines.
+            ConnectionError: its controller has ended, on this machine; ipyparallel would wait for ever.
             ipyparallel.error.RemoteError: f raised; the text has the engine's traceback.
         """
         if self._stop is None:
@@ -78,12 +81,22 @@ class Cluster:
         view = self.client.load_balanced_view()
         running = view.map_async(_call, [payload] * len(rows), rows, chunksize=1)
         running._fname = getattr(f, "__name__", "f")  # what the bar says
+        wait = running.wait
+
+        def wait_a_moment(*args: Any, **options: Any) -> Any:
+            if self._controller is not None and select.select([self._controller], [], [], 0)[0]:
+                raise ConnectionError("the controller of this cluster has ended: stop it, and start a new one")
+            return wait(*args, **options)
+
+        running.wait = wait_a_moment  # which is called ten times a second
         try:
             if progress:
                 running.wait_interactive(widget=False)  # a saved notebook, too, shows how far a line of text came
+            while not running.wait(0.1):
+                pass
             return list(running.get())
         except KeyboardInterrupt:
-            running.abort()
+            self.client.abort(running.msg_ids, block=False)
             self.client.send_signal(signal.SIGINT, block=False)
             raise
 
@@ -157,7 +170,9 @@ def _local(n: int, timeout: float) -> Cluster:
         own = {"profile_dir": folder, "load_profile": False, "controller_ip": "127.0.0.1", "cluster_file": ""}
         arguments = [f"--HeartMonitor.period={HEARTBEAT_MS}"]
         made = _started(undo, n, timeout, config, controller_args=arguments, delay=0, **own)
-        return Cluster(made, "on this machine", undo.pop_all().close)
+        controller = os.pidfd_open(made.cluster.controller.pid)
+        undo.callback(os.close, controller)
+        return Cluster(made, "on this machine", undo.pop_all().close, controller)
 
 
 def _of_profile(profile: str, n: int | None, timeout: float) -> Cluster:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -99,6 +100,26 @@ def test_a_dead_engine_is_noticed_and_the_others_go_on():
     with pytest.raises(ValueError, match="this cluster is stopped"):
         c.map(abs, [1])
     assert repr(c) == "<cluster on this machine, stopped>"
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_controller_that_is_killed_ends_the_waiting(progress):
+    with cluster(1) as c:
+        killed = threading.Timer(0.5, os.killpg, (c.client.cluster.controller.pid, signal.SIGKILL))
+        killed.start()
+        with pytest.raises(ConnectionError, match="the controller of this cluster has ended: stop it"):
+            c.map(time.sleep, [1] * 100, progress=progress)
+        killed.join()
+
+
+def test_ctrl_c_ends_the_waiting(two):
+    pressed = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    pressed.start()
+    with pytest.raises(KeyboardInterrupt):
+        two.map(time.sleep, [1] * 100, progress=False)
+    pressed.join()
+    until(lambda: two.client.outstanding == set(), "forgot what had not begun")
+    assert two.map(abs, [-1], progress=False) == [1]
 
 
 PARENT = """
