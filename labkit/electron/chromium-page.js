@@ -5,13 +5,9 @@
 // chromium.py puts clone.js, electron-shim.js and this file into one script for each world.
 
 import { decode, encode } from "./clone.js";
-import { createRenderer, deepFreeze, EventEmitter, isError, isPlain, isPlatform, Kind, tag } from "./electron-shim.js";
-
-const MOST_NESTED = 1000;
-const TOO_DEEP =
-  "Electron contextBridge recursion depth exceeded.  Nested objects deeper than 1000 are not supported.";
-const NOT_AN_ERROR =
-  "An unknown exception occurred in the isolated context, an error occurred but a valid exception was not thrown.";
+import {
+  createRenderer, deepFreeze, EventEmitter, isError, isPlain, isPlatform, Kind, messageOf, MOST_NESTED, tag, TOO_DEEP,
+} from "./electron-shim.js";
 
 // Taken before any script of the page runs, which might put others in their place.
 const { CustomEvent, MouseEvent, XMLHttpRequest, atob, btoa, String: Text, Uint8Array: Bytes } = globalThis;
@@ -49,7 +45,7 @@ function makeSide(secret, me, other, answer) {
     try {
       given = pack(["ok", react(unpack(event.detail))]);
     } catch (error) {
-      given = pack(["error", isError(error) && typeof error.message === "string" ? error.message : NOT_AN_ERROR]);
+      given = pack(["error", messageOf(error)]);
     }
     tell(`${other}:answer`, given);
   });
@@ -95,7 +91,7 @@ function makeSide(secret, me, other, answer) {
       if (typeof value === "function") return keep(hold(nameOf(value)));
       const kind = tag(value);
       if (kind === "Promise") return keep(hold(["promise", promised(value)]));
-      if (isError(value)) return hold(["failure", typeof value.message === "string" ? value.message : Text(value)]);
+      if (isError(value)) return hold(["failure", messageOf(value)]);
       if (isPlatform(value) && kind !== "Blob" && kind !== "File") {
         dispatch(document, new MouseEvent(`${secret}:${other}:node`, { relatedTarget: value === document ? null : value }));
         return keep(hold(["node"]));

@@ -46,16 +46,11 @@ _HERE = Path(__file__).parent
 @cache
 def _library() -> str:
     """The library as the beginning of a script: each module in a function of its own."""
+    shim = "createRenderer deepFreeze EventEmitter isError isPlain isPlatform Kind messageOf MOST_NESTED tag TOO_DEEP"
     names = {
         "clone.js": ("", "decode encode"),
-        "electron-shim.js": (
-            "decode encode",
-            "createRenderer deepFreeze EventEmitter isError isPlain isPlatform Kind tag",
-        ),
-        "chromium-page.js": (
-            "decode encode createRenderer deepFreeze EventEmitter isError isPlain isPlatform Kind tag",
-            "mainWorld helper preloadWorld",
-        ),
+        "electron-shim.js": ("decode encode", shim),
+        "chromium-page.js": (f"decode encode {shim}", "mainWorld helper preloadWorld"),
     }
     parts = ["const labkit = {};"]
     for name, (wanted, given) in names.items():

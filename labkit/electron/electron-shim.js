@@ -493,8 +493,8 @@ export function worldTools() {
   };
 }
 
-const MOST_NESTED = 1000;
-const TOO_DEEP =
+export const MOST_NESTED = 1000;
+export const TOO_DEEP =
   "Electron contextBridge recursion depth exceeded.  Nested objects deeper than 1000 are not supported.";
 const NOT_AN_ERROR =
   "An unknown exception occurred in the isolated context, an error occurred but a valid exception was not thrown.";
@@ -514,7 +514,7 @@ export function isPlain(value) {
 }
 
 /** The message of what was thrown or is an error, whatever it does when it is looked at. */
-function messageOf(error) {
+export function messageOf(error) {
   try {
     const message = isError(error) ? error.message : undefined;
     return typeof message === "string" ? message : NOT_AN_ERROR;
