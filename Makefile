@@ -21,7 +21,7 @@ CORE_NEEDS := cffi dill multiprocess numba numpy posix_ipc pyzmq sysv_ipc hypoth
 # Side by side, where the kernel allows it: tests/lane.py. Whoever becomes idle takes tests over from the others.
 IN_LANES   := -n auto --dist worksteal
 
-.PHONY: help lab test report clean distclean lint test-pythons browser fonts spin
+.PHONY: help lab test report pictures clean distclean lint test-pythons browser fonts spin
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -42,6 +42,9 @@ test: .venv/.test browser fonts spin  ## everything that CI runs (PYTEST='-k pip
 
 report: .venv/.compiled  ## run every notebook without a window and write reports/ipclab.html
 	@exec $(BIN)/labkit report
+
+pictures: .venv/.test browser  ## take the pictures of the README again, docs/*.png
+	@$(BIN)/python docs/pictures.py
 
 clean:  ## remove caches and built reports
 	rm -rf reports dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -97,6 +97,7 @@ function decode(planes, count) {
 
 const MOST = 60_000; // messages kept while a trace streams; the oldest are forgotten then
 const BLOCK = 256;
+const MOST_HELD = 20; // batches that wait for the next picture; more come while nobody looks
 
 export const NOT_RECEIVED = 1;
 export const OVERTAKEN = 2;
@@ -109,7 +110,13 @@ export class Messages extends Store {
     this.meta = { channels: [], processes: [], links: [], lost: 0, columns: 0, newest: 0, every: [], over: true, waits: [] };
     this.live = false;
     this.arrived = performance.now();
+    this.held = [];
     this.clear();
+    const detach = this.detach;
+    this.detach = () => {
+      detach();
+      cancelAnimationFrame(this.asked);
+    };
   }
 
   clear() {
@@ -137,18 +144,33 @@ export class Messages extends Store {
     this.columns = Array.from({ length: STRIDE }, (_, line) => Float64Array.from(order, (i) => rows[i * STRIDE + line]));
     Object.assign(this, { meta, moments: moments.map((row) => ({ row, columns: meta.columns })), live: false, arrived: performance.now() });
     this.places.clear();
+    this.held = []; // it is in the recording
     this.derive();
   }
 
+  /** Batches are taken together before the next picture: what follows from the messages is found out once for all. */
   addBatch(content, buffers) {
     if (content?.kind !== "batch") return;
-    this.meta = { waits: [], ...content };
-    Object.assign(this, { live: true, arrived: performance.now() });
-    const [matrix, checkpoint] = buffers.map(asFloats), count = matrix.length / STRIDE;
-    for (let i = 0; i < count; i++) this.put((line) => matrix[line * count + i]);
-    this.moments.push({ row: checkpoint, columns: content.columns });
+    this.held.push([content, buffers]);
+    if (this.held.length >= MOST_HELD) this.take();
+    else this.asked ??= requestAnimationFrame(() => this.take());
+  }
+
+  take() {
+    cancelAnimationFrame(this.asked);
+    this.asked = undefined;
+    if (!this.held.length) return;
+    let added = 0;
+    for (const [content, buffers] of this.held) {
+      this.meta = { waits: [], ...content };
+      const [matrix, checkpoint] = buffers.map(asFloats), count = matrix.length / STRIDE;
+      for (let i = 0; i < count; i++) this.put((line) => matrix[line * count + i]);
+      this.moments.push({ row: checkpoint, columns: content.columns });
+      added += count;
+    }
+    Object.assign(this, { held: [], live: true, arrived: performance.now() });
     if (this.moments.length > 4000) this.moments.splice(0, 1000);
-    this.sort();
+    this.sort(added);
     this.derive();
     this.tell("messages");
   }
@@ -166,10 +188,10 @@ export class Messages extends Store {
   }
 
   /** New messages nearly come in order. Beyond MOST the oldest half goes. */
-  sort() {
+  sort(added) {
     const sent = this.columns[SENT];
     let first = this.count;
-    for (let i = Math.max(1, this.count - 4000); i < this.count; i++) if (sent[i] < sent[i - 1]) first = Math.min(first, before(sent, sent[i], i));
+    for (let i = Math.max(1, this.count - added - 4000); i < this.count; i++) if (sent[i] < sent[i - 1]) first = Math.min(first, before(sent, sent[i], i));
     const gone = this.count > MOST ? this.count >> 1 : 0;
     if (first === this.count && !gone) return;
     const order = Array.from({ length: this.count - gone }, (_, i) => i + gone).sort((a, b) => sent[a] - sent[b]);
