@@ -17,11 +17,11 @@ from numba import njit
 
 from labkit import launch
 from labkit.channels.base import Closed
-from labkit.lockfree import Broadcast, Missed, Spsc
+from labkit.lockfree import Broadcast, Missed, Mpmc, Spsc
 
 pytestmark = pytest.mark.every_python
 
-QUEUES = [Broadcast, Spsc]
+QUEUES = [Broadcast, Mpmc, Spsc]
 
 
 @pytest.fixture(params=QUEUES, ids=lambda q: q.__name__)

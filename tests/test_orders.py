@@ -38,12 +38,14 @@ class Row(NamedTuple):
 MPMC = [
     Row("A, publish", mpmc.publish, 2, STORE_RELEASE, STLR),
     Row("A, give_up", mpmc.give_up, 2, STORE_RELEASE, STLR),
-    Row("A, take looks", mpmc.take_at, 5, LOAD_ACQUIRE, LDAR),
-    Row("A, take exchanges", mpmc.take_at, 5, EXCHANGE, CAS),
+    Row("A, take looks", mpmc.take_at, 6, LOAD_ACQUIRE, LDAR),
+    Row("A, take exchanges", mpmc.take_at, 6, EXCHANGE, CAS),
+    Row("A, take walks", mpmc._walk_to_take, 6, LOAD_ACQUIRE + AND + EXCHANGE, LDAR + AND + CAS),
     Row("A, retake", mpmc.retake, 4, LOAD_ACQUIRE + AND + EXCHANGE, LDAR + AND + CAS),
     Row("A, hand_back, then BACK", mpmc.hand_back, 2, STORE_RELEASE + SOON + STORE_RELEASE, STLR + SOON + STLR),
     Row("B, release", mpmc.release, 2, STORE_RELEASE, STLR),
     Row("B, claim exchanges", mpmc.claim_at, 5, EXCHANGE, CAS),
+    Row("B, claim a run", mpmc.claim_run, 6, EXCHANGE, CAS),
     Row("B, claim walks", mpmc._walk_to_claim, 6, LOAD_ACQUIRE + AND + EXCHANGE, LDAR + AND + CAS),
     Row("H, who helps on", mpmc.help_on, 2, STORE_RELEASE, STLR),
     Row("H, who claims", mpmc.claim, 4, LOAD_ACQUIRE + AND + STORE_RELEASE, LDAR + AND + STLR),
@@ -71,13 +73,19 @@ BELLS = [
 ]
 """`ring` tells the processor nothing: who waits does its part, by membarrier(2)."""
 
+EIGHT_BYTES = mpmc_entry.item_operations(8)
 MEMCPY = r"\bbl\s+memcpy"
 HOT = [
     Row("mpmc: claim, fill, publish", mpmc_entry.put_at, 5, "memcpy" + AND + STORE_RELEASE, MEMCPY + SOON + STLR),
+    Row("mpmc: claim, fill, publish a run", mpmc_entry.put_items, 4, "memcpy" + AND + STORE_RELEASE,
+        MEMCPY + SOON + STLR),
     Row("mpmc: take, read, release", mpmc_entry.take_items, 4, "memcpy" + AND + STORE_RELEASE,
         MEMCPY + SOON + STLR),
     Row("mpmc: a message of bytes", mpmc_entry.put_bytes, 3, "memcpy" + AND + STORE_RELEASE,
         MEMCPY + SOON + STLR),
+    Row("mpmc: an item, in compiled code", EIGHT_BYTES["send"], 3, EXCHANGE + AND + STORE_RELEASE, CAS + AND + STLR),
+    Row("mpmc: an item comes, in compiled code", EIGHT_BYTES["receive"], 3,
+        LOAD_ACQUIRE + AND + EXCHANGE + AND + STORE_RELEASE, LDAR + AND + CAS + AND + STLR),
     Row("broadcast: forget, fill, publish", broadcast.write_items, 5,
         STORE_RELEASE + SOON + "fence" + AND + "memcpy" + AND + STORE_RELEASE,
         STLR + SOON + r"dmb\s+ish\n" + AND + MEMCPY),

@@ -15,6 +15,9 @@ from labkit.lockfree.entry import SOURCES
 
 BATCH = 64
 
+_of_eight_bytes = mpmc_entry.item_operations(8)
+send_items, receive_items = _of_eight_bytes["send"], _of_eight_bytes["receive"]
+
 
 def _compile(key: str) -> dict[str, Any]:
     # As `q.send(item)` and `q.receive()` in a reader's own @njit function, but that who waits does not sleep: the C++
@@ -23,9 +26,10 @@ def _compile(key: str) -> dict[str, Any]:
     def send(q, count):
         key  # see SOURCES
         item, looked = on_stack(), 0
+        mpmc_entry.become(q, mpmc.SENDS)
         for n in range(count):
             store_relaxed(item, n)
-            while mpmc_entry.send_items(q, item, 1) == 0:
+            while send_items(q, item, 1) == 0:
                 while not mpmc_entry.may_send(q):
                     looked = patient(looked + mpmc.FEW_PAUSES)
 
@@ -33,8 +37,9 @@ def _compile(key: str) -> dict[str, Any]:
     def receive(q, count):
         key  # see SOURCES
         item, total, looked = on_stack(), 0, 0
+        mpmc_entry.become(q, mpmc.RECEIVES)
         for _ in range(count):
-            while mpmc_entry.receive_items(q, item, 1) == 0:
+            while receive_items(q, item, 1) == 0:
                 while not mpmc_entry.may_receive(q):
                     looked = patient(looked + max(0, load_relaxed(q + mpmc_entry.PATIENCE)))
             total += load_relaxed(item)

@@ -38,12 +38,24 @@ Invariants
 Why a lagging hint is harmless. A sender starts at the hint and goes from q to q + 1 only when it has seen q claimed:
 the word is of q's lap and not FREE, or of a later lap, which it reaches by being claimed only. With H at the start, C
 holds at each step, and its CAS of FREE(lap of p) claims p once. A thread that is stopped between its claim and the
-store of its hint, for however many laps, turns the hint back; a batch stores its hint only after HINT_AFTER slots; who
-is killed never stores it. Then the next sender walks: it finds words of a later lap
+store of its hint, for however many laps, turns the hint back; items are published before their hint is stored, and a
+batch stores one only for each RUN, or HINT_AFTER, of its slots; who is killed never stores it. Then the next sender
+walks: it finds words of a later lap
 L and goes on behind the position that the slot had in lap L - 1 at once, so that it looks at each slot three times at
 most, and its own hint repairs the damage. To turn it back seldom, a hint that has gone further is left alone.
     So positions are in the order of the claims: a message sent after another was sent has a later position, and by T
 messages are taken in that order: first in, first out, for all senders together. What is redelivered comes late.
+
+What it costs. At each side one locked instruction a message, the exchange that claims or takes. All else is plain
+stores: of words that are their writer's alone, and of hints. But the exchange is of the slot's own word, which the
+other side wrote last, and waits until that cache line is here. Therefore
+    - nobody looks first, who need not: a sender exchanges FREE for FILLING at once, and so does a receiver FULL for
+      TAKING where it has seen (`seen`, private) that WRITE is further. When that fails, it has looked, and goes on so;
+    - both fetch the line of the slot that is AHEAD, to write it; a receiver only below what it has seen of WRITE,
+      since above it would take it from a sender;
+    - a batch of items is claimed in runs, slot by slot, and then filled and published from the first to the last, so
+      that a receiver finds many. Whoever dies in a run has sent the first of it, the others are poisoned. What is taken
+      is taken one by one: whoever dies leaves no more than one message to be delivered late.
 
 Where laps wrap. 48 bits are compared by their difference. A queue of one slot that does 20 million messages a second
 has used them up after half a year, and goes on. Only a thread that was stopped for exactly as long, between loading a
@@ -86,6 +98,7 @@ from numba.extending import intrinsic
 from labkit.lockfree.atomics import (
     add,
     compare_exchange,
+    copy,
     exchange,
     keep_bits,
     load_acquire,
@@ -116,6 +129,8 @@ FEW_PAUSES, MOST_PAUSES = 4, 64
 FEW, MANY = 2, 64  # messages
 TRY_AFTER = 16
 HINT_AFTER = 16
+AHEAD = 16  # slots: so far ahead of what it does a side fetches cache lines
+RUN = 64  # slots that a batch claims at a time
 
 SENDS, RECEIVES, MAY = 1, 2, 4
 NEVER, TAKEN, GONE = 0, 1, 2
@@ -146,25 +161,25 @@ def body_bytes(capacity: int, stride: int) -> int:
 # --- positions ----------------------------------------------------------------------------------------------
 
 
-@njit
+@njit(forceinline=True)
 def lap_of(capacity, position):
     """The lap of a position, for `publish`, `give_up`, `release` and `hand_back`."""
     return position >> shift_of(capacity)
 
 
-@njit
+@njit(forceinline=True)
 def index_of(capacity, position):
     """The index of a position's slot; not less than the capacity when it is none."""
     return position & ((1 << shift_of(capacity)) - 1)
 
 
-@njit
+@njit(forceinline=True)
 def slot_at(body, capacity, stride, position):
     """Address of the slot of a position that `claim` or `take` has returned."""
     return body + SLOTS + index_of(capacity, position) * stride
 
 
-@njit
+@njit(forceinline=True)
 def after(capacity, position):
     """The next position."""
     if index_of(capacity, position) == capacity - 1:
@@ -187,7 +202,7 @@ def between(capacity, start, end):
     return laps * capacity + index_of(capacity, end) - index_of(capacity, start)
 
 
-@njit
+@njit(forceinline=True)
 def _ahead(word, lap):
     """How many laps a word is ahead of this one."""
     return (word - (lap << 16)) >> 16
@@ -228,7 +243,7 @@ def fetch_to_write(body, capacity, stride, position, size):
         prefetch_to_write(slot + size - 1)
 
 
-@njit
+@njit(forceinline=True)
 def help_on(hint, position):
     """Store a hint, unless somebody has stored a later one."""
     if load_relaxed(hint) < position:
@@ -247,11 +262,11 @@ def claim(body, capacity, stride, me):
     return position
 
 
-@njit
+@njit(forceinline=True)
 def claim_at(body, capacity, stride, me, position):
     """The same, from a position on that a hint said, or which comes after one that we have claimed ourselves.
 
-    For batches: store the hint, by `help_on`, after some of them, at most HINT_AFTER.
+    Store the hint afterwards, by `help_on`: best after publishing, and in a batch after some slots, at most HINT_AFTER.
     """
     index = index_of(capacity, position)
     if position < 0 or index >= capacity:
@@ -294,7 +309,7 @@ def _full_or_corrupt(body, capacity, position, ahead, word):
     return FULL
 
 
-@njit
+@njit(forceinline=True)
 def publish(slot, lap):
     """What the slot holds is a message, complete."""
     store_release(slot, lap << 16 | FULL_)  # edge A
@@ -304,6 +319,64 @@ def publish(slot, lap):
 def give_up(slot, lap):
     """What we have claimed will not become a message. A receiver passes over it."""
     store_release(slot, lap << 16 | POISON)
+
+
+@njit(forceinline=True)
+def claim_run(body, capacity, stride, me, position, most):
+    """Claim up to `most` slots, one after the other, as `claim_at`: the first one's position, and how many follow it.
+
+    They are of one lap. The run ends where another sender was quicker, or where the next slot is not free.
+    """
+    index = index_of(capacity, position)
+    if position < 0 or index >= capacity:
+        return CORRUPT, 0
+    free, slot = lap_of(capacity, position) << 16, body + SLOTS + index * stride
+    most = min(most, capacity - index)
+    for number in range(most):
+        word = compare_exchange(slot, free, free | me << 8 | FILLING)  # edge B
+        if word != free:
+            if number == 0:
+                return _walk_to_claim(body, capacity, stride, me, position, word), 1
+            return position, number
+        prefetch_to_write(slot + AHEAD * stride)
+        slot += stride
+    return position, most
+
+
+@njit(forceinline=True)
+def put_items(body, capacity, stride, offset, item_bytes, me, source, count):
+    """Copy in as many items as there is room for: how many, or CORRUPT when that is why there are none.
+
+    A run of slots is claimed first, and then published at once, nearly: else a receiver would come for each item.
+
+    Args:
+        offset: where in a slot the item is.
+    """
+    position, done, at = load_acquire(body + WRITE), 0, 0  # edge H
+    if count == 1:  # a few instructions where the compiler knows
+        at = claim_at(body, capacity, stride, me, position)
+        if at < 0:
+            return CORRUPT if at == CORRUPT else 0
+        slot = slot_at(body, capacity, stride, at)
+        copy(slot + offset, source, item_bytes)
+        publish(slot, lap_of(capacity, at))
+        prefetch_to_write(slot + AHEAD * stride)
+        help_on(body + WRITE, after(capacity, at))
+        return 1
+    while done < count:
+        at, number = claim_run(body, capacity, stride, me, position, min(count - done, RUN))
+        if at < 0:
+            break
+        slot, lap = slot_at(body, capacity, stride, at), lap_of(capacity, at)
+        for _ in range(number):
+            copy(slot + offset, source, item_bytes)
+            publish(slot, lap)
+            slot += stride
+            source += item_bytes
+        done += number
+        position = after(capacity, at + number - 1)
+        help_on(body + WRITE, position)
+    return CORRUPT if done == 0 and at == CORRUPT else done
 
 
 @njit
@@ -331,34 +404,84 @@ def take(body, capacity, stride, me):
     return position
 
 
+@njit(forceinline=True)
+def take_at(body, capacity, stride, me, position, sent=0):
+    """The same, from a position on that a hint said, or which comes after one that we have taken: as `claim_at`.
+
+    Args:
+        sent: what WRITE was once, or 0. What is before it was claimed, and most likely published: worth an exchange
+            without a look, as in `claim_at`.
+    """
+    index = index_of(capacity, position)
+    if position < 0 or index >= capacity:
+        return CORRUPT
+    lap, slot = lap_of(capacity, position), body + SLOTS + index * stride
+    full = lap << 16 | FULL_
+    word = full if position < sent else load_acquire(slot)  # edge A
+    if word == full:
+        word = compare_exchange(slot, full, lap << 16 | me << 8 | TAKING)  # edge A
+        if word == full:
+            return position
+    return _walk_to_take(body, capacity, stride, me, position, word)
+
+
 @njit
-def take_at(body, capacity, stride, me, position):
-    """The same, from a position on that a hint said, or which comes after one that we have taken: as `claim_at`."""
+def _walk_to_take(body, capacity, stride, me, position, word):
+    """From a position whose slot had this word, to the first that is not taken."""
     while True:
-        index = index_of(capacity, position)
-        if position < 0 or index >= capacity:
-            return CORRUPT
-        lap, slot = lap_of(capacity, position), body + SLOTS + index * stride
-        word = load_acquire(slot)  # edge A
-        ahead = _ahead(word, lap)
-        state = word & STATE
+        lap = lap_of(capacity, position)
+        slot = body + SLOTS + index_of(capacity, position) * stride
+        ahead, state = _ahead(word, lap), word & STATE
         if state > POISON or ahead < -1 or (ahead < 0 and state == FREE):
             return CORRUPT
-        if ahead == 0:
-            if state == FULL_:
-                if compare_exchange(slot, word, lap << 16 | me << 8 | TAKING) == word:
-                    return position
-                continue
-            if state == POISON:
-                if compare_exchange(slot, word, (lap + 1) << 16 | FREE) == word:
-                    add(body + PASSED, 1)
-                continue
-        if ahead < 0 or (ahead == 0 and state != TAKING):
+        if ahead < 0 or (ahead == 0 and state in (FREE, FILLING)):
             return EMPTY
-        position = _jump(capacity, position, max(0, ahead - 1))
+        if ahead == 0 and state == FULL_:
+            if compare_exchange(slot, word, lap << 16 | me << 8 | TAKING) == word:
+                return position
+        elif ahead == 0 and state == POISON:
+            if compare_exchange(slot, word, (lap + 1) << 16 | FREE) == word:
+                add(body + PASSED, 1)
+        else:
+            position = _jump(capacity, position, max(0, ahead - 1))
+            index = index_of(capacity, position)
+            if position < 0 or index >= capacity:
+                return CORRUPT
+            slot = body + SLOTS + index * stride
+        word = load_acquire(slot)  # edge A
 
 
-@njit
+@njit(forceinline=True)
+def take_items(body, capacity, stride, offset, item_bytes, me, seen, looks, to, most):
+    """Copy out up to `most` items, and release each: how many, or CORRUPT when that is why there are none.
+
+    Args:
+        seen: address of a private word: what WRITE was when we last looked.
+        looks: whether to look again when there may be more. It takes WRITE's cache line from the senders.
+    """
+    position, sent, done, at = load_acquire(body + READ), load_relaxed(seen), 0, 0  # edge H
+    if looks and position + most > sent:
+        sent = load_relaxed(body + WRITE)
+        store_relaxed(seen, sent)
+    while done < most:
+        at = take_at(body, capacity, stride, me, position, sent)
+        if at < 0:
+            break
+        slot = slot_at(body, capacity, stride, at)
+        copy(to + done * item_bytes, slot + offset, item_bytes)
+        release(slot, lap_of(capacity, at))
+        if at + AHEAD < sent:
+            prefetch_to_write(slot + AHEAD * stride)
+        done += 1
+        position = after(capacity, at)
+        if done % HINT_AFTER == 0:
+            help_on(body + READ, position)
+    if done % HINT_AFTER != 0:
+        help_on(body + READ, position)
+    return CORRUPT if done == 0 and at == CORRUPT else done
+
+
+@njit(forceinline=True)
 def release(slot, lap):
     """The message was read and may be overwritten."""
     store_release(slot, (lap + 1) << 16 | FREE)  # edge B

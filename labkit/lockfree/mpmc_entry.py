@@ -17,7 +17,16 @@ from typing import Any
 from numba import cfunc, njit, types
 
 from labkit.lockfree import bells, mpmc
-from labkit.lockfree.atomics import compiler_fence, copy, load_acquire, load_relaxed, on_stack, store_relaxed
+from labkit.lockfree.atomics import (
+    compiler_fence,
+    copy,
+    load_acquire,
+    load_constant,
+    load_relaxed,
+    on_stack,
+    prefetch_to_write,
+    store_relaxed,
+)
 from labkit.lockfree.bells import ME
 from labkit.lockfree.entry import (
     BUFFER_SIZE,
@@ -57,11 +66,17 @@ DONE = OWN + 120  # how far the last batch came
 THOROUGHLY = OWN + 128  # 1: the next to receive looks for what the dead have left
 PATIENCE, CAME = OWN + 136, OWN + 144  # of compiled loops: see mpmc.patience_after
 EMPTIES = OWN + 152  # how often a compiled loop has found nothing
+SEEN = OWN + 160  # WRITE, as it was when we last looked
 LOOK_SELDOM = 1 << 14
+SHORT_LIST = 16
 
-REFUSED, APART, FULL, CORRUPT, SENT = range(5)
+REFUSED, APART, FULL, CORRUPT, SENT, NOT_RECEIVER = range(6)
 """What a sender returns. REFUSED: empty, too large, of the wrong size; APART: we have not joined. A receiver returns
-what came, None when there is nothing, APART or CORRUPT."""
+what came, None when there is nothing, APART or CORRUPT. NOT_RECEIVER: APART, of a receiver in compiled code."""
+
+ALIGNED = 256
+"""Items from so many bytes on begin at a multiple of 64 bytes, the cache line."""
+
 
 INT = types.int32
 METH_FASTCALL, METH_KEYWORDS = 0x0080, 0x0002
@@ -73,6 +88,8 @@ PyObject_Vectorcall = types.ExternalFunction("PyObject_Vectorcall", WORD(WORD, W
 PySequence_Size = types.ExternalFunction("PySequence_Size", WORD(WORD))
 PySequence_GetItem = types.ExternalFunction("PySequence_GetItem", WORD(WORD, WORD))
 PyList_New = types.ExternalFunction("PyList_New", WORD(WORD))
+PyList_SetItem = types.ExternalFunction("PyList_SetItem", INT(WORD, WORD, WORD))
+PyList_SetSlice = types.ExternalFunction("PyList_SetSlice", INT(WORD, WORD, WORD, WORD))
 PyList_Append = types.ExternalFunction("PyList_Append", INT(WORD, WORD))
 PyBool_FromLong = types.ExternalFunction("PyBool_FromLong", WORD(WORD))
 PyErr_Clear = types.ExternalFunction("PyErr_Clear", types.void())
@@ -80,19 +97,28 @@ PyErr_Occurred = types.ExternalFunction("PyErr_Occurred", WORD())
 Py_DecRef = types.ExternalFunction("Py_DecRef", types.void(WORD))
 
 
+def layout(size: int, of_items: bool) -> tuple[int, int]:
+    """Bytes from slot to slot, and where in a slot the message is. Small ones lie close together: four in a line."""
+    if not of_items:
+        return (16 + size + 7) & ~7, 16
+    if size < ALIGNED:
+        return (8 + size + 7) & ~7, 8
+    return (64 + size + 63) & ~63, 64
+
+
 # --- for builtins, and for the reader's own loops -----------------------------------------------------------
 
 
-@njit
+@njit(forceinline=True)
 def tell_receivers(state):
     """Something was published."""
-    bells.ring(load_relaxed(state + ITEMS_BELL), load_relaxed(state + ITEMS_FD))
+    bells.ring(load_constant(state + ITEMS_BELL), load_constant(state + ITEMS_FD))
 
 
-@njit
+@njit(forceinline=True)
 def tell_senders(state):
     """Something was released. Who waits for room is left asleep until half of the queue is free, to wake it seldom."""
-    bell = load_relaxed(state + ROOM_BELL)
+    bell = load_constant(state + ROOM_BELL)
     compiler_fence()  # edge S
     if load_relaxed(bell + bells.WAITERS) != 0:
         capacity = load_relaxed(state + RING_BYTES)
@@ -101,11 +127,25 @@ def tell_senders(state):
             bells.ring(bell, load_relaxed(state + ROOM_FD))
 
 
+@njit(forceinline=True)
+def sender(state):
+    """Our number, when we have joined as a sender under it; else 0."""
+    me = load_relaxed(load_constant(state + PRIVATE) + ME)
+    return me if load_relaxed(state + SENDS) == me else 0
+
+
+@njit(forceinline=True)
+def receiver(state):
+    """Our number, when we have joined as a receiver under it; else 0."""
+    me = load_relaxed(load_constant(state + PRIVATE) + ME)
+    return me if load_relaxed(state + RECEIVES) == me else 0
+
+
 @njit
 def claim(state):
     """Position of a slot to fill, -FULL, -CORRUPT or -APART."""
-    me = load_relaxed(load_relaxed(state + PRIVATE) + ME)
-    if me == 0 or load_relaxed(state + SENDS) != me:
+    me = sender(state)
+    if me == 0:
         return -APART
     body, capacity, stride = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE)
     position = mpmc.claim(body, capacity, stride, me)
@@ -130,9 +170,8 @@ def publish(state, position):
 @njit
 def take(state):
     """Position of a slot to read, -FULL (there is none), -CORRUPT or -APART."""
-    private = load_relaxed(state + PRIVATE)
-    me = load_relaxed(private + ME)
-    if me == 0 or load_relaxed(state + RECEIVES) != me:
+    private, me = load_relaxed(state + PRIVATE), receiver(state)
+    if me == 0:
         return -APART
     body, capacity, stride = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE)
     position = mpmc.take(body, capacity, stride, me)
@@ -178,14 +217,14 @@ def put_bytes(state, source, size):
     item_bytes = load_relaxed(state + ITEM_BYTES)
     if size <= 0 or size > load_relaxed(state + MOST) or (item_bytes and size != item_bytes):
         return REFUSED
-    position = claim(state)
+    me = sender(state)
+    if me == 0:
+        return APART
+    body, capacity = load_relaxed(state + RING), load_relaxed(state + RING_BYTES)
+    position = put_at(state, me, load_acquire(body + mpmc.WRITE), source, size)  # edge H
     if position < 0:
         return -position
-    slot = slot_of(state, position)
-    if item_bytes == 0:
-        store_relaxed(slot + 8, size)  # ours until published
-    copy_bytes(slot + load_relaxed(state + OFFSET), source, size)
-    publish(state, position)
+    mpmc.help_on(body + mpmc.WRITE, mpmc.after(capacity, position))
     return SENT
 
 
@@ -204,14 +243,7 @@ def receive_first(state, to):
 # A batch claims (or takes) from slot to slot, and tells others only now and then how far it has come.
 
 
-@njit
-def sender(state):
-    """Our number, when we have joined as a sender under it; else 0."""
-    me = load_relaxed(load_relaxed(state + PRIVATE) + ME)
-    return me if load_relaxed(state + SENDS) == me else 0
-
-
-@njit
+@njit(forceinline=True)
 def put_at(state, me, position, source, size):
     """One message, or one item, that fits, into the first free slot from `position` on: where, -FULL or -CORRUPT."""
     body, capacity, stride = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE)
@@ -223,53 +255,36 @@ def put_at(state, me, position, source, size):
         store_relaxed(slot + 8, size)  # ours until published
     copy_bytes(slot + load_relaxed(state + OFFSET), source, size)
     mpmc.publish(slot, mpmc.lap_of(capacity, position))
+    prefetch_to_write(slot + mpmc.AHEAD * stride)
     return position
 
 
 @njit
 def put_items(state, me, source, count):
-    """Items, as many as there is room for: how many, or -CORRUPT when that is why there are none."""
-    body, capacity, item_bytes = (
-        load_relaxed(state + RING),
-        load_relaxed(state + RING_BYTES),
-        load_relaxed(state + ITEM_BYTES),
-    )
-    position, done, at = load_acquire(body + mpmc.WRITE), 0, 0  # edge H
-    while done < count:
-        at = put_at(state, me, position, source + done * item_bytes, item_bytes)
-        if at < 0:
-            break
-        done += 1
-        position = mpmc.after(capacity, at)
-        if done % mpmc.HINT_AFTER == 0:
-            mpmc.help_on(body + mpmc.WRITE, position)
+    """Items, as many as there is room for: how many, or mpmc.CORRUPT when that is why there are none."""
+    body, capacity, stride = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE)
+    offset, item_bytes = load_relaxed(state + OFFSET), load_relaxed(state + ITEM_BYTES)
+    if item_bytes == 8:  # so that the compiler knows
+        done = mpmc.put_items(body, capacity, stride, offset, 8, me, source, count)
+    else:
+        done = mpmc.put_items(body, capacity, stride, offset, item_bytes, me, source, count)
     if done > 0:
-        mpmc.help_on(body + mpmc.WRITE, position)
         tell_receivers(state)
-    return -CORRUPT if done == 0 and at == -CORRUPT else done
+    return done
 
 
 @njit
 def take_items(state, me, to, most):
-    """Items, as many as are there: how many, or -CORRUPT when that is why there are none."""
+    """Items, as many as are there: how many, or mpmc.CORRUPT when that is why there are none."""
     body, capacity, stride = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE)
-    item_bytes, offset = load_relaxed(state + ITEM_BYTES), load_relaxed(state + OFFSET)
-    position, done, at = load_acquire(body + mpmc.READ), 0, 0  # edge H
-    while done < most:
-        at = mpmc.take_at(body, capacity, stride, me, position)
-        if at < 0:
-            break
-        slot = mpmc.slot_at(body, capacity, stride, at)
-        copy_bytes(to + done * item_bytes, slot + offset, item_bytes)
-        mpmc.release(slot, mpmc.lap_of(capacity, at))
-        done += 1
-        position = mpmc.after(capacity, at)
-        if done % mpmc.HINT_AFTER == 0:
-            mpmc.help_on(body + mpmc.READ, position)
+    offset, item_bytes, looks = load_relaxed(state + OFFSET), load_relaxed(state + ITEM_BYTES), most > 1
+    if item_bytes == 8:
+        done = mpmc.take_items(body, capacity, stride, offset, 8, me, state + SEEN, looks, to, most)
+    else:
+        done = mpmc.take_items(body, capacity, stride, offset, item_bytes, me, state + SEEN, looks, to, most)
     if done > 0:
-        mpmc.help_on(body + mpmc.READ, position)
         tell_senders(state)
-    return -CORRUPT if done == 0 and at == mpmc.CORRUPT else done
+    return done
 
 
 @njit
@@ -304,6 +319,53 @@ def bytes_at(state, position):
         return 0
     release(state, position)
     return message
+
+
+@njit
+def take_list(state, most):
+    """A list of the messages that are there, up to so many; 0 with an exception set; or why not, as `take`."""
+    position = take(state)
+    if position < 0:
+        return position
+    body, capacity, stride = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE)
+    me, sent = receiver(state), load_relaxed(body + mpmc.WRITE)
+    room = min(most, max(SHORT_LIST, mpmc.between(capacity, position, sent)))  # a guess: more are appended
+    messages, taken, failed = PyList_New(room), 0, False
+    if messages == 0:
+        mpmc.hand_back(body, mpmc.slot_at(body, capacity, stride, position))
+        return 0
+    while True:
+        message = bytes_at(state, position)
+        if message <= 0:
+            break
+        if taken < room:
+            PyList_SetItem(messages, taken, message)
+        else:
+            failed = PyList_Append(messages, message) != 0
+            Py_DecRef(message)
+            if failed:
+                break
+        taken += 1
+        if taken % mpmc.HINT_AFTER == 0:
+            mpmc.help_on(body + mpmc.READ, position)
+        if taken >= most:
+            break
+        at = mpmc.take_at(body, capacity, stride, me, mpmc.after(capacity, position), sent)
+        if at < 0:
+            break
+        position = at
+        if position + mpmc.AHEAD < sent:
+            prefetch_to_write(mpmc.slot_at(body, capacity, stride, position) + mpmc.AHEAD * stride)
+    mpmc.help_on(body + mpmc.READ, mpmc.after(capacity, position))
+    if failed or taken == 0:
+        Py_DecRef(messages)
+        return min(message, 0)
+    tell_senders(state)
+    if message <= 0:
+        PyErr_Clear()  # what is wrong will be found again
+    if taken < room:
+        PyList_SetSlice(messages, taken, room, 0)
+    return messages
 
 
 @njit
@@ -457,45 +519,10 @@ def _compile(key: str) -> dict[str, Entry]:
         number = PyLong_AsLong(most)
         if number == -1 and PyErr_Occurred() != 0:
             return 0
-        messages = PyList_New(0)
-        if messages == 0:
-            return 0
-        taken, me = 0, load_relaxed(load_relaxed(state + PRIVATE) + ME)
-        body, capacity, stride = (
-            load_relaxed(state + RING),
-            load_relaxed(state + RING_BYTES),
-            load_relaxed(state + STRIDE),
-        )
-        position = 0
-        while taken < number:
-            if taken == 0:
-                message = receive_bytes(state)
-                position = load_acquire(body + mpmc.READ)  # edge H
-            else:
-                at = mpmc.take_at(body, capacity, stride, me, position)
-                if at < 0:
-                    break
-                position = mpmc.after(capacity, at)
-                message = bytes_at(state, at)
-            if message <= 0:
-                if taken > 0:  # what is wrong will be found again
-                    PyErr_Clear()
-                    break
-                Py_DecRef(messages)
-                if message == 0:
-                    return 0
-                return none(state) if message == -FULL else PyLong_FromLongLong(-message)
-            failed = PyList_Append(messages, message) != 0
-            Py_DecRef(message)
-            if failed:
-                Py_DecRef(messages)
-                return 0
-            taken += 1
-            if taken % mpmc.HINT_AFTER == 0:
-                mpmc.help_on(body + mpmc.READ, position)
-        mpmc.help_on(body + mpmc.READ, position)
-        tell_senders(state)
-        return messages
+        messages = take_list(state, number)
+        if messages >= 0:
+            return messages
+        return none(state) if messages == -FULL else PyLong_FromLongLong(-messages)
 
     @cfunc(BUILTIN, cache=True)
     def mpmc_send_items(self, items):
@@ -529,12 +556,13 @@ def _compile(key: str) -> dict[str, Entry]:
         if PyObject_GetBuffer(room, buffer, WRITABLE) != 0:
             return 0
         to, size = load_relaxed(buffer + BUFFER_START), load_relaxed(buffer + BUFFER_SIZE)
-        done, most = 0, size // max(1, load_relaxed(state + ITEM_BYTES))
-        if most > 0:
-            done = receive_first(state, to)
-            if 0 < done < most:
-                me = load_relaxed(load_relaxed(state + PRIVATE) + ME)
-                done += max(0, take_items(state, me, to + load_relaxed(state + ITEM_BYTES), most - done))
+        done, most, me = WORD(0), size // max(1, load_relaxed(state + ITEM_BYTES)), receiver(state)
+        if me == 0:
+            done = -APART
+        elif most > 0:
+            done = take_items(state, me, to, most)
+            if done <= 0:
+                done = receive_first(state, to)  # it looks for what the dead have left, when that is asked for
         PyBuffer_Release(buffer)
         return PyLong_FromLongLong(done)
 
@@ -676,34 +704,46 @@ def mpmc_functions() -> dict[str, Callable[..., int]]:
 # --- for @njit: labkit.lockfree.compiled --------------------------------------------------------------------
 
 
-@njit
-def send_items(state, source, count):
-    """Send items: how many, 0 when it is full, or trouble."""
-    me = load_relaxed(load_relaxed(state + PRIVATE) + ME)
-    if me == 0:
-        return -APART
-    if load_relaxed(state + SENDS) != me:
-        mpmc.join(load_relaxed(state + RING), me, mpmc.SENDS)
-        store_relaxed(state + SENDS, me)
-    return put_items(state, me, source, count)
+@cache
+def item_operations(item_bytes: int) -> dict[str, Any]:
+    """`send` and `receive` of items of a size that the compiler knows, so that one is a few instructions."""
+    stride, offset = layout(item_bytes, True)
+
+    @njit(forceinline=True)
+    def send(state, source, count):
+        """Send items: how many, 0 when it is full, or trouble."""
+        me = sender(state)
+        if me == 0:
+            return -APART
+        body, capacity = load_constant(state + RING), load_constant(state + RING_BYTES)
+        done = mpmc.put_items(body, capacity, stride, offset, item_bytes, me, source, count)
+        if done > 0:
+            tell_receivers(state)
+            return done
+        return done if done == 0 else -CORRUPT
+
+    @njit(forceinline=True)
+    def receive(state, to, most):
+        """Receive items: how many, 0 when there are none, or trouble."""
+        me, came = receiver(state), load_relaxed(state + CAME)
+        if me == 0:
+            return -NOT_RECEIVER
+        body, capacity = load_constant(state + RING), load_constant(state + RING_BYTES)
+        seen, looks = state + SEEN, came > 0 or most > 1
+        done = mpmc.take_items(body, capacity, stride, offset, item_bytes, me, seen, looks, to, most)
+        if done > 0:
+            store_relaxed(state + CAME, came + done)
+            tell_senders(state)
+            return done
+        return nothing_came(state, to) if done == 0 else -CORRUPT
+
+    return {"send": send, "receive": receive}
 
 
 @njit
-def receive_items(state, to, most):
-    """Receive items: how many, 0 when there are none, or trouble."""
-    me = load_relaxed(load_relaxed(state + PRIVATE) + ME)
-    if me == 0:
-        return -APART
-    if load_relaxed(state + RECEIVES) != me:
-        mpmc.join(load_relaxed(state + RING), me, mpmc.RECEIVES)
-        store_relaxed(state + RECEIVES, me)
-    done, came = take_items(state, me, to, most), load_relaxed(state + CAME)
-    if done > 0:
-        store_relaxed(state + CAME, came + done)
-        return done
-    if done < 0:
-        return done
-    store_relaxed(state + PATIENCE, mpmc.patience_after(load_relaxed(state + PATIENCE), came))
+def nothing_came(state, to):
+    """Look now and then for an item that the dead have left: 1 when there is one, 0, or trouble."""
+    store_relaxed(state + PATIENCE, mpmc.patience_after(load_relaxed(state + PATIENCE), load_relaxed(state + CAME)))
     store_relaxed(state + CAME, 0)
     empty = load_relaxed(state + EMPTIES) + 1
     store_relaxed(state + EMPTIES, empty)
@@ -711,6 +751,17 @@ def receive_items(state, to, most):
         store_relaxed(state + THOROUGHLY, 1)
         return receive_first(state, to)
     return 0
+
+
+@njit
+def become(state, part):
+    """After APART or NOT_RECEIVER: join; whether we are one of the participants."""
+    me = load_relaxed(load_relaxed(state + PRIVATE) + ME)
+    if me == 0:
+        return False
+    mpmc.join(load_relaxed(state + RING), me, part)
+    store_relaxed(state + (SENDS if part == mpmc.SENDS else RECEIVES), me)
+    return True
 
 
 @njit

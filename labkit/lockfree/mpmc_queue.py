@@ -51,6 +51,7 @@ from labkit.lockfree.mpmc_entry import (
     ITEM_BYTES,
     ITEMS_BELL,
     ITEMS_FD,
+    NOT_RECEIVER,
     OFFSET,
     PRIVATE,
     RECEIVE_REST,
@@ -64,6 +65,7 @@ from labkit.lockfree.mpmc_entry import (
     THOROUGHLY,
     TRY_RECEIVE_REST,
     TRY_SEND_REST,
+    layout,
     mpmc_entries,
     mpmc_functions,
 )
@@ -77,8 +79,6 @@ LARGEST = 1 << 36
 """Bytes of all slots together."""
 LOOK_FOR_ROOM = 0.02
 """Seconds after which a sender looks for room by itself: receivers wake it only when half of the queue is free."""
-ALIGNED = 256
-"""Items from so many bytes on begin at a multiple of 64 bytes, the cache line."""
 
 
 class Mpmc(Face):
@@ -138,7 +138,7 @@ class Mpmc(Face):
         if message_bytes < 1:
             raise ValueError(f"a message has at least 1 byte, so the largest one too, not {message_bytes:,}")
         size = message_bytes if item is None else item.itemsize
-        stride, _ = _layout(size, item is not None)
+        stride, _ = layout(size, item is not None)
         body = mpmc.body_bytes(capacity, stride)
         if body > LARGEST:
             raise ValueError(f"{capacity:,} messages of up to {size:,} bytes are more than {LARGEST:,}: choose less")
@@ -168,7 +168,7 @@ class Mpmc(Face):
             capacity, size, of_items = segment.geometry[:3]
             if not (0 < capacity <= MOST_SLOTS and 0 < size <= LARGEST and of_items in (0, 1)):
                 raise OSError(errno.EBADMSG, "this is not a queue that can be used: its geometry cannot be")
-            stride, offset = _layout(size, bool(of_items))
+            stride, offset = layout(size, bool(of_items))
             if BODY + mpmc.body_bytes(capacity, stride) > segment.memory.size:
                 raise OSError(errno.EBADMSG, "this is not a queue that can be used: its slots do not fit into it")
             if bool(of_items) != (item is not None) or (item is not None and item.itemsize != size):
@@ -661,15 +661,6 @@ class Borrow(_Slot):
     done = let_go = release
 
 
-def _layout(size: int, of_items: bool) -> tuple[int, int]:
-    """Bytes from slot to slot, and where in a slot the message is. Small ones lie close together: four in a line."""
-    if not of_items:
-        return (16 + size + 7) & ~7, 16
-    if size < ALIGNED:
-        return (8 + size + 7) & ~7, 8
-    return (64 + size + 63) & ~63, 64
-
-
 def _arrives(kind: type[Mpmc], segment: Segment, item: np.dtype | None, place: int, ticket: Any) -> Mpmc:
     fd = arrived(ticket)
     try:
@@ -715,16 +706,17 @@ os.register_at_fork(before=_a_child_comes, after_in_parent=_it_has_come, after_i
 @njit
 def _trouble(state, number):
     """What a number that compiled code has got means."""
-    if number == -APART:
+    if number == -CORRUPT:
+        raise OSError(errno.EBADMSG, "this queue cannot be used: its memory is damaged")
+    if not mpmc_entry.become(state, RECEIVES if number == -NOT_RECEIVER else SENDS):
         raise ValueError("this queue is closed, or belongs to the parent of this process")
-    raise OSError(errno.EBADMSG, "this queue cannot be used: its memory is damaged")
 
 
-teach(
-    Mpmc,
-    Operations(
-        send=mpmc_entry.send_items,
-        receive=mpmc_entry.receive_items,
+def _operations(item: np.dtype) -> Operations:
+    made = mpmc_entry.item_operations(item.itemsize)
+    return Operations(
+        send=made["send"],
+        receive=made["receive"],
         trouble=_trouble,
         can_receive=mpmc_entry.may_receive,
         can_send=mpmc_entry.may_send,
@@ -733,5 +725,7 @@ teach(
         senders_gone=mpmc_entry.senders_gone,
         receivers_gone=mpmc_entry.receivers_gone,
         spins=mpmc_entry.spins,
-    ),
-)
+    )
+
+
+teach(Mpmc, _operations)

@@ -45,8 +45,8 @@ from labkit.lockfree.bells_entry import bell_functions
 from labkit.lockfree.blocks import AND_MEMORY, BLOCK, NO_RUN
 from labkit.lockfree.face import _rest, damaged, until, whole
 from labkit.lockfree.mpmc import RECEIVES, SENDS
-from labkit.lockfree.mpmc_entry import FULL, SENT
-from labkit.lockfree.mpmc_queue import LOOK_FOR_ROOM, MOST_SLOTS, Mpmc, _layout
+from labkit.lockfree.mpmc_entry import FULL, SENT, layout
+from labkit.lockfree.mpmc_queue import LOOK_FOR_ROOM, MOST_SLOTS, Mpmc
 from labkit.lockfree.objects_entry import (
     ALWAYS,
     ASIDE_GET,
@@ -138,7 +138,7 @@ class Objects(Mpmc):
         capacity = whole(capacity, "a capacity")
         if not 0 < capacity <= MOST_SLOTS:
             raise ValueError(f"a queue holds 1 to {MOST_SLOTS:,} objects, not {capacity:,}")
-        stride, _ = _layout(INLINE_BYTES, False)
+        stride, _ = layout(INLINE_BYTES, False)
         most = min(MOST_MEMORY, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE"))
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
         if limit != resource.RLIM_INFINITY:  # of addresses, which we are lavish with elsewhere

@@ -30,7 +30,9 @@
    Variants
        REUSE         a newcomer takes the number of a dead one while the others go on; else it comes when all is over
        CAPACITY, KILLS, and FIRST and SECOND: how many messages the one sender sends, and the other
-       LOANS         a sender may give up what it has claimed, a receiver may hand back what it has taken
+       LOANS         a sender may give up what it has claimed, a receiver may hand back what it has taken; the hint is
+                     stored after the claim, else after publishing
+       RUN           two slots that follow each other are claimed, and then filled and published
 */
 #ifndef CAPACITY
 #define CAPACITY 2
@@ -242,11 +244,21 @@ inline claim() {                                                /* claim, _walk_
                 word = 0
             fi
         }
-    od;
-    if
-    :: !is_full -> help_on(WRITE)
-    :: else
-    fi
+    od
+}
+
+inline claim_more() {                                           /* claim_run: the next slot, too, if it is free */
+    atomic {
+        MAY_DIE;
+        if
+        :: sent + 1 < (me == 1 -> FIRST : SECOND) && INDEX(position) + 1 < CAPACITY &&
+           slot[INDEX(position) + 1] == WORD(LAP(position), NOBODY, 0, FREE) ->
+            slot[INDEX(position) + 1] = WORD(LAP(position), ME, 0, FILLING);
+            assert(position + 1 == claimed);                    /* invariant C */
+            claimed++; more = 1
+        :: else
+        fi
+    }
 }
 
 #define PUBLISH slot[INDEX(position)] = WORD(LAP(position), NOBODY, 0, FULL); published[position] = 1
@@ -254,7 +266,7 @@ inline claim() {                                                /* claim, _walk_
 proctype Sender(byte me) {
     byte sent, position, k, it;
     short word;
-    bit is_full, late;
+    bit is_full, late, more;
     do
     :: sent < (me == 1 -> FIRST : SECOND) ->
         claim();
@@ -270,6 +282,13 @@ proctype Sender(byte me) {
                 fi
             }
         :: else ->
+#ifdef LOANS
+            help_on(WRITE);
+#endif
+#ifdef RUN
+            claim_more();
+fills:
+#endif
 #ifdef PUBLISH_FIRST
             atomic { MAY_DIE; PUBLISH };
             atomic { MAY_DIE; held[INDEX(position)] = position + 1 };
@@ -285,13 +304,22 @@ proctype Sender(byte me) {
                 fi
             };
 #endif
-            sent++
+            sent++;
+#ifdef RUN
+            if
+            :: more -> atomic { position++; more = 0 }; goto fills
+            :: else
+            fi;
+#endif
+#ifndef LOANS
+            help_on(WRITE)
+#endif
         fi
     :: else -> break
     od;
     sends[me] = 0;                                              /* leave */
 dies:
-    atomic { sent = 0; position = 0; word = 0; is_full = 0; late = 0; k = 0; it = 0; over++ }
+    atomic { sent = 0; position = 0; word = 0; is_full = 0; late = 0; more = 0; k = 0; it = 0; over++ }
 }
 
 /* --- receivers ------------------------------------------------------------------------------------------------ */
@@ -299,6 +327,14 @@ dies:
 inline take() {
     atomic { MAY_DIE; position = READ; is_empty = 0 };          /* edge H */
     do
+    ::  atomic {                                                /* compare_exchange without a look; if it fails, a look */
+            slot[INDEX(position)] == WORD(LAP(position), NOBODY, 0, FULL) ->
+            MAY_DIE;
+            slot[INDEX(position)] = WORD(LAP(position), ME, 0, TAKING);
+            assert(position == passed);                         /* invariant T */
+            passed++;
+            break
+        }
     ::  atomic {
             MAY_DIE;
             word = slot[INDEX(position)];                       /* edge A */
