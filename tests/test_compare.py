@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from labkit.bench.view_cost import MadeUp
+from labkit.bench.made_up import MadeUp
 from labkit.compare import read_run
 from labkit.report import report, report_comparison
 from labkit.trace import Trace

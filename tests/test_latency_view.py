@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from labkit import Trace, facts
-from labkit.bench.view_cost import MadeUp
+from labkit.bench.made_up import MadeUp
 from labkit.lockfree.least_entry import least
 from labkit.page import Page
 from labkit.stats import Latency

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from labkit import Trace, channel, launch
-from labkit.bench.view_cost import MadeUp
+from labkit.bench.made_up import MadeUp
 from labkit.page import render
 from labkit.report import run
 from labkit.stats import STANDS_IN

@@ -15,7 +15,7 @@ import pytest
 
 from labkit import Trace, channel, machine, watch
 from labkit.bench import report_cost
-from labkit.bench.view_cost import MadeUp
+from labkit.bench.made_up import MadeUp
 from labkit.page import Page, machine_facts, scrub
 from labkit.report import missing_fonts, report, report_notebooks, run
 from labkit.stats import STANDS_IN

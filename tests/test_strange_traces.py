@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from labkit.bench.view_cost import MadeUp
+from labkit.bench.made_up import MadeUp
 from labkit.events import EVENT, Action, messages
 from labkit.page import Page
 from labkit.trace import ProcessInfo

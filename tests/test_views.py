@@ -17,7 +17,7 @@ import pytest
 
 from labkit import Trace, channel, launch
 from labkit.bench import streaming
-from labkit.bench.view_cost import MadeUp
+from labkit.bench.made_up import MadeUp
 from labkit.events import Action, messages
 from labkit.report import report
 from labkit.views import esm, recording, settle, watch

@@ -124,7 +124,7 @@ def kernel_rows(folder: Path, progress: Callable[[], None]) -> list[Row]:
 
 def memory_row() -> Row:
     """What the kernel's memory grows by while a view is fed."""
-    from labkit.bench.view_cost import MadeUp
+    from labkit.bench.made_up import MadeUp
     from labkit.trace import Trace
     from labkit.views.flow import Flow
 
