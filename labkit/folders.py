@@ -28,7 +28,11 @@ def own_folder(what: str) -> Iterator[str]:
     place = None if len(os.fsencode(tempfile.gettempdir())) < 60 else "/tmp"
     while True:
         path = tempfile.mkdtemp(prefix=f"labkit-{what}-{os.getpid()}-", dir=place)
-        lock = _locked(path)
+        try:
+            lock = _locked(path)
+        except OSError:  # no descriptor is left, for example
+            os.rmdir(path)
+            raise
         if lock is not None:
             break
     try:
@@ -42,16 +46,18 @@ def _locked(path: str) -> int | None:
     """A descriptor that holds the lock on a folder; None when somebody else has it, or has removed the folder."""
     try:
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
+    except FileNotFoundError:
         return None
+    is_ours = False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(lock), os.lstat(path)):
-            return lock
-    except OSError:
+        is_ours = os.path.samestat(os.fstat(lock), os.lstat(path))
+    except (BlockingIOError, FileNotFoundError):
         pass
-    os.close(lock)
-    return None
+    finally:
+        if not is_ours:
+            os.close(lock)
+    return lock if is_ours else None
 
 
 def folders() -> list[tuple[Path, int, bool]]:
@@ -60,7 +66,11 @@ def folders() -> list[tuple[Path, int, bool]]:
     for place in sorted({tempfile.gettempdir(), "/tmp"}):
         for path in sorted(Path(place).glob("labkit-*")):
             made = OURS.fullmatch(path.name)
-            if made and not path.is_symlink() and path.is_dir() and path.stat().st_uid == os.geteuid():
+            if not made or path.is_symlink() or not path.is_dir():
+                continue
+            with contextlib.suppress(FileNotFoundError):  # its owner may remove it meanwhile
+                if path.stat().st_uid != os.geteuid():
+                    continue
                 lock = _locked(str(path))
                 if lock is not None:
                     os.close(lock)

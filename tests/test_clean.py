@@ -3,6 +3,7 @@
 import contextlib
 import mmap
 import os
+import resource
 import secrets
 import signal
 import subprocess
@@ -468,3 +469,15 @@ def test_a_folder_that_is_not_proved_to_be_ours_is_never_touched(name):
         assert found(str(path)) is None
     finally:
         path.rmdir()
+
+
+def test_without_a_descriptor_left_there_is_an_error_and_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"), own_folder("kernel"):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert list(tmp_path.iterdir()) == [] and not list(Path("/tmp").glob(f"labkit-kernel-{os.getpid()}-*"))
