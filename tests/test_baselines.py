@@ -141,14 +141,24 @@ def test_a_high_water_mark_out_of_range_is_refused(nonsense):
         channel("zmq", max_messages=nonsense)
 
 
+def receive_all_when_connected(rx, tell):
+    """What is sent before the sender's I/O thread has heard that the receiver left, and connects again, may be lost."""
+    assert roles.eventually(lambda: rx._connections() == 1)
+    tell.send(b"connected")
+    return list(rx)
+
+
 def test_a_receiver_that_travels_takes_along_what_has_come_and_hears_what_comes_later():
     tx, rx = channel("zmq")
     for number in range(100):
         tx.send(b"%d" % number)
-    job = launch(roles.receive_all, rx)
+    tell, told = channel("pipe")
+    job = launch(receive_all_when_connected, rx, tell)
+    assert told.receive(timeout=60)
     for number in range(100, 200):
         tx.send(b"%d" % number)
     tx.close()
+    told.close()
     assert job.wait() == [b"%d" % number for number in range(200)]
 
 

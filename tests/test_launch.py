@@ -606,10 +606,10 @@ def test_ctrl_c_for_all_processes_during_the_first_launch_leaves_a_usable_parent
     """Terminals and Jupyter signal the whole group, and so the forkserver while it loads what it needs."""
     parent = script(
         """
-        import time
+        import os, time
         from labkit import launch
-        print("up", flush=True)
         try:
+            os.write(1, b"up\\n")
             launch(time.sleep, 600).wait()
         except KeyboardInterrupt:
             print(launch(len, "abc").wait())
