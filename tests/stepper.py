@@ -8,10 +8,12 @@ traced. It is let go on for N instructions and is killed. Then `check` looks whe
 the queue. A second MARK says that the operation is over: a first child is walked up to there, so that the number of
 kill points is known, and what changed in shared memory at which of them.
 
-Children of one process that execute the same code execute the same instructions, so N means the same place each time,
-nearly: a process that has another number may have to do one more to write it down. So N is told as a landmark, an
-instruction that the child comes to for the first time, and so many more after it. A breakpoint brings the child to the
-landmark at full speed.
+Children of one process that execute the same compiled code of ours take the same way through it. Through Python and the
+C library they do not: malloc(3), for one, goes further when a pool is used up, which depends on how often the parent
+has allocated something. So N is not counted from the beginning, but told as a landmark, an instruction of the compiled
+code to which the child comes for the k-th time, and so many more after it, of compiled code only where N lies in
+compiled code. A breakpoint brings the child to the landmark at full speed. Then it is looked whether it is where N was
+in the child that was walked through.
 Two instructions between which shared memory did not change, nor the Linux kernel was called, leave the same behind when
 the process dies. So it is enough to kill where something changed; LABKIT_CRASH=all kills after each instruction of the
 compiled code all the same.
@@ -30,7 +32,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -168,36 +170,47 @@ class Stepped:
         assert done >= 0, f"the child ended while it was stepped: {-2 - done:#x}"
         return done
 
-    def run_to(self, address: int) -> bool:
-        """Run at full speed until this instruction is about to be executed; False: it came to its mark before."""
+    def run_to(self, address: int, times: int) -> None:
+        """Run at full speed until this instruction is about to be executed for the n-th time."""
         with open(f"/proc/{self.pid}/mem", "r+b", buffering=0) as memory:
             memory.seek(address)
             there = memory.read(len(BREAKPOINT))
-            memory.seek(address)
-            memory.write(BREAKPOINT)
-            passed_on = 0
-            while True:
-                _libc.ptrace(CONT, self.pid, None, passed_on)
-                _, status = os.waitpid(self.pid, WALL)
-                assert os.WIFSTOPPED(status), f"the child ended: {status:#x}"
-                passed_on = os.WSTOPSIG(status)
-                if passed_on in (MARK, TRAP):
-                    break
-            memory.seek(address)
-            memory.write(there)
-        if passed_on == MARK:
-            return False
-        registers, iovec = np.zeros(128, np.int64), np.zeros(2, np.int64)
-        iovec[:] = registers.ctypes.data, registers.nbytes
+            for time in range(times):
+                if time:
+                    self.walk(1)
+                memory.seek(address)
+                memory.write(BREAKPOINT)
+                self._run_to_breakpoint()
+                memory.seek(address)
+                memory.write(there)
+                registers, iovec = self._registers()
+                registers[COUNTER] = address  # x86 has gone past the breakpoint
+                assert _libc.ptrace(SETREGSET, self.pid, NT_PRSTATUS, iovec.ctypes.data) == 0
+
+    def _run_to_breakpoint(self) -> None:
+        passed_on = 0
+        while passed_on != TRAP:
+            _libc.ptrace(CONT, self.pid, None, passed_on)
+            _, status = os.waitpid(self.pid, WALL)
+            assert os.WIFSTOPPED(status), f"the child ended: {status:#x}"
+            passed_on = os.WSTOPSIG(status)
+            assert passed_on != MARK, "the child took another way than the one that was walked through"
+
+    def _registers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Its registers, and the struct iovec that says where they are."""
+        registers = np.zeros(128, np.int64)
+        iovec = np.array([registers.ctypes.data, registers.nbytes])
         assert _libc.ptrace(GETREGSET, self.pid, NT_PRSTATUS, iovec.ctypes.data) == 0
-        registers[COUNTER] = address  # x86 has gone past the breakpoint
-        assert _libc.ptrace(SETREGSET, self.pid, NT_PRSTATUS, iovec.ctypes.data) == 0
-        return True
+        return registers, iovec
 
     def go(self, point: Point) -> None:
         """To this point of the operation, or its end."""
-        if not point.landmark or self.run_to(point.landmark):
-            self.walk(point.further)
+        if point.times:
+            self.run_to(point.landmark, point.times)
+        self.walk(point.further)
+        if point.address:
+            at = int(self._registers()[0][COUNTER])
+            assert at == point.address, f"the child is at {at:#x}, where the other was at {point.address:#x}"
 
     def code(self, address: int, size: int) -> bytes:
         """What is in its memory, nothing where it has none."""
@@ -309,10 +322,6 @@ class Report:
         return text
 
 
-WARM = 64
-"""How often an operation is done before every instruction of it is counted on."""
-
-
 def everywhere() -> bool:
     """Whether to kill after every instruction, not only where something changed."""
     return os.environ.get("LABKIT_CRASH") == "all"
@@ -346,14 +355,8 @@ def sweep(
         every: everywhere, also where nothing changed; None: when LABKIT_CRASH says so.
     """
     every = everywhere() if every is None else every
-    # What is not compiled yet is compiled now, and Python's interpreter, which gives code that runs often another form
-    # (PEP 659), has done so: else a later child has other instructions than the one that was walked through.
-    for _ in range(WARM if every else 1):
-        with contextlib.closing(begin()) as scene:
-            work(scene)  # who is not traced has no marks
-        with contextlib.closing(begin()) as scene, contextlib.suppress(AssertionError):
-            os.waitpid(forked(lambda scene=scene: work(scene)), 0)
-            check(scene)
+    with contextlib.closing(begin()) as scene:
+        work(scene)  # what is not compiled yet is compiled now; who is not traced has no marks
     with contextlib.closing(begin()) as scene:
         found = record(lambda: work(scene), watch(scene), longest)
     points = sorted({0, *(found.compiled if every else spread(found.changes, few)), found.instructions})
@@ -370,10 +373,19 @@ def sweep(
 
 
 class Point(NamedTuple):
-    """A place in an operation: instructions after a landmark, one that it comes to at `landmark` for the first time."""
+    """A place in an operation.
+
+    Attributes:
+        landmark: address of an instruction that comes before it.
+        times: how often one comes to the landmark; 0: there is none, it is counted from the beginning.
+        further: how many instructions come then.
+        address: where it is, when that is in compiled code, else 0.
+    """
 
     landmark: int
+    times: int
     further: int
+    address: int
 
 
 @dataclass
@@ -386,20 +398,39 @@ class Recording:
             kernel was called.
         compiled: these, and all that are compiled queues: code that lies in memory of no file. The others are those of
             Python's interpreter and the C library.
-        landmarks: for each instruction the last one before it that had not been executed before.
+        is_compiled: for each instruction whether it is one of the queues.
         addresses: of all of them.
     """
 
     instructions: int
     changes: list[int]
     compiled: list[int]
-    landmarks: np.ndarray
+    is_compiled: np.ndarray
     addresses: np.ndarray
 
+    @cached_property
+    def landmarks(self) -> np.ndarray:
+        """For each instruction the last one, at or before it, of compiled code, that was executed for the first time or
+        came after one of others' code: from there on there is nothing between that may go another way. Or -1.
+        """
+        first = np.zeros(self.instructions, bool)
+        first[np.unique(self.addresses, return_index=True)[1]] = True
+        comes_back = ~np.concatenate(([False], self.is_compiled[:-1]))
+        is_landmark = self.is_compiled & (first | comes_back)
+        return np.maximum.accumulate(np.where(is_landmark, np.arange(self.instructions), -1))
+
     def point(self, n: int) -> Point:
-        """Where one is after `n` instructions. With landmarks, it is there in children that take one detour more."""
-        landmark = int(self.landmarks[min(n, self.instructions - 1)]) if COUNTER >= 0 else 0
-        return Point(int(self.addresses[landmark]) if landmark else 0, n - landmark)
+        """Where one is after `n` instructions."""
+        if COUNTER < 0:
+            return Point(0, 0, n, 0)
+        inside = n < self.instructions and self.is_compiled[n]
+        landmark = int(self.landmarks[min(n, self.instructions - 1)])
+        here = int(self.addresses[n]) if inside else 0
+        if landmark < 0:
+            return Point(0, 0, n, here)
+        address = int(self.addresses[landmark])
+        times = np.count_nonzero(self.addresses[: landmark + 1] == address)
+        return Point(address, times, n - landmark, here)
 
 
 def record(work: Callable[[], object], memory: np.ndarray, longest: int) -> Recording:
@@ -410,8 +441,8 @@ def record(work: Callable[[], object], memory: np.ndarray, longest: int) -> Reco
         done = int(_record(child.pid, longest, memory, np.empty_like(memory), registers, COUNTER, counters, changed))
         assert 0 <= done < longest, f"after {longest} instructions the operation was not over, or it ended: {done}"
         counters = counters[:done]
-        known, first = np.unique(counters, return_index=True)
-        calls = [one for one in known.tolist() if COUNTER >= 0 and child.code(one, len(SYSTEM_CALL)) == SYSTEM_CALL]
+        places = np.unique(counters).tolist() if COUNTER >= 0 else []
+        calls = [one for one in places if child.code(one, len(SYSTEM_CALL)) == SYSTEM_CALL]
         called = np.flatnonzero(np.isin(counters, calls))
         is_compiled = np.full(done, COUNTER < 0)
         for start, end in _compiled_places(child.pid):
@@ -420,9 +451,7 @@ def record(work: Callable[[], object], memory: np.ndarray, longest: int) -> Reco
         n + side for n in called.tolist() for side in (0, 1)
     }
     compiled = {n + side for n in np.flatnonzero(is_compiled).tolist() for side in (0, 1)}
-    landmarks = np.zeros(done, np.int64)
-    landmarks[first] = first
-    return Recording(done, sorted(changes), sorted(changes | compiled), np.maximum.accumulate(landmarks), counters)
+    return Recording(done, sorted(changes), sorted(changes | compiled), is_compiled, counters)
 
 
 def _compiled_places(pid: int) -> list[tuple[int, int]]:
