@@ -131,6 +131,17 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def comes_to_rest(*pids: int) -> bool:
+    """Whether processes, once each waits for what it has to wait for, use next to no processor time."""
+
+    def rests() -> bool:
+        before = [processor_seconds(pid) for pid in pids]
+        time.sleep(0.5)
+        return all(processor_seconds(pid) - used <= 0.05 for pid, used in zip(pids, before, strict=True))
+
+    return eventually(rests, 20)
+
+
 def take_often(lock: Any, count: int, pause: float = 0.0) -> None:
     for _ in range(count):
         with lock:

@@ -421,15 +421,12 @@ def test_waiting_costs_no_processor_time(kind):
         if facts()[kind].handed_over:
             fill(far_tx)
         jobs += [launch(roles.send_forever, far_tx, b"x")]
-    time.sleep(0.3)
-    before = [roles.processor_seconds(job.pid) for job in jobs]
-    time.sleep(0.5)
-    spent = [roles.processor_seconds(job.pid) - b for job, b in zip(jobs, before, strict=True)]
+    rested = roles.comes_to_rest(*[job.pid for job in jobs])
     for job in jobs:
         job.kill()
     for end in (tx, rx, far_tx):
         end.close()
-    assert max(spent) < 0.2
+    assert rested
 
 
 @pytest.mark.parametrize("doing", ["sending", "receiving"])
@@ -508,6 +505,8 @@ def test_reliable_what_was_accepted_arrives_or_is_dropped_without_a_word(kind, f
             sent += 1
     received = []
     with contextlib.suppress(TimeoutError):
+        while fact.reliable and len(received) < sent:  # a thread may have to move it on first
+            received.append(int(rx.receive(timeout=30)))
         while True:
             received.append(int(rx.receive(timeout=0.05)))
     assert (received == list(range(sent))) == fact.reliable
@@ -560,9 +559,15 @@ def test_a_sender_learns_in_the_end_that_no_receiver_is_left(ends, how):
         job = launch(roles.receive_forever, rx)
         tx.send(b"x")
         job.kill()
-    with pytest.raises(Closed):
-        for _ in range(100_000):
-            tx.send(b"x" * 500)
+
+    def learns():
+        try:
+            for _ in range(1000):
+                tx.send(b"x" * 500)
+        except Closed:
+            return True
+
+    assert roles.eventually(learns)
 
 
 def test_a_sender_that_waits_learns_that_the_receiver_was_killed(ends):
@@ -1505,6 +1510,7 @@ def test_ctrl_c_in_a_large_message_never_swallows_the_next_ones():
             while time.monotonic() < until:
                 tx.send(b"l" * 50_000)
                 accepted.append((b"l", 50_000))
+            timer.join()
         except KeyboardInterrupt:
             pass
         timer.join()

@@ -20,7 +20,7 @@ import sysv_ipc
 from labkit import sync
 from labkit.channels import notes, receiver
 from labkit.channels.base import kind_dir, runtime_dir
-from labkit.clean import hidden_processes, leftovers, remove
+from labkit.clean import leftovers, remove
 from labkit.folders import own_folder
 
 SHM = Path("/dev/shm")

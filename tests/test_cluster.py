@@ -13,6 +13,7 @@ from pathlib import Path
 
 import ipyparallel
 import pytest
+import roles
 
 from labkit import cluster
 from labkit.bench import sweep_cost
@@ -113,9 +114,9 @@ def test_a_controller_that_is_killed_ends_the_waiting(progress):
 
 
 def test_ctrl_c_ends_the_waiting(two):
-    pressed = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-    pressed.start()
+    pressed = roles.interrupt_soon(0.5)
     with pytest.raises(KeyboardInterrupt):
+        pressed.start()
         two.map(time.sleep, [1] * 100, progress=False)
     pressed.join()
     until(lambda: two.client.outstanding == set(), "forgot what had not begun")

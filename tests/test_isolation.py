@@ -12,6 +12,7 @@ import filtered
 import pytest
 import sysv_ipc
 from numba.core.caching import _CacheLocator
+from roles import eventually, gone
 
 import labkit
 from labkit import RemoteError, Trace, channel, launch, namespace
@@ -52,19 +53,6 @@ def nothing_outside_changes():
     yield
     assert outside() == before
     assert sorted(os.listdir("/sys/class/net")) == devices
-
-
-def gone(pid: int) -> bool:
-    """Whether a process ends within ten seconds."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def the_manual_pages_table(table):
@@ -252,7 +240,7 @@ def test_leaving_ends_what_is_still_inside():
         ignores[1].receive()
     rx.close()
     ignores[1].close()
-    assert all(gone(job.pid) for job in jobs)
+    assert eventually(lambda: all(gone(job.pid) for job in jobs))
 
 
 CREATOR = """
@@ -271,7 +259,7 @@ def test_nothing_outlives_a_creator_that_is_killed(kinds):
     ran = subprocess.run([sys.executable, "-c", CREATOR, *kinds], capture_output=True, text=True, timeout=60)
     pids = [int(pid) for pid in ran.stdout.split()]
     assert len(pids) == 2, ran.stderr
-    assert all(gone(pid) for pid in pids)
+    assert eventually(lambda: all(map(gone, pids)))
 
 
 @needs_namespaces

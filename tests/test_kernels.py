@@ -1,6 +1,5 @@
 """Real Jupyter kernels: cells, output, ends that travel, errors, and that nobody outlives the notebook."""
 
-import contextlib
 import gc
 import json
 import os
@@ -8,13 +7,13 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import nbformat
 import pytest
 from jupyter_client import KernelManager
+from roles import gone, interrupt_soon
 
 from labkit import KINDS, RemoteError, Trace, channel, kernel, kernels, launch
 from labkit.kernels import KernelError
@@ -43,13 +42,6 @@ def until(condition, what, seconds=60):
     while not condition():
         assert time.monotonic() < deadline, f"it never {what}"
         time.sleep(0.02)
-
-
-def gone(pid):
-    """Whether a process has ended; a zombie that nobody has waited for yet has."""
-    with contextlib.suppress(OSError):
-        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
-    return True
 
 
 # --- cells --------------------------------------------------------------------------------------------------
@@ -134,9 +126,9 @@ def test_an_interrupted_cell_ends_and_the_kernel_lives_on(alice, capsys):
 
 
 def test_ctrl_c_while_we_wait_interrupts_the_kernel(alice, capsys):
-    waiting = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
-    waiting.start()
+    waiting = interrupt_soon(1.0)
     with pytest.raises(KeyboardInterrupt):
+        waiting.start()
         alice.run("import time\ntime.sleep(100)")
     waiting.join()
     until(lambda: alice.state == "idle", "reacted")
@@ -145,17 +137,23 @@ def test_ctrl_c_while_we_wait_interrupts_the_kernel(alice, capsys):
 def test_a_cell_can_be_awaited(alice):
     import asyncio
 
-    async def two_things():
-        cell = alice.run("import time; time.sleep(0.3); done = True", wait=False)
-        ticks = 0
-        while not cell.done:
+    tx, rx = channel("pipe")
+    alice.push(rx=rx)
+
+    async def other_things():
+        for _ in range(4):
             await asyncio.sleep(0.01)
-            ticks += 1
+        tx.send(b"go on")
+
+    async def two_things():
+        cell = alice.run("rx.receive(); done = True", wait=False)
+        others = asyncio.create_task(other_things())  # without which the cell does not end
         await cell
         await alice
-        return ticks
+        await others
 
-    assert asyncio.run(two_things()) > 3
+    asyncio.run(two_things())
+    tx.close()
     assert alice.pull("done") is True
 
 
@@ -283,9 +281,9 @@ def test_a_kernel_that_does_not_answer_is_a_timeout_that_says_what_to_do(bob, mo
 
 
 def test_ctrl_c_while_a_value_is_computed_ends_the_computing(bob):
-    pressed = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
-    pressed.start()
+    pressed = interrupt_soon(1.0)
     with pytest.raises(KeyboardInterrupt):
+        pressed.start()
         bob.pull("__import__('time').sleep(1000)")
     pressed.join()
     assert bob.pull("6 * 7") == 42
@@ -348,10 +346,9 @@ def test_a_kernel_spec_that_cannot_be_read_is_named_with_its_place(spec, tmp_pat
 
 
 def test_a_kernel_that_never_answers_is_given_up(spec, monkeypatch):
-    monkeypatch.setattr(sys.modules["labkit.kernels"], "START_TIMEOUT", 1.0)
-    program = "import time; print('I sleep', flush=True); time.sleep(1000)"
-    with pytest.raises(KernelError, match=r"there was no answer within 1 s(.|\n)*I sleep"):
-        kernel("carol", spec(sys.executable, "-c", program))
+    monkeypatch.setattr(sys.modules["labkit.kernels"], "START_TIMEOUT", 2.0)
+    with pytest.raises(KernelError, match=r"there was no answer within 2 s(.|\n)*I sleep"):
+        kernel("carol", spec("sh", "-c", "echo I sleep; exec sleep 1000"))  # a shell says so sooner than a Python
 
 
 def test_who_waits_for_the_cell_of_a_killed_kernel_is_told(bob, capsys):
@@ -430,7 +427,7 @@ def test_kernels_and_their_children_end_with_us(code, end, number, tmp_path):
         bob, child = map(int, parent.stdout.readline().split())
         if number:
             os.kill(parent.pid, number)
-        assert parent.wait(30) == -number
+        assert parent.wait(60) == -number
     until(lambda: gone(bob) and gone(child), "ended")
     assert [path for path in tmp_path.rglob("*") if "kernel" in path.name] == []
 

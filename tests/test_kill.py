@@ -45,7 +45,8 @@ print("running", *[job.pid for job in running], flush=True)
 BLOCKING = {
     "wait": "running[0].wait(600)",
     "sleep": "sleep(600)",
-    "await": "await running[0]",
+    # Said when the cell no longer runs: a Ctrl-C until then ends it, and does not cancel what it waits for.
+    "await": "import asyncio; asyncio.get_running_loop().call_soon(print, 'waits'); await running[0]",
     "receive": "mine[0][1].receive(600)",
     "receive from a ring": "mine[-1][1].receive(600)",
 }
@@ -138,6 +139,8 @@ def middle_of(kernel: Kernel, blocking: str) -> tuple[str, list[int]]:
     line = kernel.output(request, until="running")
     pids = [int(word) for word in line.split()[1:]]
     assert len(pids) == 2 * len(KINDS)
+    if blocking == "await":
+        kernel.output(request, until="waits")
     time.sleep(0.2)
     return request, pids
 

@@ -18,6 +18,7 @@ from collections import Counter, deque
 
 import numpy as np
 import pytest
+import roles
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numba import njit
@@ -581,9 +582,11 @@ def test_a_blocked_receiver_wakes_for_each_message_and_uses_no_processor(queue):
 
 
 def test_ctrl_c_ends_a_wait(queue):
-    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    timer = roles.interrupt_soon()
     with pytest.raises(KeyboardInterrupt):
+        timer.start()
         queue.receive(30)
+    timer.join()
     queue.send(b"usable")
     assert queue.receive() == b"usable"
 

@@ -441,8 +441,8 @@ def test_ctrl_c_interrupts_get_and_put():
     q = Queue(1)
     for wait in (q.get, lambda: [q.put(1) for _ in range(3)]):
         timer = roles.interrupt_soon()
-        timer.start()
         with pytest.raises(KeyboardInterrupt):
+            timer.start()
             wait()
         timer.join()
     q.close()

@@ -291,8 +291,8 @@ def check_large(q: Spsc, count: int) -> int:
 
 def test_ctrl_c_in_a_large_message_loses_that_message_only(queue):
     timer = roles.interrupt_soon(0.1)
-    timer.start()
     with pytest.raises(KeyboardInterrupt):
+        timer.start()
         queue.send(bytes(CAPACITY * 100))
     timer.join()
     assert queue.try_receive() is None
@@ -483,8 +483,8 @@ def test_a_blocked_receiver_wakes_for_each_message_and_uses_no_processor(queue):
 
 def test_ctrl_c_ends_a_wait(queue):
     timer = roles.interrupt_soon()
-    timer.start()
     with pytest.raises(KeyboardInterrupt):
+        timer.start()
         queue.receive(30)
     timer.join()
     queue.send(b"usable")

@@ -25,7 +25,7 @@ from typing import Any
 import numba
 import pytest
 from emitted import aarch64_of
-from roles import eventually, gone, interrupt_soon, processor_seconds, sleeping
+from roles import comes_to_rest, eventually, gone, interrupt_soon, sleeping
 
 from labkit import RemoteError, launch
 from labkit.channels import notes
@@ -230,13 +230,11 @@ def test_waiting_costs_next_to_no_processor_time(case):
     thing, method, _ = case
     job = launch(wait_in_child, thing, method, None)
     assert eventually(lambda: sleeping(job.pid))
-    before, began = processor_seconds(job.pid), time.monotonic()
-    time.sleep(0.5)
-    used, passed = processor_seconds(job.pid) - before, time.monotonic() - began
+    rested = comes_to_rest(job.pid)
     job.kill()
     with pytest.raises(RemoteError, match="SIGKILL"):
         job.wait()
-    assert used <= 0.1 * passed
+    assert rested
 
 
 def test_a_killed_waiter_takes_nothing_with_it(case):
@@ -439,13 +437,13 @@ OPEN = "import sys; from labkit.sync import {kind}; thing = {kind}.open(sys.argv
 def test_unrelated_processes_meet_at_a_name(kind, name):
     ours = make(kind, name)
     ours.acquire()
-    then = "print(thing, flush=True); thing.acquire(timeout=20); print('taken'); thing.release()"
+    then = "print(thing, flush=True); thing.acquire(timeout=60); print('taken'); thing.release()"
     program = OPEN.format(kind=kind.__name__, then=then)
     other = subprocess.Popen([sys.executable, "-c", program, name], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert name in other.stdout.readline()
     assert eventually(lambda: sleeping(other.pid))
     ours.release()
-    assert other.communicate(timeout=20)[0] == "taken\n"
+    assert other.communicate(timeout=60)[0] == "taken\n"
     ours.acquire()
     ours.close()
 
@@ -1045,14 +1043,14 @@ def test_a_barrier_that_cannot_be_is_refused(parties):
 def test_a_barrier_and_a_futex_with_a_name_are_found_by_unrelated_processes():
     meeting, word = Barrier(2, name=a_name()), Futex(7, name=a_name())
     program = (
-        "import sys; from labkit.sync import Barrier, Futex; place = Barrier.open(sys.argv[1]).wait(timeout=20);"
+        "import sys; from labkit.sync import Barrier, Futex; place = Barrier.open(sys.argv[1]).wait(timeout=60);"
         "print(place, Futex.open(sys.argv[2]))"
     )
     command = [sys.executable, "-c", program, meeting.name, word.name]
     other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert eventually(lambda: meeting.waiting == 1, 20)
+    assert eventually(lambda: meeting.waiting == 1)
     assert meeting.wait() == 1
-    assert other.communicate(timeout=20)[0] == f"0 <Futex {word.name!r}, value 7>\n"
+    assert other.communicate(timeout=60)[0] == f"0 <Futex {word.name!r}, value 7>\n"
     for thing in (meeting, word):
         type(thing).unlink(thing.name)
         thing.close()

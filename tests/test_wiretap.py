@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import threading
-import time
 
 import psutil
 import pytest
@@ -80,9 +79,8 @@ def test_questions_of_the_kernel_reach_who_asked_and_answers_come_back(tap, clie
 
 
 def test_an_interruption_overtakes_a_long_cell(tap, client):
-    client.execute("import time; time.sleep(600)")
-    tap.wait_for("execute_input")
-    time.sleep(0.3)
+    client.execute("import time; print('it runs', flush=True); time.sleep(600)")
+    tap.wait_for("stream")
     client.control_channel.send(client.session.msg("interrupt_request", {}))
     assert tap.wait_for("error").content["ename"] == "KeyboardInterrupt"
     tap.wait_for("interrupt_reply")

@@ -95,7 +95,7 @@ WHO, STARTED, NAMESPACE, CHANNEL = range(4)  # the words of the page
 SENDER_BITS = 15
 FULL = "the queue of signals (RLIMIT_SIGPENDING, ulimit -i: one for all processes of a user) stayed full"
 FIELDS = struct.Struct("=4xiiI32xQ")  # of a signalfd_siginfo: ssi_errno, ssi_code, ssi_pid, ssi_ptr
-GAP_PATIENCE, BEGUN_PATIENCE, LAST_PATIENCE = 5.0, 0.1, 0.002
+GAP_PATIENCE, BEGUN_PATIENCE, LAST_PATIENCE = 5.0, 0.5, 0.002
 """Seconds for a piece that is missing when every sender has gone: one before others that are here was sent for
 certain, the rest of a message unless its sender was killed, and after a whole message there may have been no other."""
 THREAD_PATIENCE = 1.0  # seconds for all threads to block a signal; one that is stopped does it when it goes on
