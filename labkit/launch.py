@@ -403,9 +403,9 @@ def ends_in(value: Any) -> Iterator[Endpoint]:
 
 
 def traced_locks_in(value: Any) -> Iterator[Any]:
-    """The traced locks in an argument list. There are none where labkit.trace was never loaded."""
-    trace = sys.modules.get("labkit.trace")
-    return (item for item in _items(value) if trace and isinstance(item, trace.TracedLock))
+    """The traced locks in an argument list. There are none where labkit.traced was never loaded."""
+    traced = sys.modules.get("labkit.traced")
+    return (item for item in _items(value) if traced and isinstance(item, traced.TracedLock))
 
 
 def _items(value: Any) -> Iterator[Any]:

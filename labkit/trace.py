@@ -1,12 +1,11 @@
 """A trace: what every endpoint did and when, recorded in shared memory while it happens.
 
-    trace memory (memfd)   | counter | ring of endpoint 0 | ring of endpoint 1 | …
-    written by             |  all    | its own process    | its own process    |
-    read by                             the collector, a thread of the process that made the trace
+    trace memory (memfd)   | ring of endpoint 0 | ring of endpoint 1 | …
+    written by             | its own process    | its own process    |   labkit.traced
+    read by                  the collector, a thread of the process that made the trace
 
 Each endpoint writes fixed-size events into a ring of its own, so that nobody waits for anybody: a full ring counts what
-it loses. The id of a message travels as eight bytes in front of its payload. Mechanisms know nothing of all this:
-`channel(kind, trace=trace)` returns ends wrapped in `TracedSender` and `TracedReceiver`.
+it loses. `channel(kind, trace=trace)` returns ends that record, and `trace.lock` such a lock.
 """
 
 from __future__ import annotations
@@ -14,66 +13,41 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import functools
 import mmap
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from labkit import export, machine
-from labkit.channels.base import (
-    DEFAULT_TIMEOUT,
-    TAG_BYTES,
-    Capacity,
-    Message,
-    Receiver,
-    Sender,
-    arrived,
-    as_bytes,
-    travelling,
-    unavailable,
-)
+from labkit import export
+from labkit.channels.base import TAG_BYTES, Receiver, Sender, travelling, unavailable
 from labkit.events import EVENT, Action, messages
 from labkit.lockfree import spsc
-from labkit.lockfree.entry import MOST, new_state
 from labkit.locks import Deadlock, History, LockInfo, Locks
 from labkit.machine import facts
 from labkit.stats import Comparison, Latency, Throughput
-from labkit.sync.shared import Held, Shared
-from labkit.trace_entry import (
-    CALL,
-    CONTENTS,
-    ENDPOINTS,
-    FIRST_BYTES,
-    FOREIGN,
-    HEADER,
-    LATER,
-    ORIGIN,
-    PID,
-    REST,
-    SLOT_BYTES,
-    TAG,
-    trace_entries,
-    trace_functions,
+from labkit.trace_entry import ENDPOINTS, SLOT_BYTES, trace_functions
+from labkit.traced import (
+    CONTENTS_BYTES,
+    LOCK_RING_BYTES,
+    RING_BYTES,
+    RING_EVENTS,
+    STRIDE,
+    TracedLock,
+    TracedReceiver,
+    TracedSender,
+    counts_of,
+    map_ring,
 )
 
-RING_EVENTS = 1 << 17
-"""Events that an endpoint records while the collector is busy elsewhere."""
 COLLECT_SECONDS = 0.01
 NOTIFY_SECONDS = 0.05
-
-_RING_BYTES = RING_EVENTS * SLOT_BYTES
-_CONTENTS_BYTES = RING_EVENTS * FIRST_BYTES  # behind the slots of a sender's ring
-# A ring's place, whole pages; what a small ring leaves of it is a hole that takes no memory.
-_STRIDE = -(-(spsc.DATA + _RING_BYTES + _CONTENTS_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
-_LOCK_RING_BYTES = _RING_BYTES >> 2  # a lock has a ring in every process that it is handed to
 
 
 @dataclass(frozen=True)
@@ -184,7 +158,7 @@ class Trace:
         kind = type(semaphore).__name__
         with self._lock:
             self._must_be_open()
-            first, counts = len(self.traced_locks), _counts(semaphore)
+            first, counts = len(self.traced_locks), counts_of(semaphore)
             owned = not hasattr(semaphore, "value") and not hasattr(semaphore, "values")
             gives_back = kind == "FileLock" or bool(getattr(semaphore, "undo", False))
             for index, count in enumerate(counts):
@@ -192,7 +166,7 @@ class Trace:
                 text = _unique(text, {known.label for known in self.traced_locks})
                 self.traced_locks.append(LockInfo(first + index, kind, text, count, owned, gives_back))
             try:
-                number = self._reserve(_LOCK_RING_BYTES)
+                number = self._reserve(LOCK_RING_BYTES)
             except BaseException:
                 del self.traced_locks[first:]
                 raise
@@ -206,7 +180,7 @@ class Trace:
         """A new endpoint, with a ring of its own."""
         with self._lock:
             contents = self.contents and wrapper is TracedSender
-            number = self._reserve(_RING_BYTES + _CONTENTS_BYTES * contents)
+            number = self._reserve(RING_BYTES + CONTENTS_BYTES * contents)
             try:
                 end = wrapper(inner, os.dup(self._memory[0]), channel, number, (number + 1) << 40, contents)
             except BaseException:
@@ -229,15 +203,28 @@ class Trace:
                 fcntl.fcntl(self._memory[0], fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
             memory = self._memory[0]
             try:
-                os.posix_fallocate(memory, number * _STRIDE, spsc.DATA + ring_bytes)
+                os.posix_fallocate(memory, number * STRIDE, spsc.DATA + ring_bytes)
             except OSError as reason:
                 self._rest()
                 advice = f"no memory for the trace of one more endpoint ({spsc.DATA + ring_bytes:,} bytes)"
                 raise unavailable("posix_fallocate", reason.errno or errno.ENOMEM, advice) from reason
-            ring = _map(memory, number, ring_bytes)
+            ring = map_ring(memory, number, ring_bytes)
             self._rings[number] = ring
             self._endpoints += 1
             return number
+
+    def _hand(self, locks: range) -> tuple[Any, int] | None:
+        """The memory, and the number of a new ring in it, for a copy of a traced lock that a child will open.
+
+        None when nothing more is recorded.
+        """
+        with self._lock:
+            if not self._finalizer.alive:
+                return None
+            ticket = travelling(self._memory[0])
+            number = self._reserve(LOCK_RING_BYTES)
+            self._handed[number] = locks
+            return ticket, number
 
     def _must_have_room(self, endpoints: int) -> None:
         if self._endpoints + endpoints > ENDPOINTS:
@@ -558,18 +545,6 @@ def _unique(label: str, taken: set[str]) -> str:
     return next(f"{label} {n}" for n in range(2, 1 << 16) if f"{label} {n}" not in taken)
 
 
-def _counts(semaphore: Any) -> list[int]:
-    """How many there are to take at first, of each semaphore in it."""
-    if hasattr(semaphore, "values"):
-        return [int(value) for value in semaphore.values]
-    return [int(getattr(semaphore, "value", 1))]
-
-
-def _map(memory: int, number: int, ring_bytes: int) -> np.ndarray:
-    mapping = mmap.mmap(memory, spsc.DATA + ring_bytes, offset=number * _STRIDE)
-    return np.frombuffer(mapping, np.int64)  # keeps the mapping alive
-
-
 def _take(ring: np.ndarray, room: np.ndarray) -> int:
     behind = ring.nbytes - spsc.DATA
     size = 1 << (behind.bit_length() - 1)  # the slots are a power of two, and more than what is behind them
@@ -597,271 +572,6 @@ def _close(memory: list[int], stop: threading.Event) -> None:
     stop.set()
     while memory:
         os.close(memory.pop())
-
-
-class _Traced:
-    """What a traced sender and receiver have in common: the wrapped end and the ring they record in."""
-
-    trace: Trace | None = None  # only in the process that made it
-    closed: bool
-    _method: ClassVar[str]
-    _ring: np.ndarray | None
-
-    def __init__(self, inner: Any, memory: int, channel: int, number: int, tag: int, contents: bool):
-        self._inner = inner
-        self._memory = memory
-        self._channel, self._number, self._contents = channel, number, contents
-        self.kind, self.facts = inner.kind, inner.facts
-        self.aftermath = inner.aftermath
-        ring = self._ring = _map(memory, number, _RING_BYTES + _CONTENTS_BYTES * contents)
-        self._state = state = new_state(ring.ctypes.data, _RING_BYTES, getattr(inner, "max_message", 0))
-        state[[TAG // 8, PID // 8, ORIGIN // 8]] = tag, machine.known_pid(), channel | number << 16
-        state[CONTENTS // 8] = contents
-        self._record = {name: entry.builtin(state, ring) for name, entry in trace_entries().items()}
-
-    def _compiled(self, call: Callable[..., Any], later: Callable[..., Any] | None) -> Any:
-        """What takes the place of our method `_method`: the compiled one. It makes these calls, see trace_entry."""
-        rest = functools.partial(_rest, weakref.ref(self))
-        calls = {CALL: call, LATER: later, REST: rest, FOREIGN: _foreign}
-        for word, called in calls.items():
-            self._state[word // 8] = id(called) if called else 0
-        return trace_entries()[self._method].builtin(self._state, (self._ring, calls))
-
-    def fileno(self) -> int:
-        return int(self._inner.fileno())
-
-    def clone(self) -> Any:
-        """A second end on the same channel. Raises ValueError in another process than the trace's own."""
-        self._must_be_open()
-        if self.trace is None:
-            raise ValueError("clone a traced end in the process that made the trace, before it is handed on")
-        inner = self._inner.clone()
-        self._state[MOST // 8] = getattr(self._inner, "max_message", 0)
-        return self.trace._attach(type(self), inner, self._channel)
-
-    def _farewell(self) -> None:
-        self._record["closed"]()
-        self._inner._farewell()
-
-    def _let_go(self) -> None:
-        def refuse(*_: object) -> None:  # another process may write to our ring now, and only one can
-            raise ValueError("this end is closed: it was closed here, or given away by launch")
-
-        self._begins = self._ends = refuse
-        if vars(self).pop(self._method, None):  # it maps our ring, and somebody may have kept it
-            self._state[CALL // 8] = 0
-        self._ring = None
-        self._record = dict.fromkeys(self._record, refuse)
-        self._inner.given_away()
-        os.close(self._memory)
-
-    _must_be_open: Callable[[], None]
-    _begins: Callable[..., Any]
-    _ends: Callable[..., Any]
-    _record: dict[str, Callable[..., Any]] = {}  # noqa: RUF012
-
-    def __reduce__(self) -> Any:
-        tag = int(self._state[TAG // 8])
-        ticket = travelling(self._memory)
-        return _arrives, (type(self), self._inner, ticket, self._channel, self._number, tag, self._contents)
-
-
-class TracedSender(_Traced, Sender):
-    """A sender that records. Every message carries its id in front, which the TracedReceiver takes off."""
-
-    _method = "send"
-
-    def __init__(self, inner: Sender, memory: int, channel: int, number: int, tag: int, contents: bool):
-        super().__init__(inner, memory, channel, number, tag, contents)
-        inner._allow_tag()
-        self._begins, self._ends = self._record["send_begins"], self._record["send_ends"]
-        self._state[HEADER // 8] = inner.header_bytes
-        self._send: Callable[..., None] = inner._write if inner.header_bytes else inner.send  # type: ignore[attr-defined]
-        self.send = self._compiled(inner._at_once or self._send, inner._later)  # type: ignore[method-assign]
-
-    def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT, **extra: Any) -> None:
-        """As Sender.send; what a mechanism takes beyond that (priority=, type=) is passed on."""
-        try:
-            framed = self._begins(message)
-        except (TypeError, ValueError, BufferError):
-            framed = None
-        if framed is None:
-            self._must_be_open()
-            as_bytes(message, self.max_message)  # raises what is wrong with it
-        try:
-            self._send(framed, timeout, **extra)
-        except BaseException:
-            self._record["dropped"](framed)
-            raise
-        self._ends(framed)
-
-    @property
-    def max_message(self) -> int:  # type: ignore[override]
-        return self._inner.max_message
-
-    @property
-    def capacity(self) -> Capacity:
-        return self._inner.capacity
-
-
-class TracedReceiver(_Traced, Receiver):
-    """A receiver that records."""
-
-    _method = "receive"
-
-    def __init__(self, inner: Receiver, memory: int, channel: int, number: int, tag: int, contents: bool):
-        super().__init__(inner, memory, channel, number, tag, contents)
-        self._begins, self._ends = self._record["receive_begins"], self._record["receive_ends"]
-        self._receive = inner.receive
-        self.receive = self._compiled(inner._at_once or inner.receive, inner.receive)  # type: ignore[method-assign]
-
-    def receive(self, timeout: float | None = DEFAULT_TIMEOUT, **extra: Any) -> bytes:
-        """As Receiver.receive; what a mechanism takes beyond that (type=) is passed on."""
-        self._begins()
-        try:
-            tagged = self._receive(timeout, **extra)
-        except BaseException:
-            self._record["gave_up"]()
-            raise
-        message: bytes | None = self._ends(tagged)
-        return _foreign(tagged) if message is None else message
-
-
-def _rest(me: weakref.ref[Any], *arguments: Any, **named: Any) -> Any:
-    """What the compiled `send` and `receive` leave to our own."""
-    end = me()
-    if end is None:
-        raise ValueError("this end is closed: it is no longer there")
-    return getattr(type(end), end._method)(end, *arguments, **named)
-
-
-def _foreign(tagged: bytes) -> Any:
-    raise OSError(errno.EBADMSG, f"a message of {len(tagged)} bytes came from a sender that is not traced")
-
-
-def _arrives(wrapper: Any, inner: Any, ticket: Any, channel: int, number: int, tag: int, contents: bool) -> Any:
-    return wrapper(inner, arrived(ticket), channel, number, tag, contents)
-
-
-class TracedLock(Held, Shared):
-    """A lock or semaphore that records. It has the methods and attributes of the one inside it.
-
-    Every process that it is handed to has a ring of its own, reserved here when it is pickled for that process.
-    """
-
-    trace: Trace | None = None  # only in the process that made it
-
-    def __init__(self, inner: Any, memory: int, first: int, number: int):
-        self._inner, self._first, self._number = inner, first, number
-        ring = _map(memory, number, _LOCK_RING_BYTES)
-        self._records = []  # one dictionary for each semaphore in it
-        for lock in range(first, first + len(_counts(inner))):
-            state = new_state(ring.ctypes.data, _LOCK_RING_BYTES, 0)
-            state[[PID // 8, ORIGIN // 8]] = machine.known_pid(), lock | number << 16
-            entries = trace_entries().items()
-            self._records.append({name: e.builtin(state, ring) for name, e in entries if name.startswith("lock_")})
-            self._records[-1]["lock_opened"]()
-        self._only = self._records[0] if len(self._records) == 1 else None
-        self._acquire, self._release = inner.acquire, inner.release
-
-    def acquire(self, *args: Any, **kwargs: Any) -> Any:
-        """As the lock's own acquire."""
-        if self.closed:
-            self._must_be_open()
-        record = self._only or self._records[self._index(args, kwargs)]
-        record["lock_waits"]()
-        try:
-            result = self._acquire(*args, **kwargs)
-        except BaseException:
-            record["lock_gave_up"]()
-            raise
-        record["lock_acquired"]()
-        return result
-
-    def release(self, *args: Any, **kwargs: Any) -> Any:
-        """As the lock's own release."""
-        if self.closed:
-            self._must_be_open()
-        record = self._only or self._records[self._index(args, kwargs)]
-        record["lock_released"]()
-        return self._release(*args, **kwargs)
-
-    def ops(self, operations: Iterable[tuple[int, int, bool]], timeout: float | None = DEFAULT_TIMEOUT) -> None:
-        """As SysvSemaphores.ops; taking several at once is recorded as waiting for each of them."""
-        self._must_be_open()
-        operations = list(operations)
-        taken = [self._records[index] for index, delta, _ in operations for _ in range(-delta)]
-        given = [self._records[index] for index, delta, _ in operations for _ in range(delta)]
-        for record in taken:
-            record["lock_waits"]()
-        if not taken:  # who gives does not wait: before, as in release
-            for record in given:
-                record["lock_released"]()
-        try:
-            self._inner.ops(operations, timeout)
-        except BaseException:
-            for record in taken:
-                record["lock_gave_up"]()
-            raise
-        for record in taken:
-            record["lock_acquired"]()
-        if taken:
-            for record in given:
-                record["lock_released"]()
-
-    def recover(self, *args: Any, **kwargs: Any) -> Any:
-        """As Mutex.recover: take over what a dead process held."""
-        self._must_be_open()
-        result = self._inner.recover(*args, **kwargs)
-        self._records[0]["lock_acquired"]()
-        return result
-
-    def _index(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-        """Which semaphore of a set of several is meant."""
-        index = args[0] if args else kwargs.get("index", 0)
-        if index not in range(len(self._records)):
-            raise ValueError(
-                f"this set has {len(self._records)} semaphores, 0 to {len(self._records) - 1}, not {index}"
-            )
-        return int(index)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._inner, name)
-
-    def _let_go(self) -> None:
-        for record in self._records:
-            record["lock_closed"]()
-        self._inner.close()
-
-    def _state(self) -> str:
-        return f"traced {self._inner!r}"
-
-    def __reduce__(self) -> Any:
-        self._must_be_open()
-        trace = self.trace
-        if trace is None:
-            raise ValueError("hand a traced lock on from the process that made the trace")
-        with trace._lock:
-            if not trace._finalizer.alive:
-                return _itself, (self._inner,)  # nothing more is recorded
-            ticket = travelling(trace._memory[0])
-            number = trace._reserve(_LOCK_RING_BYTES)
-            trace._handed[number] = range(self._first, self._first + len(self._records))
-            return _lock_arrives, (self._inner, ticket, self._first, number)
-
-
-def _lock_arrives(inner: Any, ticket: Any, first: int, number: int) -> TracedLock:
-    memory = arrived(ticket)
-    try:
-        return TracedLock(inner, memory, first, number)
-    finally:
-        os.close(memory)
-
-
-def _itself(inner: Any) -> Any:
-    return inner
 
 
 def must_be_a_trace(thing: Any) -> None:

@@ -38,6 +38,7 @@ FLOORS = {
     "labkit.wiretap": 3.5,  # records what Jupyter says in a trace
     "labkit.baggage": 2.5,  # ends for a process that runs already
     "labkit.trace": 3,
+    "labkit.traced": 2.9,  # the ends that record there
     "labkit.comms": 3.1,  # what it hears goes into a trace
     "labkit.launch": 3,
     "labkit.cluster": 3.1,  # sends functions as launch does

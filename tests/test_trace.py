@@ -15,6 +15,7 @@ import pytest
 import roles
 
 import labkit.trace
+import labkit.traced
 from labkit import KINDS, Closed, RemoteError, Trace, channel, launch, sender
 from labkit.events import EVENT, Action, beginning
 from labkit.lockfree import spsc
@@ -88,7 +89,7 @@ def test_the_first_bytes_go_round_with_the_ring_and_are_those_of_their_own_messa
     found = trace.messages()
     numbers = (found["message"] & ((1 << 40) - 1)).tolist()
     sent = [roles.numbered(number, size)[:16] for number, size in zip(numbers, found["size"].tolist(), strict=True)]
-    assert len(sent) + trace.lost >= 150_000 > labkit.trace.RING_EVENTS
+    assert len(sent) + trace.lost >= 150_000 > labkit.traced.RING_EVENTS
     assert found["first"].tolist() == sent
 
 
@@ -99,7 +100,7 @@ def test_a_trace_without_contents_records_none_and_needs_no_room_for_them():
         rx.receive()
         assert launch(roles.send_all, tx, [b"nor this"]).wait() is None
         assert not any(trace.events()["first"]) and len(trace.messages()) == 2
-        assert {ring.nbytes for ring in trace._rings.values()} == {labkit.trace._RING_BYTES + spsc.DATA}
+        assert {ring.nbytes for ring in trace._rings.values()} == {labkit.traced.RING_BYTES + spsc.DATA}
         rx.close()
 
 
@@ -274,14 +275,14 @@ def test_of_a_million_events_at_full_speed_everyone_is_recorded_or_counted_as_lo
 
 def test_loss_is_counted_when_the_collector_is_held(trace, monkeypatch):
     tx, rx = channel("pipe", trace=trace)
-    rounds = labkit.trace.RING_EVENTS // 2 + 5000
+    rounds = labkit.traced.RING_EVENTS // 2 + 5000
     with trace._lock:  # the collector waits for it
         for _ in range(rounds):
             tx.send(b"x")
             rx.receive()
         lost = trace.lost
-    assert lost == 2 * 2 * rounds - 2 * labkit.trace.RING_EVENTS
-    assert len(trace.events()) == 2 * labkit.trace.RING_EVENTS
+    assert lost == 2 * 2 * rounds - 2 * labkit.traced.RING_EVENTS
+    assert len(trace.events()) == 2 * labkit.traced.RING_EVENTS
     assert "lost" in repr(trace)
     assert trace.lost == lost
     tx.close()
@@ -571,7 +572,7 @@ def test_an_event_stays_inside_the_ring_whatever_a_peer_has_written_into_it():
     with Trace() as trace:
         tx, rx = channel("pipe", trace=trace)
         ring = trace._rings[tx._number]
-        end = labkit.trace._RING_BYTES
+        end = labkit.traced.RING_BYTES
         ring[[spsc.READ // 8, spsc.WRITE // 8]] = end - 8
         slots = spsc.DATA + end
         tx.send(b"x" * 16)  # the event would begin 8 bytes before the end of the slots
