@@ -36,6 +36,7 @@ import select
 import socket
 import socketserver
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -227,6 +228,16 @@ class Stub:
 # --- JSON over HTTP -------------------------------------------------------------------------------------------
 
 
+class _Timed(socket.socket):
+    """A connection whose answer is there by the deadline: the timeout of a socket begins anew with each piece of it."""
+
+    deadline: float
+
+    def recv_into(self, *into: Any) -> int:
+        self.settimeout(max(self.deadline - time.monotonic(), 1e-6))  # 0 would not wait, and say so in other words
+        return super().recv_into(*into)
+
+
 class JsonStub(Stub):
     """A call is POST /name with the values as a JSON object; the answer is one, too."""
 
@@ -238,7 +249,8 @@ class JsonStub(Stub):
         body = json.dumps(values).encode()
         if len(body) > LARGEST:
             raise ValueError(f"{name} was not run: its values take {len(body):,} bytes, of at most {LARGEST:,}")
-        connection = self._connection
+        connection: Any = self._connection
+        deadline = time.monotonic() + timeout
         if connection.sock and select.select([connection.sock], [], [], 0)[0]:
             connection.close()  # nobody was to speak: the server has hung up since
         if not connection.sock:
@@ -247,6 +259,7 @@ class JsonStub(Stub):
             undo.callback(connection.close)  # or the next call would get the answer of one that Ctrl-C has ended
             try:
                 connection.sock.settimeout(timeout)
+                connection.sock.deadline = deadline
                 connection.request("POST", f"/{quote(name)}", body, {"Content-Type": "application/json"})
                 response = connection.getresponse()
                 answer = response.read(LARGEST + 1)
@@ -271,6 +284,7 @@ class JsonStub(Stub):
         self._connection.timeout = timeout
         try:
             self._connection.connect()
+            self._connection.sock = _Timed(fileno=self._connection.sock.detach())
         except TimeoutError:
             raise self._late(name, timeout) from None
         except OSError as reason:

@@ -92,6 +92,22 @@ def test_a_deadline_ends_the_waiting_and_not_the_work(stub, tmp_path):
     assert eventually(lambda: (tmp_path / "done").read_text() == "x")
 
 
+def test_an_answer_that_comes_by_drops_keeps_to_the_deadline():
+    def drips(listener):
+        connection, _ = listener.accept()
+        with contextlib.suppress(OSError):  # until the caller hangs up
+            while True:
+                connection.sendall(b"H")
+                time.sleep(0.02)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=drips, args=(listener,))
+        server.start()
+        with connect(*listener.getsockname()) as stub, pytest.raises(TimeoutError, match=r"within 0\.3 s"):
+            stub.mean(day="1", timeout=0.3)
+        server.join()
+
+
 def test_a_server_killed_in_mid_call_is_said_to_have_ended(stub, tmp_path):
     with pytest.raises(Closed, match="ended before it answered. Whether it was run is unknown"):
         stub.report(request=str(tmp_path / "done"), celsius=60.0)
