@@ -16,7 +16,8 @@ import pytest
 from labkit.electron import recording
 from labkit.electron.clone import encode
 from labkit.electron.frames import Kind, pack
-from labkit.electron.jupyter import JupyterTransport, inlined
+from labkit.electron.inlined import inlined
+from labkit.electron.jupyter import JupyterTransport
 from labkit.page import WIDGET_STATE
 from labkit.report import report_notebooks, run
 from labkit.stats import STANDS_IN
