@@ -126,7 +126,7 @@ def jupyterlab(folder: Path, *options: str, app: str = "jupyterlab") -> Iterator
         finally:
             server.send_signal(signal.SIGTERM)
             try:
-                server.wait(15)
+                server.wait(60)
             except subprocess.TimeoutExpired:
                 os.killpg(server.pid, signal.SIGKILL)
                 server.wait()
@@ -187,7 +187,7 @@ def notebook(browser: Any, folder: Path, **options: Any) -> Iterator[Notebook]:
         yield Notebook(page)
 
 
-def _all_gone(home: str, seconds: float = 10) -> None:
+def _all_gone(home: str, seconds: float = 60) -> None:
     """Every process of a JupyterLab, kernels and their children too, carries its runtime folder in the environment."""
     deadline = time.monotonic() + seconds
     while True:

@@ -127,7 +127,7 @@ def test_lab_serves_the_start_page_without_opening_a_browser(tmp_path):
             assert b"JupyterLab" in page
         finally:
             server.terminate()
-            assert server.wait(timeout=30) is not None
+            assert server.wait(timeout=60) is not None
 
 
 def test_report_wants_html_or_pdf():

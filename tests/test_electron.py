@@ -783,15 +783,22 @@ def test_a_preload_script_gets_an_answer_though_something_was_sent_before(tmp_pa
 
 
 def test_async_handlers_overlap_and_each_answer_goes_to_its_call(win):
-    async def sleep(event, ms):
-        await asyncio.sleep(ms / 1000)
-        return ms
+    begun = []
 
-    ipc_main.handle("sleep", sleep)
+    async def handler(event, number):
+        begun.append(asyncio.Event())
+        if number == 3:  # all have begun: the last answers first, and lets the one before it go on
+            begun[-1].set()
+        await begun[number - 1].wait()
+        if number > 1:
+            asyncio.get_running_loop().call_soon(begun[number - 2].set)
+        return number
+
+    ipc_main.handle("overlap", handler)
     code = """(async () => { const done = [];
-      await Promise.all([90, 60, 30].map(async (ms) => done.push([ms, await ipcRenderer.invoke("sleep", ms)])));
+      await Promise.all([1, 2, 3].map(async (n) => done.push([n, await ipcRenderer.invoke("overlap", n)])));
       return done; })()"""
-    assert run(win, code) == [[30, 30], [60, 60], [90, 90]]
+    assert run(win, code) == [[3, 3], [2, 2], [1, 1]]
 
 
 def test_a_message_is_for_one_window_and_replies_go_where_it_came_from(win):

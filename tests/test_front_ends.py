@@ -135,7 +135,7 @@ def test_the_views_work_in_voila(browser, lab: Path):
                 all_are_there(page)
         finally:
             server.send_signal(signal.SIGTERM)
-            server.wait(30)
+            server.wait(60)
 
 
 def answers(url: str) -> bool:

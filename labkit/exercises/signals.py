@@ -44,13 +44,14 @@ def check_shutdown(f: Callable[..., Any]) -> Verdict:
 class _Worker:
     """The learner's function in a process of its own, and what it reports."""
 
-    def __init__(self, f: Callable[..., Any], messages: int):
+    def __init__(self, f: Callable[..., Any], messages: int, held: int = 0):
         self.tx, rx = channel("pipe")
+        self.go_on, go = channel("pipe")
         for number in range(1, messages + 1):
             self.tx.send(b"%d" % number)
         report, self.news = channel("pipe")
         self.log: list[str] = []
-        self.job: Job = launch(_serve, f, rx, report, name=getattr(f, "__name__", "your function"))
+        self.job: Job = launch(_serve, f, rx, report, go, held, name=getattr(f, "__name__", "your function"))
         self.hears_until("up")
 
     def hears_until(self, line: str) -> bool:
@@ -73,14 +74,16 @@ class _Worker:
             with contextlib.suppress(Closed, TimeoutError):
                 while True:
                     self.log.append(self.news.receive(1.0).decode())
-            self.tx.close()
-            self.news.close()
+            for end in (self.tx, self.go_on, self.news):
+                end.close()
         return ""
 
 
-def _serve(f: Callable[..., Any], rx: Any, report: Any) -> None:
+def _serve(f: Callable[..., Any], rx: Any, report: Any, go: Any, held: int) -> None:
     def work(message: bytes) -> None:
         report.send(b"begun " + message)
+        if message == b"%d" % held:  # the signal comes meanwhile, however busy the machine is
+            go.receive()
         time.sleep(WORK)
         report.send(b"done " + message)
 
@@ -103,10 +106,11 @@ def _all_done(f: Callable[..., Any]) -> str:
 
 
 def _busy(f: Callable[..., Any]) -> str:
-    worker = _Worker(f, 6)
+    worker = _Worker(f, 6, held=2)
     worker.hears_until("begun 2")
-    time.sleep(WORK / 3)
     worker.job.kill(signal.SIGTERM)
+    with contextlib.suppress(Closed):  # it may have ended
+        worker.go_on.send(b"signalled")
     how = worker.ends()
     if how == "killed by SIGTERM":
         return (
@@ -133,7 +137,7 @@ def _busy(f: Callable[..., Any]) -> str:
 def _idle(f: Callable[..., Any]) -> str:
     worker = _Worker(f, 1)
     worker.hears_until("done 1")
-    time.sleep(WORK)
+    let_sleep(worker.job.pid, WORK)
     worker.job.kill(signal.SIGTERM)
     how = worker.ends()
     if how == "still runs":
