@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from jupyter_client import KernelManager
-from roles import gone, interrupt_soon
+from roles import eventually, gone, interrupt_soon
 
 from labkit import KINDS, RemoteError, Trace, channel, kernel, kernels, launch
 from labkit.kernels import KernelError
@@ -260,7 +260,7 @@ def test_what_the_kernel_cannot_unpack_stays_ours(alice):
     before = len(os.listdir(f"/proc/{alice.pid}/fd"))
     with pytest.raises(KernelError, match="cannot take what it was handed: OSError: not here"):
         alice.push(first=Picky(), tx=tx)
-    assert len(os.listdir(f"/proc/{alice.pid}/fd")) <= before, "descriptors that arrived are closed"
+    assert eventually(lambda: len(os.listdir(f"/proc/{alice.pid}/fd")) <= before), "descriptors that arrived are closed"
     assert not tx.closed
     alice.push(tx=tx)
     alice.run("tx.close()")

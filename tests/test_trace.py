@@ -531,7 +531,7 @@ def test_a_trace_whose_channels_are_closed_rests_and_wakes_again():
             tx.close()
             rx.close()
             assert roles.eventually(lambda: trace._collector is None)
-            assert len(os.listdir("/proc/self/fd")) == descriptors
+            assert roles.eventually(lambda: len(os.listdir("/proc/self/fd")) == descriptors)
             assert trace.latency().n == round_number
 
 
