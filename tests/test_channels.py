@@ -902,31 +902,6 @@ def test_manual_is_what_the_mechanisms_own_file_names_too(kind, fact):
     assert all(page in module.__doc__ for page in fact.manual.split(", "))
 
 
-STRANGER_IN_A_NAMESPACE = """
-import ctypes, os, sys
-CLONE = dict(mount=0x20000, ipc=0x8000000, net=0x40000000, pid=0x20000000, user=0x10000000)
-libc, kind, name, space = ctypes.CDLL(None, use_errno=True), *sys.argv[1:]
-if libc.unshare(CLONE[space]) and libc.unshare(CLONE[space] | CLONE["user"]):
-    sys.exit(77)
-if space == "pid" and (child := os.fork()):  # the next child is the first process of the new namespace
-    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-if space == "mount":
-    MS_REC, MS_PRIVATE = 0x4000, 1 << 18
-    libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
-    for folder in ("/dev/shm", os.environ["XDG_RUNTIME_DIR"]):
-        if libc.mount(b"tmpfs", folder.encode(), b"tmpfs", 0, b"mode=700"):
-            sys.exit(77)
-from labkit import Closed, receiver, sender
-try:
-    end = sender(kind, name)
-    end.send(b"over the wall")
-    end.close()
-except (OSError, Closed):
-    sys.exit(0)
-sys.exit(1)
-"""
-
-
 def test_namespaced_by_a_new_namespace_hides_the_name(kind, fact, a_name):
     if fact.namespaced_by == "none":
         assert fact.related_only  # a descriptor crosses every namespace, and there is no name to hide
@@ -938,16 +913,14 @@ def test_namespaced_by_a_new_namespace_hides_the_name(kind, fact, a_name):
     tx, rx = channel(kind, name=a_name)
     make_way(tx)
     for space in ("mount", "ipc", "net", "pid"):
-        command = [sys.executable, "-c", STRANGER_IN_A_NAMESPACE, kind, a_name, space]
-        ended = subprocess.run(command, cwd=Path(__file__).parents[1], timeout=60)
-        if ended.returncode == 77:
+        sent = launch(roles.send_from_a_namespace, kind, a_name, space).wait()
+        if sent is None:
             tx.close()
             rx.close()
             pytest.skip(f"no permission to make a {space} namespace here")
-        hidden = ended.returncode == 0
-        if not hidden:
+        if sent:
             assert rx.receive() == b"over the wall"
-        assert hidden == (space in fact.namespaced_by), f"a new {space} namespace"
+        assert sent == (space not in fact.namespaced_by), f"a new {space} namespace"
     tx.close()
     rx.close()
 
