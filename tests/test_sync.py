@@ -26,6 +26,21 @@ import numba
 import pytest
 from emitted import aarch64_of
 from roles import comes_to_rest, eventually, gone, interrupt_soon, sleeping
+from sync_roles import (
+    Zero,
+    add_many,
+    count_up,
+    hold,
+    hold_until,
+    meet,
+    share,
+    take_both,
+    take_two_and_die,
+    wait_at,
+    wait_for_change,
+    wait_in_child,
+    work_with,
+)
 
 from labkit import RemoteError, launch
 from labkit.channels import notes
@@ -95,17 +110,6 @@ def eventfd() -> Iterator[tuple[Any, str, Let]]:
     bell.close()
 
 
-class Zero(Futex):
-    """A futex whose wait is for it not to be 0 any more."""
-
-    def wait(self, timeout: float | None = None) -> Any:
-        return super().wait(0, timeout)
-
-    def let(self) -> None:
-        self.value = 1
-        self.wake()
-
-
 @contextlib.contextmanager
 def futex() -> Iterator[tuple[Any, str, Let]]:
     word = Zero()
@@ -135,12 +139,6 @@ def held_elsewhere(lock: Any) -> Iterator[tuple[Any, str, Let]]:
     job.wait()
     for thing in (lock, tell, told):
         thing.close()
-
-
-def hold_until(lock: Any, told: Any, tell: Any) -> None:
-    with lock:
-        told.notify()
-        tell.wait(timeout=60)
 
 
 def mutex() -> Any:
@@ -179,10 +177,6 @@ def case(request) -> Iterator[tuple[Any, str, Let]]:
 @pytest.fixture
 def wait(case) -> Wait:
     return getattr(case[0], case[1])
-
-
-def wait_in_child(thing: Any, method: str, timeout: float | None) -> None:
-    getattr(thing, method)(timeout=timeout)
 
 
 # --- waiting -------------------------------------------------------------------------------------------------
@@ -328,16 +322,6 @@ def lock(request) -> Iterator[Any]:
         made.close()
 
 
-def count_up(lock: Any, path: str, times: int) -> None:
-    """Read, wait a little, write: without a lock most of it is lost."""
-    for _ in range(times):
-        with lock, open(path, "r+") as file:
-            number = int(file.read())
-            os.sched_yield()
-            file.seek(0)
-            file.write(str(number + 1))
-
-
 def test_of_many_processes_only_one_is_inside(lock, tmp_path):
     path = tmp_path / "count"
     path.write_text("0")
@@ -362,11 +346,6 @@ def test_of_many_threads_only_one_is_inside_unless_the_lock_belongs_to_more(lock
     for thread in threads:
         thread.join(30)
     assert path.read_text() == "400"
-
-
-def hold(lock: Any) -> None:
-    lock.acquire()
-    time.sleep(600)
 
 
 OF_A_KILLED_HOLDER = {
@@ -645,11 +624,6 @@ def test_a_delta_of_zero_waits_for_zero():
     semaphores.ops([(0, 0, False)], timeout=0)
 
 
-def take_two_and_die(semaphores: Any, undo: bool) -> None:
-    semaphores.ops([(0, -2, undo)])
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 @pytest.mark.parametrize("undo", [True, False])
 def test_sem_undo_gives_back_what_a_killed_process_took_and_without_it_it_stays_taken(undo):
     semaphores = SysvSemaphores((5,))
@@ -820,15 +794,6 @@ def test_a_futex_wakes_as_many_as_it_is_told():
             assert job.wait() is True
 
 
-def wait_for_change(word: Any) -> bool:
-    return word.wait(0, timeout=20)
-
-
-def add_many(word: Any, times: int) -> None:
-    for _ in range(times):
-        word.add(1)
-
-
 def test_atomic_additions_of_several_processes_are_all_there():
     with Futex() as word:
         for job in [launch(add_many, word, 20_000) for _ in range(4)]:
@@ -917,26 +882,6 @@ def test_each_atomic_instruction_is_one_in_the_compiled_code_also_on_aarch64(nam
     assert re.search(instruction, aarch64_of(text))
 
 
-def work_with(mutex: Any, inside: Any, done: Any, times: int) -> int:
-    """Take the mutex and give it back; returns how often a dead one's had to be taken over."""
-    recovered = 0
-    for _ in range(times):
-        try:
-            mutex.acquire()
-        except OwnerDied:
-            try:
-                mutex.recover()
-            except PermissionError:  # another was faster
-                continue
-            recovered += 1
-            inside.value = 0
-        assert inside.add(1) == 0, "two are inside"
-        done.add(1)
-        assert inside.add(-1) == 1, "two were inside"
-        mutex.release()
-    return recovered
-
-
 def test_a_mutex_excludes_while_its_users_are_killed_at_random():
     with Futex() as inside, Futex() as done:
         mutex = Mutex()
@@ -960,17 +905,6 @@ def test_a_mutex_excludes_while_its_users_are_killed_at_random():
 # --- barrier -------------------------------------------------------------------------------------------------
 
 
-def meet(barrier: Any, counter: Any, parties: int, rounds: int) -> list[int]:
-    """How many had come, seen after each round; it must be all of them."""
-    seen = []
-    for turn in range(rounds):
-        counter.add(1)
-        barrier.wait()
-        seen.append(counter.value - parties * turn >= parties)
-        barrier.wait()
-    return seen
-
-
 @pytest.mark.parametrize("parties", [1, 2, 5])
 def test_nobody_passes_a_barrier_before_all_have_come_round_after_round(parties):
     with Barrier(parties) as barrier, Futex() as counter:
@@ -989,10 +923,6 @@ def test_the_places_at_a_barrier_are_the_order_of_coming():
         assert repr(barrier) == "<Barrier, 2 of 3 wait>"
         assert barrier.wait() == 2
         assert (first.wait(), second.wait()) == (0, 1)
-
-
-def wait_at(barrier: Any, timeout: float | None = 20) -> int:
-    return barrier.wait(timeout=timeout)
 
 
 def test_one_who_gives_up_breaks_the_barrier_for_all_until_it_is_reset():
@@ -1148,10 +1078,6 @@ def test_those_who_share_a_lock_exclude_only_who_wants_it_alone(path, how):
     lock.close()
 
 
-def share(lock: Any) -> None:
-    lock.acquire(timeout=0, shared=True)
-
-
 @pytest.mark.parametrize(("how", "kept"), [("flock", True), ("ofd", True), ("fcntl", False)])
 def test_a_process_loses_its_fcntl_lock_by_closing_any_descriptor_of_the_file(path, how, kept):
     lock = FileLock(path, how)
@@ -1232,13 +1158,6 @@ def test_the_kernel_sees_a_deadlock_of_fcntl_locks(tmp_path):
             job.wait()
     for thing in (one, two, ready):
         thing.close()
-
-
-def take_both(first: Any, second: Any, ready: Any) -> None:
-    with first:
-        ready.notify()
-        with second:
-            pass
 
 
 def test_a_file_lock_that_cannot_be_is_refused(tmp_path):
