@@ -21,6 +21,7 @@ import pytest
 import roles
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mpmc_roles import Unpacked, receive_all, receive_one, send_many_of, send_one
 from numba import njit
 
 from labkit import RemoteError, launch
@@ -244,21 +245,6 @@ def test_a_queue_that_nobody_receives_from_is_merely_full(queue):
 # --- who still may send -------------------------------------------------------------------------------------
 
 
-class Unpacked:
-    """Among the arguments of a process: it does not come further until somebody writes to this FIFO."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return _wait_for, (str(self.path),)
-
-
-def _wait_for(path: str) -> bytes:
-    with open(path, "rb") as fifo:
-        return fifo.read(1)
-
-
 def _let_go_on(path) -> None:
     with open(path, "wb") as fifo:
         fifo.write(b"!")
@@ -268,18 +254,6 @@ def _let_go_on(path) -> None:
 def gate(tmp_path):
     os.mkfifo(tmp_path / "gate")
     return tmp_path / "gate"
-
-
-def send_one(q: Mpmc, message: bytes, gate: object = None) -> None:
-    if gate is not None:
-        _wait_for(str(gate))
-    q.send(message)
-
-
-def receive_one(q: Mpmc, gate: object = None) -> bytes:
-    if gate is not None:
-        _wait_for(str(gate))
-    return q.receive()
 
 
 def test_a_process_that_has_not_sent_yet_keeps_the_queue_open(queue, gate):
@@ -380,21 +354,6 @@ def test_launching_leaves_no_descriptor_and_no_number_behind(queue):
 
 
 # --- between processes --------------------------------------------------------------------------------------
-
-
-def send_many_of(q: Mpmc, who: int, count: int) -> None:
-    for number in range(count):
-        q.send(b"%d %d %s" % (who, number, b"x" * (number % 40)))
-    q.close()
-
-
-def receive_all(q: Mpmc) -> list[tuple[int, int]]:
-    got = []
-    for message in q:
-        who, number, rest = message.split(b" ")
-        assert rest == b"x" * (int(number) % 40)
-        got.append((int(who), int(number)))
-    return got
 
 
 @pytest.mark.parametrize(("senders", "receivers", "capacity"), [(2, 2, 16), (4, 4, 3), (1, 3, 1), (3, 1, 1024)])
