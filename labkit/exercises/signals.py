@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import time
 from collections.abc import Callable
@@ -153,7 +154,7 @@ def _idle(f: Callable[..., Any]) -> str:
 
 CHILDREN = 20
 LIFE = 0.4
-"""Seconds that the children live."""
+"""Seconds that the children live, at least."""
 KILLED = 7
 """Which of them dies of SIGKILL; the others exit with their numbers."""
 
@@ -164,11 +165,16 @@ def check_collect(f: Callable[..., Any]) -> Verdict:
     Args:
         f: the learner's function.
     """
-    job = launch(_collect, f, name=getattr(f, "__name__", "your function"))
+    tell, told = channel("pipe")
+    lifeline, waits = channel("pipe")
+    job = launch(_collect, f, tell, waits, name=getattr(f, "__name__", "your function"))
     try:
+        with contextlib.suppress(Closed, TimeoutError):
+            told.receive(PATIENCE)
+            _die_at_once(job, lifeline)
         found, expected, busy = job.wait(PATIENCE)
     except TimeoutError:
-        zombies = _zombies(job.pid)
+        zombies = _children(job.pid).count("Z")
         if zombies:
             return Verdict(
                 False,
@@ -190,6 +196,8 @@ def check_collect(f: Callable[..., Any]) -> Verdict:
         return Verdict(False, f"your function stopped with “{line}”.{hint}")
     finally:
         job.kill()
+        told.close()
+        lifeline.close()
     wrong = _wrong_statuses(found, expected)
     if wrong:
         return Verdict(False, wrong)
@@ -206,30 +214,41 @@ def check_collect(f: Callable[..., Any]) -> Verdict:
     )
 
 
-def _zombies(pid: int) -> int:
-    """How many children of a process wait to be reaped."""
-    found = 0
+def _die_at_once(job: Job, lifeline: Any) -> None:
+    """Let the children end while their parent is stopped, so that it hears of all of them in one moment."""
+    let_sleep(job.pid, LIFE)
+    job.kill(signal.SIGSTOP)
+    lifeline.close()
+    deadline = time.monotonic() + PATIENCE
+    while set(_children(job.pid)) - {"Z"} and time.monotonic() < deadline:
+        time.sleep(0.01)
+    job.kill(signal.SIGCONT)
+
+
+def _children(pid: int) -> list[str]:
+    """The states of a process's children, Z of those that wait to be reaped: proc_pid_stat(5)."""
+    found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, parent = path.read_text().rpartition(")")[2].split()[:2]
-            found += state == "Z" and int(parent) == pid
+            found += [state] if int(parent) == pid else []
     return found
 
 
-def _collect(f: Callable[..., Any]) -> tuple[Any, dict[int, int], float]:
+def _collect(f: Callable[..., Any], tell: Any, waits: Any) -> tuple[Any, dict[int, int], float]:
     expected: dict[int, int] = {}
 
     def start() -> list[int]:
-        parent, end = os.getpid(), time.monotonic() + LIFE
         for number in range(CHILDREN):
             pid = os.fork()
             if pid == 0:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                let_sleep(parent, end - time.monotonic())
+                select.select([waits], [], [])  # until its other end is closed
                 if number == KILLED:
                     os.kill(os.getpid(), signal.SIGKILL)
                 os._exit(number)
             expected[pid] = -signal.SIGKILL if number == KILLED else number
+        tell.send(b"started")
         return list(expected)
 
     begin = time.process_time()
