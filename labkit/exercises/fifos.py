@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import stat
+import struct
 import tempfile
+import termios
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +23,9 @@ PATIENCE = 5.0
 
 IDLE = 0.4
 """Seconds between two clients, in which a server is to sleep."""
+
+PAUSE = 0.1
+"""Seconds between two writes of a client, in which a server is to read the first."""
 
 BUSY = 0.1
 """Seconds of processor time that show that it did not: a server that sleeps uses some milliseconds in all."""
@@ -102,8 +108,16 @@ def _visit(path: str, pieces: list[bytes]) -> None:
     fd = os.open(path, os.O_WRONLY)
     for piece in pieces:
         os.write(fd, piece)
-        time.sleep(0.1)
+        begin = time.monotonic()
+        time.sleep(PAUSE)
+        while _unread(fd) and time.monotonic() < begin + 20 * PAUSE:  # a server on a busy machine
+            time.sleep(PAUSE / 10)
     os.close(fd)
+
+
+def _unread(fd: int) -> int:
+    """Bytes in a pipe or FIFO: FIONREAD, ioctl_fionread(2)."""
+    return int(struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))[0])
 
 
 def _visited(client: Job, server: Job, number: int, what: str) -> str:
