@@ -29,22 +29,27 @@ before it ends, unless `cancel_join_thread` was called.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
-import multiprocessing.util  # noqa: F401  where _start_thread looks
+import multiprocessing.queues
+import multiprocessing.util  # where _start_thread looks
 import os
 import sys
 import threading
 import time
 import traceback
+import types
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from queue import Empty, Full
 from typing import Any
 
+from labkit.channels.base import starting
 from labkit.lockfree.face import LOOK_AGAIN, Watch, until, whole
 from labkit.lockfree.mpmc_entry import SENDS
 from labkit.lockfree.objects import NothingCame, Objects, Packed
+from labkit.lockfree.objects_entry import objects_entries
 
 SLOTS = 8192
 """Objects that a queue without a maxsize holds before a thread must help: as many as a pipe holds of the smallest."""
@@ -61,6 +66,8 @@ class _Ring(Objects):
     """What the builtins leave to Python is the queue's."""
 
     queue: weakref.ref[Queue]
+    again: Callable[[_Ring], Queue]
+    """What makes a queue of it."""
 
     def _put(self, *arguments: Any, **named: Any) -> None:
         self._queue()._put(*arguments, **named)
@@ -84,12 +91,41 @@ class _Ring(Objects):
 
     def _queue(self) -> Queue:
         queue = self.queue()
-        if queue is None:
-            raise ValueError("this queue is closed: it is no longer there")
-        return queue
+        return self.again(self) if queue is None else queue  # None: its bound method has outlived it
+
+    def method(self, name: str) -> Any:
+        """The builtin `put` or `get`, as a bound method of the queue: it keeps us, and can be handed to a process.
+
+        We do not keep it, so that all is gone with the last that uses it.
+        """
+        return objects_entries()[name].builtin(self._state, self, _Itself(self))
 
 
-class Queue:
+class _Itself(int):
+    """What a bound method that is a builtin has for its `__self__`: the address of its state, pickled as the queue."""
+
+    ring: _Ring
+
+    def __new__(cls, ring: _Ring) -> _Itself:
+        self = super().__new__(cls, int(ring._state.ctypes.data))
+        self.ring = ring
+        return self
+
+    def __reduce__(self) -> Any:
+        return _the_queue, (self.ring._queue(),)
+
+
+def _the_queue(queue: Queue) -> Queue:
+    return queue
+
+
+def _made_of(kind: type[Queue], maxsize: int, ring: _Ring) -> Queue:
+    queue = kind.__new__(kind)
+    queue._begin(ring, maxsize)
+    return queue
+
+
+class Queue(multiprocessing.queues.Queue):
     """A multiprocessing.Queue that is several times as fast, and that no kill -9 can block.
 
     Args:
@@ -101,6 +137,7 @@ class Queue:
     """
 
     _counting = False
+    __class_getitem__: Any = classmethod(types.GenericAlias)
 
     def __init__(self, maxsize: int = 0, *, ctx: Any = None):
         maxsize = whole(maxsize, "a maxsize")
@@ -113,16 +150,19 @@ class Queue:
         self._waiting: deque[Packed] = deque()
         self._thread: threading.Thread | None = None
         self._reader, self._writer = Reader(self), Writer(self)
-        ring.queue = weakref.ref(self)
         kind = type(self)
+        ring.queue, ring.again = weakref.ref(self), functools.partial(_made_of, kind, maxsize)
         self._tells_errors = kind._on_queue_feeder_error is not Queue._on_queue_feeder_error
         if kind.put is Queue.put and not self._tells_errors:
-            self.put = ring.put  # type: ignore[method-assign]
+            self.put = ring.method("put")  # type: ignore[method-assign]
         if kind.get is Queue.get:
-            self.get = ring.get  # type: ignore[method-assign]
+            self.get = ring.method("get")  # type: ignore[method-assign]
         _all.add(self)
 
     def __getstate__(self) -> Any:
+        if starting() is None:
+            name = type(self).__name__
+            raise RuntimeError(f"{name} objects should only be shared between processes through inheritance")
         return self._ring, self._maxsize
 
     def __setstate__(self, state: Any) -> None:
@@ -386,7 +426,7 @@ class Queue:
             self._ring.close()
 
 
-class JoinableQueue(Queue):
+class JoinableQueue(Queue, multiprocessing.queues.JoinableQueue):
     """A multiprocessing.JoinableQueue: a Queue that knows whether all that was put is done.
 
     Who dies between `get` and `task_done` leaves `join` waiting, as in the original.
@@ -416,7 +456,7 @@ class JoinableQueue(Queue):
         )
 
 
-class SimpleQueue(Queue):
+class SimpleQueue(Queue, multiprocessing.queues.SimpleQueue):
     """A multiprocessing.SimpleQueue: `put` waits when the queue is full, so that no thread is ever needed."""
 
     def __init__(self, *, ctx: Any = None):
@@ -428,9 +468,12 @@ class SimpleQueue(Queue):
 
     def empty(self) -> bool:
         """Whether there is nothing to get. OSError: this queue is closed."""
+        self._must_be_open()
+        return super().empty()
+
+    def _must_be_open(self) -> None:
         if self._closed:
             raise OSError("handle is closed")
-        return super().empty()
 
 
 class Reader:

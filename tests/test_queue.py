@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import gc
 import mmap
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.queues
 import os
 import pickle
 import queue
@@ -18,6 +20,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from collections import Counter, deque
 from pathlib import Path
 
@@ -36,6 +39,7 @@ from queue_roles import (
     produce,
     put_numbers,
     put_numbers_together,
+    put_what_comes,
 )
 
 import labkit.queue
@@ -353,6 +357,11 @@ def test_closed_is_closed(q):
     unused = Queue()
     unused.close()
     assert unused.empty()
+    simple = SimpleQueue()
+    simple.close()
+    for use in (lambda: simple.put(1), simple.get, simple.empty):
+        with pytest.raises(OSError, match="is closed"):
+            use()
 
 
 @pytest.mark.parametrize("wrong", ["3", 1.5, None])
@@ -361,9 +370,72 @@ def test_a_maxsize_is_a_whole_number(wrong):
         Queue(wrong)
 
 
-def test_a_queue_travels_only_to_a_process_that_is_being_started(q):
-    with pytest.raises((TypeError, RuntimeError)):
-        pickle.dumps(q)
+@pytest.mark.parametrize("kind", [Queue, JoinableQueue, SimpleQueue])
+@pytest.mark.parametrize("take_apart", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_queue_travels_only_to_a_process_that_is_being_started(kind, take_apart):
+    made = kind()
+    with pytest.raises(RuntimeError, match=f"^{kind.__name__} objects should only be shared .* through inheritance"):
+        take_apart(made)
+    with pytest.raises(RuntimeError, match="through inheritance"):
+        made.put(made)
+    made.put(1)
+    assert made.get() == 1
+    made.close()
+
+
+@pytest.mark.parametrize("kind", ["Queue", "JoinableQueue", "SimpleQueue"])
+def test_a_program_that_asks_is_told_that_it_is_multiprocessings(kind):
+    made = getattr(labkit, kind)()
+    assert isinstance(made, getattr(multiprocessing.queues, kind))
+    assert getattr(labkit, kind)[int].__origin__ is type(made)
+    made.close()
+
+
+# --- its methods, alone -------------------------------------------------------------------------------------
+
+
+def given_on(method):
+    made = Queue(1)
+    return getattr(made, method)
+
+
+def test_a_method_keeps_what_it_puts_into_and_gets_from():
+    with pytest.raises(queue.Empty):
+        Queue().get(timeout=0)
+    put, get = given_on("put"), given_on("get")
+    put("alone")
+    with pytest.raises(queue.Full):
+        put("too many", False)
+    with pytest.raises(queue.Empty):
+        get(True, 0.01)
+    made = JoinableQueue()
+    put, get = made.put, made.get
+    del made
+    put([bytes(100_000)])
+    assert get(timeout=SOON) == [bytes(100_000)]
+
+
+def test_nothing_is_kept_longer_than_the_last_method():
+    made = Queue()
+    ring = weakref.ref(made._ring)
+    get = made.get
+    made.put(1)
+    del made
+    assert get() == 1 and ring() is not None
+    del get
+    assert ring() is None
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_a_method_is_handed_to_a_process(q, context):
+    echo = context.Process(target=put_what_comes, args=(q.get,), kwargs={"put": q.put})
+    direct = context.Process(target=q.put, args=("direct",))
+    for process in (direct, echo):
+        process.start()
+        process.join(SOON)
+        assert process.exitcode == 0
+        process.close()
+    assert q.get(timeout=SOON) == ["direct"]
 
 
 # --- waiting ------------------------------------------------------------------------------------------------

@@ -343,16 +343,25 @@ def travelling(fd: int, *, for_good: bool = False) -> Any:
     Raises:
         TypeError: no process is being started.
     """
+    start = starting()
+    if start is None:
+        raise TypeError(
+            "the end of a channel cannot be pickled or reached through a global variable of the function: "
+            "hand it over as an argument, launch(f, tx)"
+        )
+    name, popen = start
+    if for_good:
+        _on_their_way.setdefault(popen, []).append(weakref.finalize(popen, os.close, fd))
+    return sys.modules[f"{name}.reduction"].DupFd(fd)
+
+
+def starting() -> tuple[str, Any] | None:
+    """The process that this thread is starting: by multiprocess or multiprocessing, and its Popen object."""
     for name in ("multiprocess", "multiprocessing"):
         context = sys.modules.get(f"{name}.context")
-        if context is not None and (start := context.get_spawning_popen()) is not None:
-            if for_good:
-                _on_their_way.setdefault(start, []).append(weakref.finalize(start, os.close, fd))
-            return sys.modules[f"{name}.reduction"].DupFd(fd)
-    raise TypeError(
-        "the end of a channel cannot be pickled or reached through a global variable of the function: "
-        "hand it over as an argument, launch(f, tx)"
-    )
+        if context is not None and (popen := context.get_spawning_popen()) is not None:
+            return name, popen
+    return None
 
 
 _on_their_way: weakref.WeakKeyDictionary[Any, list[Callable[[], Any]]] = weakref.WeakKeyDictionary()

@@ -97,10 +97,11 @@ class Entry:
         name, doc = function.__name__.encode(), (function.__wrapped__.__doc__ or "").encode()
         self._definition = _MethodDef(name, function.address, flags, doc)
 
-    def builtin(self, state: np.ndarray, keep: Any) -> Callable[..., Any]:
-        """A callable on this state. `keep` lives as long as the callable does."""
+    def builtin(self, state: np.ndarray, keep: Any, itself: int | None = None) -> Callable[..., Any]:
+        """A callable on this state. `keep` lives as long as the callable does. `itself` is the state's address."""
+        address = int(state.ctypes.data) if itself is None else itself
         made: Callable[..., Any] = _python.PyCFunction_NewEx(
-            ctypes.addressof(self._definition), int(state.ctypes.data), (state, keep, self)
+            ctypes.addressof(self._definition), address, (state, keep, self)
         )
         return made
 
