@@ -22,6 +22,15 @@ better:
                                          fast, and are got one by one like others
     get_async, fileno                    wait with asyncio, select and poll
 
+What else is different, and a program may meet:
+
+    isinstance                   they are multiprocessing's Queue, JoinableQueue and SimpleQueue, not multiprocess's
+    contexts                     `ctx` changes nothing: a queue goes to processes of every start method
+    SimpleQueue                  is a Queue, with all methods; it holds 8,192 objects, where the original holds 64 KiB
+    join_thread before close     is a ValueError, where the original has an assertion
+    _buffer, _rlock, _sem, ...   are not there; `_reader` and `_writer` are, to wait for, poll, receive and send with
+    _on_queue_feeder_error       whoever overrides it is told of unpicklable objects there, and `put` raises nothing
+
 What of `put` remains to be done when the queue is full is done by a thread, as in the original: a process joins it
 before it ends, unless `cancel_join_thread` was called.
 """
