@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -568,7 +570,131 @@ def test_a_timeout_that_is_none_is_refused_when_connecting(a_name):
         for nonsense in (-1, float("nan")):
             with pytest.raises(ValueError, match="timeout"):
                 sender(kind, a_name, timeout=nonsense)
+        for long in (1e12, float("inf"), None):
+            sender(kind, a_name, timeout=long).close()
         rx.close()
+
+
+def test_a_tcp_address_that_does_not_answer_times_out_and_is_named():
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        where = f"127.0.0.1:{deaf.getsockname()[1]}"
+        waiting = []
+        with pytest.raises(TimeoutError, match=f"{where} does not answer"):
+            while len(waiting) < 10:  # one or two fit in
+                waiting.append(sender("tcp", where, timeout=0.1))
+        for tx in waiting:
+            tx.close()
+
+
+@pytest.mark.parametrize("kind", LISTENING)
+def test_a_connection_that_ends_while_a_forked_process_has_a_copy_is_forgotten(a_name, kind):
+    rx = receiver(kind, a_name, create=True)
+    job = launch(roles.send_all, sender(kind, a_name), [b"one"])
+    assert rx.receive() == b"one"
+    with forked(lambda: None):
+        job.wait()
+        with pytest.raises(Closed):
+            rx.receive()
+        next_one = sender(kind, a_name)
+        next_one.send(b"two")
+        assert rx.receive() == b"two"
+        next_one.close()
+    rx.close()
+
+
+@pytest.mark.parametrize("kind", LISTENING)
+def test_a_copy_made_by_fork_accepts_senders_of_its_own_and_takes_nothing_from_its_parent(a_name, kind):
+    rx = receiver(kind, a_name, create=True)
+    first = sender(kind, a_name)
+    first.send(b"one")
+    assert rx.receive() == b"one"
+    second = sender(kind, a_name)
+    second.send(b"for the child")
+    reading, writing = os.pipe()
+
+    def receive_there():
+        first.given_away()
+        second.given_away()
+        os.write(writing, rx.receive())
+
+    with forked(receive_there):
+        assert os.read(reading, 100) == b"for the child"
+        second.send(b"the child's own, too")
+        first.send(b"two")
+        assert rx.receive() == b"two"
+        with pytest.raises(TimeoutError):
+            rx.receive(timeout=0)
+    os.close(reading)
+    os.close(writing)
+    for one in (first, second, rx):
+        one.close()
+
+
+@contextlib.contextmanager
+def forked(do):
+    """A copy of this process that does something and then stays as long as the block."""
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            do()
+            signal.pause()
+        os._exit(1)
+    try:
+        yield
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_a_sender_that_announces_more_than_there_is_memory_for_is_dropped_and_the_others_go_on(a_name, kind):
+    def with_little_memory():
+        rx = receiver(kind, a_name, create=True)
+        good, bad = sender(kind, a_name), sender(kind, a_name)
+        for tx in (good, bad):
+            tx.send(b"hello")
+            rx.receive()
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGESIZE") + (1 << 29), resource.RLIM_INFINITY))
+        os.write(bad.fileno(), b"\xff\xff\xff\xff")
+        errors, came = 0, []
+        for n in range(20):
+            good.send(b"%d" % n)
+        while len(came) < 20:
+            try:
+                came.append(rx.receive())
+            except MemoryError:
+                errors += 1
+        return errors, came, rx.senders
+
+    assert launch(with_little_memory).wait() == (1, [b"%d" % n for n in range(20)], 1)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
+def test_a_port_that_cannot_be_noted_for_want_of_room_is_free_again(kind):
+    code = (
+        "import errno, os\nfrom labkit import channel, receiver\n"
+        f"[end.close() for end in channel({kind!r})]\n"
+        f"receiver({kind!r}, 'first', create=True).close()\n"
+        "try: open(os.environ['XDG_RUNTIME_DIR'] + '/full', 'wb', buffering=0).write(bytes(1 << 20))\n"
+        "except OSError: pass\n"
+        "before = len(os.listdir('/proc/self/fd'))\n"
+        f"try: receiver({kind!r}, 'second', create=True)\n"
+        "except OSError as reason: print(reason.errno == errno.ENOSPC, len(os.listdir('/proc/self/fd')) - before)\n"
+        "os.unlink(os.environ['XDG_RUNTIME_DIR'] + '/full')\n"
+        f"print(receiver({kind!r}, 'second', create=True).receive.__name__)\n"
+    )
+    prepare = 'mkdir -p "$XDG_RUNTIME_DIR"; mount -t tmpfs -o size=16k none "$XDG_RUNTIME_DIR"; exec "$@"'
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["unshare", "--mount", "sh", "-ec", prepare, "sh", sys.executable, "-c", code]
+        environment = {**os.environ, "XDG_RUNTIME_DIR": folder}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if "unshare failed" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"needs a namespace: {done.stderr}")
+    assert done.stdout == "True 0\nreceive\n", done.stderr
 
 
 def test_waiting_for_senders_costs_no_processor_time(a_name):

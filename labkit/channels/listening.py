@@ -53,10 +53,16 @@ class Listener(Receiver):
         self._connections: dict[int, Any] = {}
         self._ready: deque[Any] = deque()  # connections that may have something
         self._turns = TURNS
-        self._epoll = select.epoll()
-        self._epoll.register(listening, select.EPOLLIN)
+        self._begin()
         for connection in connections:
             self._add(connection)
+
+    def _begin(self) -> None:
+        """Begin an epoll set. A copy made by fork(2) would share its parent's, which knows the parent's descriptors."""
+        epoll = select.epoll()
+        for fd in (self._listening.fileno(), *self._connections):
+            epoll.register(fd, select.EPOLLIN)
+        self._epoll, self._epoll_of = epoll, os.getpid()
 
     def _connection(self, fd: int) -> Receiver:
         """The receiving end of one connection."""
@@ -70,7 +76,10 @@ class Listener(Receiver):
         ready = self._ready
         if ready and self._turns:
             self._turns -= 1
-            message: bytes | None = ready[0]._receive()
+            try:
+                message: bytes | None = ready[0]._receive()
+            except MemoryError:
+                message = None  # it will come again below, where the connection is dropped
             if message is not None:
                 ready.rotate(-1)
                 return message
@@ -105,6 +114,8 @@ class Listener(Receiver):
     def _look(self) -> bool:
         """Ask the kernel who has something, and accept who has come; whether there was anything."""
         self._turns = TURNS
+        if self._epoll_of != os.getpid():
+            self._begin()
         found = self._epoll.poll(0)
         waiting = False
         for fd, _ in found:
@@ -143,7 +154,8 @@ class Listener(Receiver):
 
     def _drop(self, connection: Any) -> None:
         del self._connections[connection.fileno()]
-        connection.close()  # which takes it out of the epoll set
+        self._epoll.unregister(connection.fileno())  # closing would not do while a process made by fork(2) has a copy
+        connection.close()
 
     @property
     def senders(self) -> int:
@@ -151,6 +163,8 @@ class Listener(Receiver):
         return len(self._connections)
 
     def fileno(self) -> int:
+        if self._epoll_of != os.getpid() and not self.closed:
+            self._begin()
         return self._epoll.fileno()
 
     def clone(self) -> Any:

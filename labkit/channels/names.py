@@ -261,19 +261,22 @@ def bind_port(
             raise _missing(kind, word)
         note = os.open(word, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
         held = os.fstat(note)
+        end = None
         try:
             fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
             end = bound(type_, socket.AF_INET, ("127.0.0.1", 0), options)
+            os.ftruncate(note, 0)
+            os.pwrite(note, b"%d\n" % end.getsockname()[1], 0)
         except BaseException as reason:
             os.close(note)
+            if end:
+                end.close()
             if isinstance(reason, BlockingIOError):
                 raise FileExistsError(
                     errno.EEXIST, f"the {kind} of this name has a receiver, which is alive", word
                 ) from None
             os.unlink(word, dir_fd=folder)
             raise
-        os.ftruncate(note, 0)
-        os.pwrite(note, b"%d\n" % end.getsockname()[1], 0)
         return end, Name(kind, word, (held.st_dev, held.st_ino), note)
 
 

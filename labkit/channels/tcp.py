@@ -144,8 +144,12 @@ def _connected(family: Any, where: Any, nodelay: bool, buffer: int, timeout: flo
         for option, value in options.items():
             end.setsockopt(socket.SOL_SOCKET, option, value)
         end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, int(nodelay))
-        end.settimeout(0.001 if timeout == 0 else timeout)
-        end.connect(where)
+        # 0 would not block, and poll(2) takes 24 days; net.ipv4.tcp_syn_retries gives up long before an hour.
+        end.settimeout(None if timeout is None else min(max(timeout, 0.001), 3600.0))
+        try:
+            end.connect(where)
+        except TimeoutError:
+            raise TimeoutError(f"{where[0]}:{where[1]} does not answer: does its receiver accept?") from None
         if end.getsockname() == end.getpeername():  # a port that nobody listens at may connect to itself
             raise ConnectionRefusedError(errno.ECONNREFUSED, f"nobody listens at {where[0]}:{where[1]}")
         end.setblocking(False)
