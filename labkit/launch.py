@@ -36,7 +36,7 @@ import multiprocess
 from multiprocess import connection, forkserver, popen_forkserver, reduction, spawn
 
 from labkit import machine
-from labkit.channels.base import Endpoint, all_have_arrived
+from labkit.channels.base import Endpoint, Waiter, all_have_arrived
 from labkit.leash import arm
 
 START_TIMEOUT = 60.0
@@ -162,11 +162,13 @@ class Job(Process):
         Ctrl-C (interrupting the kernel) meanwhile stops every job.
 
         Raises:
-            TimeoutError: it still runs after `timeout` seconds.
+            TimeoutError: it still runs after `timeout` seconds; 0 never waits, None waits for ever.
+            ValueError: it would have to wait a negative time.
             RemoteError: its function raised, or it was killed.
         """
+        Waiter(timeout)  # refuses what is no timeout
         try:
-            if not self._ended.wait(timeout):
+            if not self._ended.wait(None if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
                 raise self._patience(timeout)
         except KeyboardInterrupt:
             stop_all()

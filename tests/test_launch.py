@@ -303,7 +303,15 @@ def test_a_process_that_hangs_is_said_to_hang():
         job.wait(0.05)
     assert job.alive
     assert job.exitcode is None
+    for nonsense in (-1, float("nan")):
+        with pytest.raises(ValueError, match="timeout must be at least 0"):
+            job.wait(nonsense)
     job.kill()
+
+
+@pytest.mark.parametrize("timeout", [None, 1e12, float("inf")])
+def test_one_may_wait_for_a_job_as_long_as_one_likes(timeout):
+    assert launch(sum, [1, 2]).wait(timeout) == 3
 
 
 def test_a_job_ends_although_a_process_that_it_forked_lives_on():
