@@ -673,6 +673,7 @@ def test_what_a_set_cannot_do_is_refused():
     with pytest.raises(OSError, match="operations can be done at once") as refused:
         semaphores.ops([(0, 0, True)] * 100_000)
     assert refused.value.errno == errno.E2BIG
+    semaphores.ops([])  # nothing to do, and nothing to complain about
 
 
 def test_more_semaphores_than_the_machine_allows_in_a_set_are_refused():
@@ -1024,6 +1025,22 @@ def test_a_full_dev_shm_is_said_by_a_named_posix_semaphore_and_is_nothing_to_one
     assert said.startswith("<PosixSemaphore, value 1>")
 
 
+def test_a_machine_without_dev_shm_or_one_that_may_not_be_written_to_says_so():
+    program = (
+        "import os\nfrom labkit import channel\nfrom labkit.sync import PosixSemaphore\n"
+        "os.path.exists('/dev/shm') and (os.setgid(65534), os.setuid(65534))\n"
+        "for make in (lambda: PosixSemaphore(1, name='test-shm'), lambda: channel('posix_shm')):\n"
+        "    try: make()\n"
+        "    except OSError as refused: print(refused)\n"
+    )
+    semaphore, memory = in_namespaces("mount -t tmpfs none /dev", program).splitlines()
+    assert "/dev/shm is not there: use a semaphore without a name" in semaphore
+    assert "there is no /dev/shm: use mmap_file or shm_ring" in memory
+    no_right = 'mount -t tmpfs -o mode=755 none /dev/shm; mount -t tmpfs -o mode=700,uid=65534 none "$XDG_RUNTIME_DIR"'
+    said = in_namespaces(no_right, program)
+    assert said.count("may we write in /dev/shm?") == 2
+
+
 @pytest.mark.parametrize("limits", ["250 32000 32 3", "250 3 32 128"])
 def test_a_machine_without_room_for_another_set_of_semaphores_says_which_limit(limits):
     said = in_namespaces(
@@ -1134,6 +1151,20 @@ def test_the_kernel_tells_who_holds_a_lock_unless_it_belongs_to_no_process(path,
         assert (holder is None) == (how == "ofd")
         assert holder is None or not gone(holder)
     lock.close()
+
+
+@pytest.mark.parametrize(("how", "kept"), [("flock", False), ("ofd", True)])
+def test_a_shared_lock_that_cannot_be_made_exclusive_is_kept_or_lost(path, how, kept):
+    ours, theirs, third = (FileLock(path, how) for _ in range(3))
+    ours.acquire(shared=True)
+    theirs.acquire(shared=True)
+    with pytest.raises(TimeoutError):
+        ours.acquire(timeout=0)
+    theirs.release()
+    with pytest.raises(TimeoutError) if kept else contextlib.nullcontext():
+        third.acquire(timeout=0)
+    for lock in (ours, theirs, third):
+        lock.close()
 
 
 def test_the_kernel_sees_a_deadlock_of_fcntl_locks(tmp_path):

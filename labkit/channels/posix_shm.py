@@ -168,10 +168,13 @@ def _create(path: str, max_message: int, max_messages: int) -> int:
     try:
         fd: int = posix_ipc.SharedMemory(path, posix_ipc.O_CREX, mode=0o600).fd
     except posix_ipc.ExistentialError:
+        if not os.path.isdir("/dev/shm"):
+            raise unavailable("shm_open", errno.ENOENT, "there is no /dev/shm: use mmap_file or shm_ring") from None
         raise FileExistsError(errno.EEXIST, "there is POSIX shared memory of this name already", path) from None
+    except posix_ipc.PermissionsError:
+        raise unavailable("shm_open", errno.EACCES, "may we write in /dev/shm? ls -ld /dev/shm tells") from None
     except OSError as reason:
-        number = reason.errno or (errno.EMFILE if "process" in str(reason) else errno.ENFILE)
-        raise unavailable("shm_open", number, "is /dev/shm mounted, and may we write there?") from reason
+        raise _refused(reason) from reason
     try:
         make_in_file(fd, max_message, max_messages)
         return fd
@@ -199,10 +202,16 @@ def _descriptor(name: str) -> int:
         raise FileNotFoundError(errno.ENOENT, text, name) from None
     except posix_ipc.PermissionsError:
         raise PermissionError(errno.EACCES, "this POSIX shared memory belongs to somebody else", name) from None
-    except OSError as reason:  # posix_ipc gives these two a text and no number
-        number = reason.errno or (errno.EMFILE if "process" in str(reason) else errno.ENFILE)
-        raise unavailable("shm_open", number, "close what is not needed, or raise the limit: ulimit -n") from reason
+    except OSError as reason:
+        raise _refused(reason) from reason
     if os.fstat(fd).st_uid != os.geteuid():
         os.close(fd)
         raise PermissionError(errno.EACCES, "this POSIX shared memory belongs to somebody else", name)
     return fd
+
+
+def _refused(reason: OSError) -> OSError:
+    if reason.errno:
+        return unavailable("shm_open", reason.errno, "is /dev/shm mounted, and may we write there?")
+    number = errno.EMFILE if "process" in str(reason) else errno.ENFILE  # posix_ipc says these two in words only
+    return unavailable("shm_open", number, "close what is not needed, or raise the limit: ulimit -n")

@@ -39,7 +39,8 @@ _BUSY = (errno.EAGAIN, errno.EACCES, errno.EINTR)
 class FileLock(Held, Shared):
     """A lock on a file, which is made when it is not there. `with lock:` takes it exclusively and gives it back.
 
-    To acquire what one holds already changes its kind, exclusive or shared: the kernel counts nothing.
+    To acquire what one holds already changes its kind, exclusive or shared: the kernel counts nothing. When that fails
+    because others hold it too, "flock" has lost what it held, flock(2); "fcntl" and "ofd" keep it.
 
     Args:
         path: the file. It is never written to and never removed.

@@ -182,15 +182,18 @@ def _sem_open(name: str, flags: int, value: int = 0) -> Any:
     number = ffi.errno
     if number == errno.EEXIST:
         raise FileExistsError(number, "there is a POSIX semaphore of this name already", name)
-    if number == errno.ENOENT:
+    if number == errno.ENOENT and not flags:
         raise FileNotFoundError(
             number, "no POSIX semaphore of this name; PosixSemaphore(value, name=...) makes one", name
         )
-    if number == errno.EACCES:
+    if number == errno.EACCES and not flags:
         raise PermissionError(number, "this POSIX semaphore belongs to somebody else", name)
     advice = {
         errno.ENOSPC: "/dev/shm is full: `labkit clean` removes what labkit left there",
         errno.EMFILE: "this process has too many files open (ulimit -n)",
+        errno.EACCES: "may we write in /dev/shm? ls -ld /dev/shm tells",
+        errno.EROFS: "nobody may write in /dev/shm: use a semaphore without a name",
+        errno.ENOENT: "/dev/shm is not there: use a semaphore without a name",
         errno.ENOSYS: "/dev/shm is not there: use a semaphore without a name",
         errno.EINVAL: "this file is not a semaphore of this C library",
     }.get(number, "see sem_open(3)")

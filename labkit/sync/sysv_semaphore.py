@@ -122,7 +122,8 @@ class SysvSemaphores(Held, Shared):
         operations = list(operations)
         for index, _, _ in operations:
             self._must_have(index)
-        semop(self.id, operations, timeout, "the semaphores stayed taken")
+        if operations:
+            semop(self.id, operations, timeout, "the semaphores stayed taken")
 
     def acquire(self, index: int = 0, timeout: float | None = DEFAULT_TIMEOUT) -> None:
         """Take one of the semaphore at `index`, waiting while there is none. Raises as `ops`."""
