@@ -19,7 +19,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from labkit import machine
-from labkit.channels.base import DEFAULT_TIMEOUT, Capacity, Message, Receiver, Sender, arrived, as_bytes, travelling
+from labkit.channels.base import (
+    CLOSED_HERE,
+    DEFAULT_TIMEOUT,
+    Capacity,
+    Message,
+    Receiver,
+    Sender,
+    arrived,
+    as_bytes,
+    travelling,
+)
 from labkit.lockfree import spsc
 from labkit.lockfree.entry import MOST, new_state
 from labkit.sync.shared import Held, Shared
@@ -108,7 +118,7 @@ class _Traced:
 
     def _let_go(self) -> None:
         def refuse(*_: object) -> None:  # another process may write to our ring now, and only one can
-            raise ValueError("this end is closed: it was closed here, or given away by launch")
+            raise ValueError(CLOSED_HERE)
 
         self._begins = self._ends = refuse
         if vars(self).pop(self._method, None):  # it maps our ring, and somebody may have kept it

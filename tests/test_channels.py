@@ -193,6 +193,33 @@ def test_a_closed_end_raises_value_error_whatever_is_asked_of_it(ends):
             ask()
 
 
+@pytest.mark.parametrize("doing", ["sends", "receives"])
+def test_another_thread_may_close_an_end_that_waits(kind, doing):
+    def close_meanwhile():
+        tx, rx = channel(kind)
+        end, waits = (rx, rx.receive) if doing == "receives" else (tx, lambda timeout: tx.send(b"x", timeout))
+        if doing == "sends":
+            fill(tx)
+        closing = threading.Timer(0.2, end.close)
+        closing.start()
+        try:
+            waits(timeout=1)
+        except (ValueError, Closed, TimeoutError) as reason:
+            said = type(reason), str(reason)
+        else:
+            said = None, "it has gone after all"  # closing makes room: what tcp has overdrawn, for instance
+        closing.join()
+        return said
+
+    if doing == "sends" and not facts()[kind].reliable:
+        pytest.skip("it never waits")
+    if (kind, doing) in (("signal", "sends"), ("zmq", "sends")):
+        pytest.skip("it would fill the queue of all processes, and closing waits long for what was sent")
+    error, text = launch(close_meanwhile).wait()  # in a process of its own: memory that is gone is a SIGSEGV
+    assert error is not Closed, text
+    assert error is not ValueError or "closed" in text
+
+
 def test_a_closed_end_is_not_cloned(ends):
     for end in ends:
         end.close()
@@ -384,6 +411,20 @@ def test_a_large_message_with_a_negative_timeout_leaves_the_stream_in_order(kind
         tx.send(bytes(1_000_000), timeout=-1)
     tx.send(b"fine")
     assert rx.receive() == b"fine"
+
+
+@pytest.mark.parametrize("dtype", ["datetime64[s]", "complex128", ">i4", "S8", [("a", "i4"), ("b", "i4")]], ids=str)
+def test_any_array_goes_in_parts_through_a_byte_stream_as_it_lies_in_memory(kind, dtype):
+    only_streams(kind)
+    tx, rx = channel(kind)
+    if tx.max_message < 1_000_000:
+        pytest.skip("this one takes atomic messages only")
+    array = np.arange(1_000_000 // 8).view(np.uint8).view(dtype)
+    job = launch(roles.receive_all, rx)
+    tx.send(array)
+    tx.send(b"fine")
+    tx.close()
+    assert job.wait() == [array.tobytes(), b"fine"]
 
 
 @pytest.mark.parametrize("timeout", [None, 1e9, float("inf")])
@@ -733,15 +774,19 @@ def test_pollable_ends_are_received_from_with_asyncio_as_their_documentation_say
         done = loop.create_future()
 
         def ready():
-            with contextlib.suppress(TimeoutError):
-                while len(received) < len(messages):
+            try:
+                while fact.tells_close or len(received) < len(messages):
                     received.append(rx.receive(timeout=0))
-                done.set_result(None)
+            except TimeoutError:
+                return
+            except Closed:
+                pass
+            loop.remove_reader(rx.fileno())
+            done.set_result(None)
 
         loop.add_reader(rx.fileno(), ready)
         sending = launch(roles.send_slowly, tx, messages)
         await done
-        loop.remove_reader(rx.fileno())
         await sending
 
     asyncio.run(receive_all())
@@ -976,6 +1021,19 @@ def test_after_cloning_a_pipe_takes_atomic_messages_only(ends):
                 end.send(bytes(pipe.ATOMIC + 1))
 
 
+def test_a_pipe_that_could_not_be_cloned_takes_messages_of_all_sizes_still():
+    def starve():
+        tx, _ = channel("pipe")
+        before = tx.max_message
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        try:
+            tx.clone()
+        except OSError as reason:
+            return reason.errno, tx.max_message == before
+
+    assert launch(starve).wait() == (errno.EMFILE, True)
+
+
 def test_a_clone_of_a_receiver_gets_what_the_first_leaves(ends):
     tx, rx = ends
     if not rx.facts.many_receivers:
@@ -1190,6 +1248,27 @@ def test_an_unknown_option_is_refused(kind):
         channel(kind, speed=9)
 
 
+def test_an_unknown_option_is_refused_also_where_the_name_is_there_already(named, a_name):
+    ends = channel(named, name=a_name)
+    for open_end in (sender, receiver):
+        with pytest.raises(TypeError, match="speed"):
+            open_end(named, a_name, speed=9)
+    for end in ends:
+        end.close()
+    with contextlib.suppress(FileNotFoundError):
+        unlink(named, a_name)
+
+
+@pytest.mark.parametrize("kind", ["unix_seqpacket", "unix_datagram"])
+def test_an_option_that_is_no_whole_number_is_refused_and_leaves_no_descriptor(kind):
+    for end in channel(kind):
+        end.close()
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(TypeError, match="float"):
+        channel(kind, max_message=1000.5)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "error"),
     [
@@ -1268,6 +1347,32 @@ def test_message_queues_over_the_users_limit_are_explained_and_leave_nothing():
     assert number == errno.EMFILE
     assert "RLIMIT_MSGQUEUE" in text
     assert leaked == 0
+
+
+def test_a_message_queue_without_a_descriptor_is_not_blamed_on_the_limit_of_queues(a_name):
+    def without_descriptors():
+        channel("posix_mq", name=a_name)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
+        taken = []
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        said = []
+        for open_one in (lambda: channel("posix_mq"), lambda: labkit.channels.posix_mq._existing(a_name, False, 1, 1)):
+            try:
+                open_one()
+            except OSError as reason:
+                said.append((reason.errno, str(reason)))
+        for fd in taken:
+            os.close(fd)
+        unlink("posix_mq", a_name)
+        return said
+
+    said = launch(without_descriptors).wait()
+    assert [number for number, _ in said] == [errno.EMFILE] * 2
+    for _, text in said:
+        assert "ulimit -n" in text
+        assert "MSGQUEUE" not in text
 
 
 def test_message_queues_beyond_msg_max_are_explained():
@@ -1369,13 +1474,13 @@ def test_no_memory_for_a_ring_is_explained_and_leaves_nothing():
     assert leaked == 0
 
 
-def test_a_traced_channel_that_cannot_be_made_leaves_no_name(a_name):
+def test_a_traced_channel_that_cannot_be_made_leaves_no_name(named, a_name):
     trace = Trace()
     trace.close()
     with pytest.raises(ValueError, match="trace is closed"):
-        channel("posix_mq", name=a_name, trace=trace)
+        channel(named, name=a_name, trace=trace)
     with pytest.raises(FileNotFoundError):
-        sender("posix_mq", a_name)
+        sender(named, a_name)
 
 
 def test_opening_and_closing_many_channels_leaves_no_memory_behind(kind):

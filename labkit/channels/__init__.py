@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import importlib
 import inspect
@@ -68,7 +69,8 @@ def channel(
         tx.close()
         rx.close()
         if name is not None:
-            module.unlink(name)
+            with contextlib.suppress(FileNotFoundError):  # a socket's went with its receiver
+                module.unlink(name)
         raise
 
 

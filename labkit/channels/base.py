@@ -30,6 +30,8 @@ DEFAULT_TIMEOUT = 30.0
 TAG_BYTES = 8
 """Room that every mechanism leaves beyond max_message for the message id of a trace."""
 
+CLOSED_HERE = "this end is closed: it was closed here, or given away by launch"
+
 Message = bytes | bytearray | memoryview
 
 
@@ -126,7 +128,7 @@ class Endpoint:
 
     def _must_be_open(self) -> None:
         if self.closed:
-            raise ValueError("this end is closed: it was closed here, or given away by launch")
+            raise ValueError(CLOSED_HERE)
 
     @staticmethod
     def aftermath() -> None:
@@ -138,12 +140,20 @@ class Endpoint:
         With asyncio, receive all that is there whenever it is readable, since one read(2) may have brought several
         messages and the descriptor is quiet about those that have been read:
 
-            def ready():
-                with contextlib.suppress(TimeoutError):
-                    while True:
-                        handle(rx.receive(timeout=0))       # raises Closed at the end
+            loop = asyncio.get_running_loop()
 
-            asyncio.get_running_loop().add_reader(rx.fileno(), ready)
+            def ready():
+                try:
+                    while True:
+                        handle(rx.receive(timeout=0))
+                except TimeoutError:                        # that was all, for now
+                    pass
+                except Closed:                              # else it is called again and again
+                    loop.remove_reader(rx.fileno())
+
+            loop.add_reader(rx.fileno(), ready)
+
+        The descriptor tells of the end only where `facts.tells_close`: elsewhere agree on a last message.
 
         Raises:
             io.UnsupportedOperation: the mechanism has none.
@@ -283,15 +293,23 @@ class Waiter:
         Raises:
             TimeoutError: the deadline has passed; `doing` says what was being waited for.
         """
-        poll = select.poll()
-        for fd, events in interest.items():
-            poll.register(fd, events)
+        poll = _polling(interest)
         if self.deadline is not None:
             at_most = min(at_most, max(0.0, self.deadline - time.monotonic()))
         ready = poll.poll(at_most * 1000)
         if not ready and self.deadline is not None and time.monotonic() >= self.deadline:
             raise TimeoutError(f"{doing} for {self.timeout:g} s")
         return dict(ready)
+
+
+def _polling(interest: dict[int, int]) -> Any:
+    """What poll(2) is to look at. Raises ValueError when another thread has closed one of the descriptors."""
+    poll = select.poll()
+    for fd, events in interest.items():
+        if fd < 0:
+            raise ValueError(CLOSED_HERE)
+        poll.register(fd, events)
+    return poll
 
 
 class Lifeline:
@@ -312,9 +330,7 @@ class Lifeline:
 
     def cut(self) -> bool:
         """Whether nobody holds the other end any more."""
-        poll = select.poll()
-        poll.register(self.socket, select.POLLRDHUP)
-        return bool(poll.poll(0))
+        return bool(_polling({self.fileno(): select.POLLRDHUP}).poll(0))
 
     def hear(self) -> None:
         """Take all rings that have come, so that the next wait sleeps."""

@@ -44,6 +44,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from labkit.channels.base import (
+    CLOSED_HERE,
     DEFAULT_TIMEOUT,
     TAG_BYTES,
     Capacity,
@@ -181,7 +182,7 @@ class BufferEnd:
 
     def _end(self) -> None:
         def refuse(*_: object) -> None:
-            raise ValueError("this end is closed: it was closed here, or given away by launch")
+            raise ValueError(CLOSED_HERE)
 
         self._call = refuse
         self._words = None  # unmapped when the last builtin that uses it is gone
@@ -378,9 +379,10 @@ class FileEnd(BufferEnd):
         self._state[TOKEN // 8] = 1
 
     def _sleep(self, seconds: float) -> None:
-        if self._words is None:
+        words = self._words  # it stays mapped while we sleep, should another thread close this end
+        if words is None:
             return
-        semaphore = self._pointer(self.semaphore)
+        semaphore = ffi.cast("sem_t *", int(words.ctypes.data) + self.semaphore)
         if HAS_SEM_CLOCKWAIT:
             libc.sem_clockwait(semaphore, time.CLOCK_MONOTONIC, timespec(time.monotonic() + seconds))
         else:  # a slice is short enough for a clock that may be set
@@ -391,10 +393,8 @@ class FileEnd(BufferEnd):
         """Wake the other side, so that it looks at the lifeline now and not at the end of its slice."""
         if self.lifeline and self._words is not None:
             self.lifeline.close()
-            libc.sem_post(self._pointer(FILLED if self.semaphore == FREE else FREE))
-
-    def _pointer(self, offset: int) -> Any:
-        return ffi.cast("sem_t *", int(self._words.ctypes.data) + offset)  # type: ignore[union-attr]
+            other = FILLED if self.semaphore == FREE else FREE
+            libc.sem_post(ffi.cast("sem_t *", int(self._words.ctypes.data) + other))
 
 
 def file_arrives(end: type, ticket: Any, lifeline: Any) -> Any:

@@ -194,10 +194,14 @@ class QueueSender(_QueueEnd, Sender):
         waiter = None
         while True:
             if self._look():
+                self._must_be_open()
                 raise Closed("no receiver of this queue is left")
             try:
                 self.queue.put(message, waiter is not None, LOOK_AGAIN)
                 return
+            except (ValueError, AttributeError):  # another thread has closed it
+                self._must_be_open()
+                raise
             except Full:
                 if timeout == 0:
                     raise TimeoutError("the queue is full") from None

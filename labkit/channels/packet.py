@@ -7,6 +7,7 @@ be duplicated and any number of processes may send, and receive.
 from __future__ import annotations
 
 import errno
+import operator
 import os
 import select
 import socket
@@ -56,7 +57,7 @@ def grant(end: socket.socket, max_message: int) -> None:
 
 def checked(max_message: int) -> int:
     """The size of the largest message, or ValueError."""
-    if not 0 < max_message < 1 << 30:
+    if not 0 < operator.index(max_message) < 1 << 30:
         raise ValueError(f"max_message must be at least 1 byte and less than 1 GiB, not {max_message:,}")
     return max_message
 
@@ -173,6 +174,7 @@ class PacketReceiver(Receiver):
         while True:
             number = self._calls.errno
             if (number == 0 and self.nothing_is_end) or number == errno.ECONNRESET or (last_look and number):
+                self._must_be_open()
                 raise Closed("every sender has closed its socket")
             if number == errno.EAGAIN:
                 if timeout == 0:

@@ -68,10 +68,11 @@ class PipeSender(StreamSender):
         self._must_be_open()
         if self._calls.owed:
             raise BlockingIOError(errno.EAGAIN, "a message is still half-sent; send it to the end before cloning")
+        clone = PipeSender(os.dup(self.fd), ATOMIC)
         self._limit += ATOMIC - self.max_message
         self.max_message = ATOMIC
         self._calls.allow(self._limit)
-        return PipeSender(os.dup(self.fd), ATOMIC)
+        return clone
 
 
 class PipeReceiver(StreamReceiver):

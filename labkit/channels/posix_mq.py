@@ -66,6 +66,7 @@ FACTS = Facts(
 )
 
 MAX_MESSAGES = 10  # the kernel's own limit for users without privileges: /proc/sys/fs/mqueue/msg_max
+NO_DESCRIPTOR = "no descriptor is left: close what is not needed, or raise the limit (ulimit -n)"
 MAX_MESSAGE = 2048  # small, because every queue is charged to RLIMIT_MSGQUEUE in full when it is made
 
 
@@ -115,14 +116,18 @@ def _pair(fd: int, max_messages: int, max_message: int, named: bool) -> tuple[Mq
     return MqSender(fd, max_messages, max_message, left), MqReceiver(other, max_messages, max_message, right)
 
 
-def open_sender(name: str, create: bool = False, **options: int) -> MqSender:
+def open_sender(
+    name: str, create: bool = False, *, max_messages: int = MAX_MESSAGES, max_message: int = MAX_MESSAGE
+) -> MqSender:
     """The sending end of an existing queue, or of a new one (`create`, with the options of `open`)."""
-    return MqSender(*_existing(name, create, **options), None)
+    return MqSender(*_existing(name, create, max_messages, max_message), None)
 
 
-def open_receiver(name: str, create: bool = False, **options: int) -> MqReceiver:
+def open_receiver(
+    name: str, create: bool = False, *, max_messages: int = MAX_MESSAGES, max_message: int = MAX_MESSAGE
+) -> MqReceiver:
     """The receiving end of an existing queue, or of a new one (`create`, with the options of `open`)."""
-    return MqReceiver(*_existing(name, create, **options), None)
+    return MqReceiver(*_existing(name, create, max_messages, max_message), None)
 
 
 def unlink(name: str) -> None:
@@ -147,7 +152,7 @@ def _note(path: str) -> Path:
     return kind_dir("posix_mq") / path.removeprefix("/")
 
 
-def _create_named(name: str, max_messages: int = MAX_MESSAGES, max_message: int = MAX_MESSAGE) -> int:
+def _create_named(name: str, max_messages: int, max_message: int) -> int:
     path = _path(name)
     note = _note(path)
     noted = note.exists()
@@ -181,11 +186,11 @@ def _create(path: str, max_messages: int, max_message: int) -> int:
             f"msg_max is {_limit('msg_max')}, msgsize_max {_limit('msgsize_max')} (/proc/sys/fs/mqueue)",
         ) from None
     except OSError as reason:
-        # posix_ipc 1.3 reports some errors in words only, without their numbers.
-        words = {"process": errno.EMFILE, "system": errno.ENFILE, "space": errno.ENOSPC}
-        number = reason.errno or next((n for word, n in words.items() if word in str(reason)), errno.EIO)
+        number = _number(reason)
         advice = {
-            errno.EMFILE: "all queues of this user together are over RLIMIT_MSGQUEUE (ulimit -q, in bytes), which the "
+            errno.EMFILE: NO_DESCRIPTOR
+            if not _descriptors_are_left()
+            else "all queues of this user together are over RLIMIT_MSGQUEUE (ulimit -q, in bytes), which the "
             "kernel reports as too many files: close queues or ask for fewer, smaller messages",
             errno.ENOSPC: f"the machine is at its limit of {_limit('queues_max')} queues "
             "(/proc/sys/fs/mqueue/queues_max): `labkit clean` removes those that labkit left",
@@ -201,11 +206,11 @@ def _create(path: str, max_messages: int, max_message: int) -> int:
         raise
 
 
-def _existing(name: str, create: bool = False, **options: int) -> tuple[int, int, int]:
+def _existing(name: str, create: bool, max_messages: int, max_message: int) -> tuple[int, int, int]:
     """Descriptor, max_messages and max_message of a queue that somebody made, or that is made now."""
     if create:
         with contextlib.suppress(FileExistsError):
-            os.close(_create_named(name, **options))
+            os.close(_create_named(name, max_messages, max_message))
     try:
         queue = posix_ipc.MessageQueue(_path(name))
     except posix_ipc.ExistentialError:
@@ -214,9 +219,25 @@ def _existing(name: str, create: bool = False, **options: int) -> tuple[int, int
         ) from None
     except posix_ipc.PermissionsError:
         raise PermissionError(errno.EACCES, "this POSIX message queue belongs to somebody else", name) from None
+    except OSError as reason:
+        raise unavailable("mq_open", _number(reason), NO_DESCRIPTOR) from reason
     # Leave room for a trace's tag where the queue has it; a foreign queue may be smaller.
     largest = max(queue.max_message_size - TAG_BYTES, 1)
     return _descriptor(queue), queue.max_messages, largest
+
+
+def _number(reason: OSError) -> int:
+    """The errno of what posix_ipc 1.3 reports in words only."""
+    words = {"process": errno.EMFILE, "system": errno.ENFILE, "space": errno.ENOSPC}
+    return reason.errno or next((number for word, number in words.items() if word in str(reason)), errno.EIO)
+
+
+def _descriptors_are_left() -> bool:
+    try:
+        os.close(os.eventfd(0))
+        return True
+    except OSError:
+        return False
 
 
 def _descriptor(queue: posix_ipc.MessageQueue) -> int:
@@ -271,8 +292,6 @@ class _MqEnd:
         """After a call that failed: return when it only would have had to wait, else raise what was wrong."""
         if number not in (errno.EAGAIN, errno.EINTR):
             self._must_be_open()
-            if number == errno.EINVAL:
-                raise ValueError("a priority is 0 to 32767")
             raise OSError(number, f"{call}: {os.strerror(number)}")
 
     def _wait(self, event: int, waiter: Waiter, doing: str) -> bool:
@@ -302,6 +321,8 @@ class MqSender(_MqEnd, Sender):
         self._retry(message, DEFAULT_TIMEOUT, 0)
 
     def _retry(self, message: bytes, timeout: float | None, priority: int) -> None:
+        if not 0 <= priority <= 32767:
+            raise ValueError(f"a priority is 0 to 32767, not {priority}")
         waiter = None
         while libc.mq_send(self.fd, message, len(message), priority) != 0:
             self._busy("mq_send", ffi.errno)
@@ -311,6 +332,7 @@ class MqSender(_MqEnd, Sender):
                 raise TimeoutError("the message queue is full")
             waiter = waiter or Waiter(timeout)
             if self._wait(select.POLLOUT, waiter, "the message queue stayed full"):
+                self._must_be_open()
                 raise Closed("the queue is full and no receiver is left")
 
     def _allow_tag(self) -> None:
@@ -344,6 +366,7 @@ class MqReceiver(_MqEnd, Receiver):
             if message is not None:
                 return message
             if gone:
+                self._must_be_open()
                 raise Closed("every sender has closed its end of this queue")
             if timeout == 0:
                 raise TimeoutError("the message queue is empty")

@@ -15,6 +15,7 @@ import io
 from typing import Any, ClassVar
 
 from labkit.channels.base import (
+    CLOSED_HERE,
     TAG_BYTES,
     Capacity,
     Facts,
@@ -56,7 +57,7 @@ class Ring(Spsc):
 
     def _must_be_open(self) -> None:
         if self.closed:
-            raise ValueError("this end is closed: it was closed here, or given away by launch")
+            raise ValueError(CLOSED_HERE)
 
 
 class RingEnd:

@@ -44,6 +44,7 @@ from typing import Any
 import numpy as np
 
 from labkit.channels.base import (
+    CLOSED_HERE,
     DEFAULT_TIMEOUT,
     LOOK_AGAIN,
     Capacity,
@@ -445,7 +446,7 @@ _no_page = np.zeros(4, np.int64)
 
 
 def _refuse(*_: object) -> int:
-    raise ValueError("this end is closed: it was closed here, or given away by launch")
+    raise ValueError(CLOSED_HERE)
 
 
 class SignalReceiver(Receiver):

@@ -14,6 +14,8 @@ import select
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from labkit.channels.base import (
     DEFAULT_TIMEOUT,
     TAG_BYTES,
@@ -92,7 +94,7 @@ class StreamSender(Sender):
             self._must_be_open()
             as_bytes(message, self._limit)  # raises what is wrong with it
         if left > 0:
-            view = memoryview(message).cast("B")
+            view = np.frombuffer(message, np.uint8).data  # memoryview(message) refuses numpy's dates
             cut = len(view) - left  # negative when not even the length went whole
             self._owed = view[cut:] if cut >= 0 else len(view).to_bytes(LENGTH_BYTES, "little")[cut:] + view
             self._push(waiter)

@@ -307,6 +307,8 @@ class SysvReceiver(_SysvEnd, Receiver):
             return message
         except sysv_ipc.BusyError:
             return self._wait(timeout, type)
+        except OverflowError:
+            raise ValueError(f"a type is -2,147,483,647 to 2,147,483,647, not {type}") from None
         except (sysv_ipc.Error, OSError, AttributeError) as reason:
             raise self._failed(reason) from reason
 
