@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -463,6 +464,9 @@ def test_udp_hears_once_that_nobody_is_there_and_may_go_on(a_name):
         name = f"127.0.0.1:{free.getsockname()[1]}"
     tx = sender("udp", name)
     tx.send(b"lost")
+    poll = select.poll()
+    poll.register(tx.fileno(), 0)  # an error is always told
+    assert poll.poll(30_000)
     with pytest.raises(Closed, match="came back"):
         tx.send(b"not sent")
     with receiver("udp", name) as rx:
