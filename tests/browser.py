@@ -106,6 +106,27 @@ def picture(page: Any, number: int = 0) -> str:
     return str(page.locator(".labkit-flow .stage canvas").nth(number).evaluate("canvas => canvas.toDataURL()"))
 
 
+def moves(page: Any, look: Callable[[Any], str], first: str = "", seconds: float = 30) -> bool:
+    """Whether a page comes to look otherwise than now, or than it did first."""
+    first, deadline = first or look(page), time.monotonic() + seconds
+    while look(page) == first:
+        if time.monotonic() > deadline:
+            return False
+        page.wait_for_timeout(50)
+    return True
+
+
+def rests(page: Any, look: Callable[[Any], str], seconds: float = 30) -> bool:
+    """Whether a page comes to look the same for a while: what was on its way may arrive first."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        first = look(page)
+        page.wait_for_timeout(400)
+        if look(page) == first:
+            return True
+    return False
+
+
 @contextlib.contextmanager
 def jupyterlab(folder: Path, *options: str, app: str = "jupyterlab") -> Iterator[Callable[[str], str]]:
     """A JupyterLab, or a Notebook 7, that serves a folder, with its own settings; yields path -> address with token."""

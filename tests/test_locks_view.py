@@ -177,7 +177,8 @@ def test_hovering_tells_who_held_what_for_how_long(browser, exported):
         canvas = page.locator(".labkit-locks canvas")
         canvas.hover(position={"x": hit["x"] + min(3, hit["w"] / 2), "y": hit["y"] + 4})
         tip = page.locator(".labkit-locks .tip")
-        assert tip.is_visible() and tip.inner_text().startswith("A waits for fork 2") and "in vain" in tip.inner_text()
+        tip.wait_for()
+        assert tip.inner_text().startswith("A waits for fork 2") and "in vain" in tip.inner_text()
 
 
 @in_browser

@@ -243,4 +243,5 @@ def test_jupyterlab_shows_the_view_while_it_is_alive_and_its_picture_another_day
         shutil.copy(path, tmp_path / "another-day.ipynb")
         with opened(browser, address("lab/tree/another-day.ipynb") + "&reset", offline=False) as page:
             page.get_by_text("model not found").wait_for(timeout=60_000)
-            assert page.locator(".jp-OutputArea img").is_visible() and page.locator(".labkit-flow").count() == 0
+            page.locator(".jp-OutputArea img").wait_for()
+            assert page.locator(".labkit-flow").count() == 0

@@ -17,7 +17,7 @@ from labkit.report import run
 from labkit.views import recording, watch
 from labkit.views.occupancy import Occupancy
 from labkit.views.sequence import Sequence
-from tests.browser import chromium, in_browser, jupyterlab, opened, state, until
+from tests.browser import chromium, in_browser, jupyterlab, moves, opened, rests, state, until
 
 N = 120
 
@@ -158,14 +158,9 @@ def test_it_moves_while_it_plays_and_stands_still_when_paused(browser, exported)
             drew(page)
             page.get_by_role("button", name="Play").click()
             until(page, lambda s: s["animating"], "played")
-            first = pixels(page)
-            page.wait_for_timeout(300)
-            assert pixels(page) != first
+            assert moves(page, pixels)
             page.get_by_role("button", name="Pause").click()
-            page.wait_for_timeout(100)
-            first = pixels(page)
-            page.wait_for_timeout(300)
-            assert pixels(page) == first and not state(page)["animating"]
+            assert rests(page, pixels) and not state(page)["animating"]
             assert page.complaints == []
 
 
@@ -364,9 +359,7 @@ def test_live_in_jupyterlab_and_when_the_kernel_goes(browser, tmp_path: Path):
         page.get_by_text("Run All Cells", exact=True).first.click()
         until(page, lambda s: s["live"] and s["messages"] > 20, "drew live", seconds=90)
         until(page, lambda s: s["live"] and s["channels"], "drew live", number=1)
-        first = pixels(page)
-        page.wait_for_timeout(300)
-        assert pixels(page) != first
+        assert moves(page, pixels)
 
         page.get_by_role("menuitem", name="Kernel", exact=True).click()
         page.get_by_text("Restart Kernel…", exact=True).first.click()

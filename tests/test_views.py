@@ -24,7 +24,7 @@ from labkit.views import esm, recording, settle, watch
 from labkit.views.dashboard import Dashboard
 from labkit.views.flow import Flow
 from labkit.views.sequence import Sequence
-from tests.browser import chromium, in_browser, jupyterlab, opened, picture, state, until
+from tests.browser import chromium, in_browser, jupyterlab, moves, opened, picture, rests, state, until
 
 N = 400
 
@@ -230,14 +230,10 @@ def paused(page):
 def test_dots_move_while_it_plays_and_stand_still_when_paused(browser, exported):
     with opened(browser, exported.url) as page:
         until(page, lambda s: s["playing"] and s["dots"] > 0, "drew a dot")
-        first = picture(page)
-        page.wait_for_timeout(300)
-        assert picture(page) != first
+        assert moves(page, picture)
 
         paused(page)
-        first = picture(page)
-        page.wait_for_timeout(300)
-        assert picture(page) == first and not state(page)["animating"]
+        assert rests(page, picture) and not state(page)["animating"]
         assert page.complaints == []
 
 
@@ -395,8 +391,7 @@ def test_the_view_follows_the_page_from_light_to_dark(browser, exported):
         paused(page)
         light = picture(page)
         page.emulate_media(color_scheme="dark")
-        page.wait_for_timeout(100)
-        assert picture(page) != light
+        assert moves(page, picture, light)
 
 
 @pytest.fixture(scope="module")
@@ -411,8 +406,8 @@ def crowded(browser, tmp_path_factory):
 @in_browser
 def test_many_messages_are_thinned_and_counted_exactly(browser, crowded):
     with opened(browser, crowded.as_uri()) as page:
-        until(page, lambda s: s["playing"] and s["dots"] > 20, "drew dots")
-        most = max(state(page)["dots"] for _ in range(10) if not page.wait_for_timeout(100))
+        most = until(page, lambda s: s["playing"] and s["dots"] > 20, "drew dots")["dots"]
+        most = max(most, *(state(page)["dots"] for _ in range(10) if not page.wait_for_timeout(100)))
         now = paused(page)
         assert now["messages"] == 100_000 and 20 < most <= 330 and min(now["density"]) > 1
         page.get_by_role("slider").fill("10000")
@@ -497,15 +492,10 @@ def test_dots_move_live_in_jupyterlab_and_the_replay_has_every_message(browser, 
         page.get_by_text("Run All Cells", exact=True).first.click()
 
         until(page, lambda s: s["mode"] == "live" and s["dots"] > 0, "drew a dot live", seconds=90)
-        first = picture(page)
-        page.wait_for_timeout(400)
-        assert picture(page) != first
+        assert moves(page, picture)
 
         page.get_by_role("button", name="Pause").first.click()  # pausing one view leaves the other alone
-        page.wait_for_timeout(600)  # what was on its way at that moment is heard of a little later
-        first = picture(page)
-        page.wait_for_timeout(400)
-        assert picture(page) == first and state(page, 1)["playing"]
+        assert rests(page, picture) and state(page, 1)["playing"]
 
         stop.touch()
         until(page, lambda s: s["mode"] == "replay" and not s["playing"], "came to an end", number=1, seconds=60)
