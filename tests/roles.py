@@ -95,13 +95,13 @@ def interrupt_soon(seconds: float = 0.3) -> threading.Timer:
     return threading.Timer(seconds, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
 
 
-def eventually(condition: Callable[[], object], seconds: float = 60.0) -> bool:
-    """Whether the condition comes true within some seconds."""
+def eventually(condition: Callable[[], object], seconds: float = 60.0, pause: float = 0.01) -> bool:
+    """Whether the condition comes true within some seconds. It is looked at after each pause."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.01)
+        time.sleep(pause)
     return True
 
 

@@ -10,10 +10,9 @@ kill points is known, and what changed in shared memory at which of them.
 
 Children of one process that execute the same compiled code of ours take the same way through it. Through Python and the
 C library they do not: malloc(3), for one, goes further when a pool is used up, which depends on how often the parent
-has allocated something. So N is not counted from the beginning, but told as a landmark, an instruction of the compiled
-code to which the child comes for the k-th time, and so many more after it, of compiled code only where N lies in
-compiled code. A breakpoint brings the child to the landmark at full speed. Then it is looked whether it is where N was
-in the child that was walked through.
+has allocated something. So N is not counted from the beginning, but told as a landmark to which the child comes for the
+k-th time, an instruction of the compiled code or a system call, and so many more after it. A breakpoint brings the
+child to the landmark at full speed. Then it is looked whether it is where N was in the child that was walked through.
 Two instructions between which shared memory did not change, nor the Linux kernel was called, leave the same behind when
 the process dies. So it is enough to kill where something changed; LABKIT_CRASH=all kills after each instruction of the
 compiled code all the same.
@@ -187,6 +186,13 @@ class Stepped:
                 registers[COUNTER] = address  # x86 has gone past the breakpoint
                 assert _libc.ptrace(SETREGSET, self.pid, NT_PRSTATUS, iovec.ctypes.data) == 0
 
+    def walk_to_store(self, times: int, memory: np.ndarray) -> None:
+        """Step until this memory has changed so many times."""
+        for _ in range(times):
+            copy = memory.copy()
+            while np.array_equal(memory, copy):
+                assert self.walk(1) == 1, "the child did less than the one that was walked through"
+
     def _run_to_breakpoint(self) -> None:
         passed_on = 0
         while passed_on != TRAP:
@@ -203,11 +209,14 @@ class Stepped:
         assert _libc.ptrace(GETREGSET, self.pid, NT_PRSTATUS, iovec.ctypes.data) == 0
         return registers, iovec
 
-    def go(self, point: Point) -> None:
+    def go(self, point: Point, memory: np.ndarray) -> None:
         """To this point of the operation, or its end."""
         if point.times:
             self.run_to(point.landmark, point.times)
-        self.walk(point.further)
+        if point.stores:
+            self.walk_to_store(point.stores, memory)
+        else:
+            self.walk(point.further)
         if point.address:
             at = int(self._registers()[0][COUNTER])
             assert at == point.address, f"the child is at {at:#x}, where the other was at {point.address:#x}"
@@ -365,7 +374,7 @@ def sweep(
         with contextlib.closing(begin()) as scene:
             try:
                 with Stepped(lambda scene=scene: work(scene)) as child:
-                    child.go(found.point(point))
+                    child.go(found.point(point), watch(scene))
                 report.answers[point] = check(scene)
             except AssertionError as wrong:
                 report.violations[point] = (str(wrong) or traceback.format_exc()).splitlines()[0]
@@ -378,13 +387,15 @@ class Point(NamedTuple):
     Attributes:
         landmark: address of an instruction that comes before it.
         times: how often one comes to the landmark; 0: there is none, it is counted from the beginning.
-        further: how many instructions come then.
-        address: where it is, when that is in compiled code, else 0.
+        further: how many instructions come then, if no stores are counted.
+        stores: how often the memory changes then, where that is done by code that is not steady, else 0.
+        address: where it is, when it is steady, else 0.
     """
 
     landmark: int
     times: int
     further: int
+    stores: int
     address: int
 
 
@@ -398,39 +409,42 @@ class Recording:
             kernel was called.
         compiled: these, and all that are compiled queues: code that lies in memory of no file. The others are those of
             Python's interpreter and the C library.
-        is_compiled: for each instruction whether it is one of the queues.
         addresses: of all of them.
+        has_stored: for each instruction whether it has changed the memory.
+        is_steady: whether it is one of the queues', or calls the Linux kernel: all children come to it equally often.
     """
 
     instructions: int
     changes: list[int]
     compiled: list[int]
-    is_compiled: np.ndarray
     addresses: np.ndarray
+    has_stored: np.ndarray
+    is_steady: np.ndarray
 
     @cached_property
     def landmarks(self) -> np.ndarray:
-        """For each instruction the last one, at or before it, of compiled code, that was executed for the first time or
-        came after one of others' code: from there on there is nothing between that may go another way. Or -1.
+        """For each instruction the last steady one, at or before it, that was executed for the first time or came after
+        one that is not steady; or -1. From a landmark to the next steady instruction all children go the same way.
         """
         first = np.zeros(self.instructions, bool)
         first[np.unique(self.addresses, return_index=True)[1]] = True
-        comes_back = ~np.concatenate(([False], self.is_compiled[:-1]))
-        is_landmark = self.is_compiled & (first | comes_back)
+        comes_back = ~np.concatenate(([False], self.is_steady[:-1]))
+        is_landmark = self.is_steady & (first | comes_back)
         return np.maximum.accumulate(np.where(is_landmark, np.arange(self.instructions), -1))
 
     def point(self, n: int) -> Point:
         """Where one is after `n` instructions."""
         if COUNTER < 0:
-            return Point(0, 0, n, 0)
-        inside = n < self.instructions and self.is_compiled[n]
-        landmark = int(self.landmarks[min(n, self.instructions - 1)])
-        here = int(self.addresses[n]) if inside else 0
-        if landmark < 0:
-            return Point(0, 0, n, here)
-        address = int(self.addresses[landmark])
+            return Point(0, 0, n, 0, 0)
+        last = min(n, self.instructions - 1)
+        landmark = int(self.landmarks[last])
+        first = max(landmark, 0)
+        address = int(self.addresses[landmark]) if landmark >= 0 else 0
         times = np.count_nonzero(self.addresses[: landmark + 1] == address)
-        return Point(address, times, n - landmark, here)
+        wanders = 0 < n < self.instructions and not self.is_steady[n - 1 : n + 1].any()
+        stores = np.count_nonzero(self.has_stored[first:n]) if wanders else 0
+        here = int(self.addresses[n]) if self.is_steady[last] and n == last else 0
+        return Point(address, times, n - first, stores, here)
 
 
 def record(work: Callable[[], object], memory: np.ndarray, longest: int) -> Recording:
@@ -451,7 +465,8 @@ def record(work: Callable[[], object], memory: np.ndarray, longest: int) -> Reco
         n + side for n in called.tolist() for side in (0, 1)
     }
     compiled = {n + side for n in np.flatnonzero(is_compiled).tolist() for side in (0, 1)}
-    return Recording(done, sorted(changes), sorted(changes | compiled), is_compiled, counters)
+    is_compiled[called] = True
+    return Recording(done, sorted(changes), sorted(changes | compiled), counters, changed[:done] != 0, is_compiled)
 
 
 def _compiled_places(pid: int) -> list[tuple[int, int]]:

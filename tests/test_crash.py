@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 import roles
 import stepper
-from numba import njit
+from numba import njit, typeof, types
 from stepper import call_marked, mark, sweep
 
 from labkit.channels.base import Closed
 from labkit.lockfree import Broadcast, Missed, blocks, vyukov
+from labkit.lockfree.atomics import compiler_fence
 from labkit.lockfree.bells import POLLS, SLEEPS
 from labkit.lockfree.mpmc import RECEIVES
 from labkit.lockfree.mpmc_entry import APART
@@ -527,7 +528,7 @@ def test_whoever_is_stopped_after_any_instruction_goes_on_later_as_if_nothing_ha
     for point in stepper.spread(found.changes, 30 if stepper.everywhere() else 8):
         with contextlib.closing(Scene(kind, sends, False)) as scene:
             with stepper.Stepped(lambda scene=scene: work_and_tell(scene)) as child:
-                child.go(found.point(point))
+                child.go(found.point(point), scene.words())
                 child.stop()
                 came = scene.drain()
                 with contextlib.suppress(TimeoutError, Closed, ValueError):  # when another is the receiver, and lives
@@ -540,6 +541,104 @@ def test_whoever_is_stopped_after_any_instruction_goes_on_later_as_if_nothing_ha
                 told = [int(scene.told[0]) - 1] if scene.told[0] else []
                 assert sorted(came + told) == list(range(BEFORE)), f"stopped after {point}: {came} came, and {told}"
             scene.use_up()
+
+
+# --- at random points, running free -------------------------------------------------------------------------
+
+SEVERAL = 3
+
+
+class Storm:
+    """Processes that send and receive all the time, each of which is killed, or stopped for a while, at any time.
+
+    What a sender has begun to send, and has sent, and what a receiver has got, they write down in shared memory.
+    """
+
+    def __init__(self, queue: Any, most_workers: int):
+        self.queue = queue
+        self.begun, self.got = stepper.shared(16 * most_workers)[: 2 * most_workers].reshape(2, -1)  # how many
+        self.over = stepper.shared(8)
+        self.workers: dict[int, tuple[int, str]] = {}  # pid -> number and part
+        self.parts: list[str] = []  # of each worker there ever was
+        if isinstance(queue, Mpmc):
+            assert queue.try_receive() is None  # this process sends nothing: its receivers need not wait for it
+        self.killed: list[int] = []  # workers
+
+    def send(self, me: int) -> None:
+        """What a sender does until it is over."""
+        raise NotImplementedError
+
+    def receive(self, me: int) -> None:
+        """What a receiver does until there is no sender any more, and it is over."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """After the end: everything that was sent has come, once, but for what the killed have taken along."""
+        raise NotImplementedError
+
+    def start(self, part: str) -> None:
+        number = len(self.parts)
+        self.parts.append(part)
+        work = self.send if part == "send" else self.receive
+
+        def work_and_let_others_go_first() -> None:
+            os.nice(10)  # whoever kills would wait for its turn behind all that never rest
+            work(number)
+
+        self.workers[stepper.forked(work_and_let_others_go_first)] = number, part
+
+    def goes_on(self) -> None:
+        """Somebody receives something. Who has written down as much as there is room for, is relieved."""
+
+        def something_came() -> bool:
+            for pid, (_, part) in list(self.workers.items()):
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    assert os.waitstatus_to_exitcode(status) == 0
+                    del self.workers[pid]
+                    self.start(part)
+            return bool(self.got.sum() > before)
+
+        before = self.got.sum()
+        assert roles.eventually(something_came, 120, 0.001), "nobody receives any more"
+
+    def kill(self, pid: int) -> str:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        number, part = self.workers.pop(pid)
+        self.killed.append(number)
+        return part
+
+    def rage(self, senders: int, receivers: int, times: int) -> None:
+        dice = random.Random(1)
+        for part in ["send"] * senders + ["receive"] * receivers:
+            self.start(part)
+        self.goes_on()
+        for _ in range(times):
+            time.sleep(dice.random() * 0.002)  # where it hits is left to chance
+            pid = dice.choice(list(self.workers))
+            if dice.random() < 0.3:
+                os.kill(pid, signal.SIGSTOP)
+                time.sleep(dice.random() * 0.002)
+                os.kill(pid, signal.SIGCONT)
+                if dice.random() < 0.5:
+                    self.start(self.kill(pid))
+            else:
+                self.start(self.kill(pid))
+            self.goes_on()
+        self.over[0] = 1  # senders stop, and receivers end by themselves, once everything is received
+        for pid in list(self.workers):
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+            del self.workers[pid]
+
+    def most_lost(self) -> int:
+        """Who is killed after it has released messages, and before it has written that down, takes them along."""
+        return SEVERAL * sum(self.parts[worker] == "receive" for worker in self.killed)
+
+    def close(self) -> None:
+        for pid in list(self.workers):
+            self.kill(pid)
+        self.queue.close()
 
 
 STORMS: dict[str, tuple[Callable[[], Any], bool, int, int]] = {
@@ -555,10 +654,7 @@ if "mpmc" in KINDS:
     STORMS["mpmc"] = lambda: Mpmc(50, message_bytes=128), False, 2, 2
     STORMS["mpmc items"] = lambda: Mpmc(64, dtype=np.int64), True, 2, 2
 
-# --- at random points, running free -------------------------------------------------------------------------
-
 LOG = 1 << 13  # messages that a worker of a storm sends, or receives, at most
-SEVERAL = 3
 
 
 def worker_message(worker: int, n: int) -> bytes:
@@ -581,28 +677,13 @@ def read_item(item: Any) -> int:
     return number
 
 
-class Storm:
-    """Processes that send and receive all the time, each of which is killed, or stopped for a while, at any time.
-
-    What a sender has begun to send, and has sent, and what a receiver has got, they write down in shared memory.
-    """
+class PythonStorm(Storm):
+    """Of calls from Python. They write down each message."""
 
     def __init__(self, queue: Any, items: bool, most_workers: int):
-        self.queue, self.items = queue, items
-        self.begun, self.got = stepper.shared(16 * most_workers)[: 2 * most_workers].reshape(2, -1)
+        super().__init__(queue, most_workers)
+        self.items = items
         self.sent, self.log = stepper.shared(16 * LOG * most_workers)[: 2 * LOG * most_workers].reshape(2, -1, LOG)
-        self.over = stepper.shared(8)
-        self.workers: dict[int, tuple[int, str]] = {}  # pid -> number and part
-        self.parts: list[str] = []  # of each worker there ever was
-        if isinstance(queue, Mpmc):
-            assert queue.try_receive() is None  # this process sends nothing: its receivers need not wait for it
-        self.killed: list[int] = []  # workers
-
-    def start(self, part: str) -> None:
-        number = len(self.parts)
-        self.parts.append(part)
-        work = self.send if part == "send" else self.receive
-        self.workers[stepper.forked(lambda: work(number))] = number, part
 
     def send(self, me: int) -> None:
         make = worker_item if self.items else worker_message
@@ -636,87 +717,141 @@ class Storm:
                 self.log[me, self.got[me]] = read(message)
                 self.got[me] += 1
 
-    def goes_on(self) -> None:
-        """Somebody receives something. Who has written down as much as there is room for, is relieved."""
-
-        def something_came() -> bool:
-            for pid, (_, part) in list(self.workers.items()):
-                ended, status = os.waitpid(pid, os.WNOHANG)
-                if ended:
-                    assert os.waitstatus_to_exitcode(status) == 0
-                    del self.workers[pid]
-                    self.start(part)
-            return bool(self.got.sum() > before)
-
-        before = self.got.sum()
-        assert roles.eventually(something_came, 60), "nobody receives any more"
-
-    def kill(self, pid: int) -> str:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        number, part = self.workers.pop(pid)
-        self.killed.append(number)
-        return part
-
-    def rage(self, times: int, seed: int) -> None:
-        dice = random.Random(seed)
-        for _ in range(times):
-            time.sleep(dice.random() * 0.002)  # where it hits is left to chance
-            pid = dice.choice(list(self.workers))
-            if dice.random() < 0.3:
-                os.kill(pid, signal.SIGSTOP)
-                time.sleep(dice.random() * 0.002)
-                os.kill(pid, signal.SIGCONT)
-                if dice.random() < 0.5:
-                    self.start(self.kill(pid))
-            else:
-                self.start(self.kill(pid))
-            self.goes_on()
-
-    def end(self) -> None:
-        """Senders stop; receivers end by themselves, once everything is received."""
-        self.over[0] = 1
-        for pid in list(self.workers):
-            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-            del self.workers[pid]
-
-    def close(self) -> None:
-        for pid in list(self.workers):
-            self.kill(pid)
-        self.queue.close()
-
-
-@pytest.mark.parametrize("name", STORMS)
-def test_killed_or_stopped_at_any_time_nothing_that_was_sent_is_lost_or_comes_twice(name):
-    make, items, senders, receivers = STORMS[name]
-    times = 1000 if stepper.everywhere() else 150
-    storm = Storm(make(), items, 4 * times + 100)
-    with contextlib.closing(storm):
-        for part in ["send"] * senders + ["receive"] * receivers:
-            storm.start(part)
-        storm.goes_on()
-        storm.rage(times, 1)
-        storm.end()
-        came = [list(storm.log[n, : storm.got[n]]) for n in range(len(storm.parts))]
-        for numbers in came:
-            for one in numbers:
-                assert one % (1 << 20) < storm.begun[one >> 20], "what nobody has sent"
+    def check(self) -> None:
+        came = [list(self.log[n, : self.got[n]]) for n in range(len(self.parts))]
         received = [one for numbers in came for one in numbers]
-        killed = [n for n in storm.killed if storm.parts[n] == "receive"]
-        print(f"{name}: {len(storm.killed)} killed, {len(received)} messages")
-        if name.startswith("broadcast"):
+        print(f"{len(self.killed)} killed, {len(received)} messages")
+        for one in received:
+            assert one % (1 << 20) < self.begun[one >> 20], "what nobody has sent"
+        if isinstance(self.queue, Broadcast):
             for numbers in came:
                 assert numbers == sorted(set(numbers))
             return
         assert len(received) == len(set(received)), "twice"
-        sent = {int(worker) << 20 | int(n) for worker, n in np.argwhere(storm.sent)}
-        # Who is killed after it has released a message, and before it has written that down, takes it along.
-        assert len(sent - set(received)) <= SEVERAL * len(killed)
+        sent = {int(worker) << 20 | int(n) for worker, n in np.argwhere(self.sent)}
+        assert len(sent - set(received)) <= self.most_lost(), "lost"
         late = sum(
             first > second
             for numbers in came
             for first, second in itertools.pairwise(numbers)
             if first >> 20 == second >> 20
         )
-        assert late <= (0 if name.startswith("spsc") else SEVERAL * len(killed)), "not in the order of sending"
-        assert len(storm.queue) == 0
+        assert late <= (self.most_lost() if isinstance(self.queue, Mpmc) else 0), "not in the order of sending"
+        assert len(self.queue) == 0
+
+
+@pytest.mark.parametrize("name", STORMS)
+def test_killed_or_stopped_at_any_time_nothing_that_was_sent_is_lost_or_comes_twice(name):
+    make, items, senders, receivers = STORMS[name]
+    times = 1000 if stepper.everywhere() else 60 if items else 150
+    with contextlib.closing(PythonStorm(make(), items, 4 * times + 100)) as storm:
+        storm.rage(senders, receivers, times)
+        storm.check()
+
+
+# --- the same of compiled loops -----------------------------------------------------------------------------
+
+LONG_LOG = 1 << 16
+LARGE_ITEM = np.dtype((np.int64, 4096))
+"""To copy it takes most of the time, so that many are killed in the middle of one."""
+LOOKED_AT = 64  # the last one of so many words says what all say
+
+
+@njit
+def compiled_sender(q, me, begun, sent, over):
+    several = np.zeros((SEVERAL, 4096), np.int64)
+    while begun[me] + SEVERAL < sent.shape[1] and over[0] == 0:
+        n = begun[me]
+        count = SEVERAL if n % 5 == 0 else 1
+        for ahead in range(count):
+            for word in range(LOOKED_AT - 1, 4096, LOOKED_AT):
+                several[ahead, word] = me << 20 | (n + ahead)
+        begun[me] = n + count
+        compiler_fence()  # written down before it is sent, and after it was
+        q.send_many(several[:count], None)
+        compiler_fence()
+        for ahead in range(count):
+            sent[me, n + ahead] = 1
+
+
+@njit
+def compiled_receiver(q, me, begun, got, came, late, last):
+    """Counts how often each message comes, and which come after later ones of the same sender."""
+    several = np.zeros((SEVERAL, 4096), np.int64)
+    while True:
+        count = q.receive_into(several[: 1 + got[me] % SEVERAL], None)
+        for one in range(count):
+            number = several[one, 4095]
+            for word in range(LOOKED_AT - 1, 4096, LOOKED_AT):
+                if several[one, word] != number:
+                    raise ValueError("torn")
+            worker, n = number >> 20, number & 0xFFFFF
+            if not 0 <= worker < len(begun) or n >= begun[worker]:
+                raise ValueError("what nobody has sent")
+            came[worker, n] += 1
+            late[me] += n <= last[worker]
+            last[worker] = max(n, last[worker])
+        compiler_fence()
+        got[me] += count
+
+
+class CompiledStorm(Storm):
+    """Of loops that are compiled before anybody is forked. Python is back when one raises Closed or Missed."""
+
+    def __init__(self, queue: Any, most_workers: int):
+        super().__init__(queue, most_workers)
+        flags = stepper.shared(2 * LONG_LOG * most_workers).view(np.uint8)[: 2 * LONG_LOG * most_workers]
+        self.sent, self.came = flags.reshape(2, -1, LONG_LOG)
+        self.late = stepper.shared(8 * most_workers)
+        worker, words = types.int64, types.int64[::1]
+        compiled_sender.compile((typeof(queue), worker, words, types.uint8[:, ::1], words))
+        compiled_receiver.compile((typeof(queue), worker, words, words, types.uint8[:, ::1], words, words))
+
+    def send(self, me: int) -> None:
+        while self.begun[me] + SEVERAL < LONG_LOG and not self.over[0]:
+            with contextlib.suppress(Closed):  # the only receiver was killed; another comes
+                compiled_sender(self.queue, me, self.begun, self.sent, self.over)
+
+    def receive(self, me: int) -> None:
+        last = np.full(len(self.begun), -1)
+        while True:
+            try:
+                compiled_receiver(self.queue, me, self.begun, self.got, self.came, self.late, last)
+            except Missed:
+                continue
+            except Closed:  # the only sender was killed; another comes
+                if self.over[0]:
+                    return
+
+    def check(self) -> None:
+        print(f"{len(self.killed)} killed, {self.got.sum()} messages")
+        lost = 0
+        for sent, came, begun in zip(self.sent, self.came, self.begun.tolist(), strict=True):
+            if not isinstance(self.queue, Broadcast):
+                assert came[:begun].max(initial=0) <= 1, "twice"
+            lost += np.count_nonzero(sent[:begun] > came[:begun])
+        if isinstance(self.queue, Broadcast):
+            assert not self.late.any(), "not in the order of sending"
+            return
+        assert lost <= self.most_lost(), "lost"
+        assert self.late.sum() <= (self.most_lost() if isinstance(self.queue, Mpmc) else 0), "not in order"
+        assert len(self.queue) == 0
+
+
+COMPILED_STORMS: dict[str, tuple[Callable[[], Any], int, int]] = {
+    "broadcast": (lambda: Broadcast(64, dtype=LARGE_ITEM), 1, 2)
+}
+"""A queue, how many senders, how many receivers."""
+if "spsc" in KINDS:
+    COMPILED_STORMS["spsc"] = lambda: Spsc(16, dtype=LARGE_ITEM), 1, 1
+if "mpmc" in KINDS:
+    COMPILED_STORMS["mpmc"] = lambda: Mpmc(16, dtype=LARGE_ITEM), 2, 2
+
+
+@pytest.mark.parametrize("name", COMPILED_STORMS)
+def test_compiled_loops_killed_or_stopped_at_any_time_lose_and_invent_nothing(name):
+    make, senders, receivers = COMPILED_STORMS[name]
+    times = 500 if stepper.everywhere() else 60
+    with contextlib.closing(CompiledStorm(make(), 2 * times + 100)) as storm:
+        storm.rage(senders, receivers, times)
+        storm.check()
