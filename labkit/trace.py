@@ -81,7 +81,8 @@ class Trace:
     """Records the messages of the channels that are opened with it, channel(kind, trace=trace), and who takes and
     gives back the locks that are handed to it, trace.lock(semaphore, "fork 1").
 
-    A trace stays in the process that made it; the ends of its channels and its locks may travel.
+    A trace stays in the process that made it; the ends of its channels and its locks may travel. In a copy made by
+    fork(2) it is closed: the ends and locks work there, and what they do is not recorded.
 
     Args:
         keep: events kept in memory (48 bytes each); beyond that the oldest are forgotten, and counted.
@@ -123,6 +124,7 @@ class Trace:
         self.processes[self.pid] = ProcessInfo(self.pid, "notebook")
         self._finalizer = weakref.finalize(self, _close, self._memory, self._stop)
         self._collector: threading.Thread | None = None
+        _traces.add(self)
 
     def traced(self, tx: Sender, rx: Receiver, label: str) -> tuple[TracedSender, TracedReceiver]:
         """The two ends of a new channel, recording here from now on."""
@@ -519,6 +521,14 @@ class Trace:
             self._sources.clear()
             self._finalizer()
 
+    def _after_fork(self) -> None:
+        """In a copy made by fork(2): the rings are our parent's to read, and its lock may be held by a thread of it."""
+        self._lock = threading.RLock()
+        self._rings, self._sources, self._subscribers, self._collector = {}, [], [], None
+        if self._finalizer.detach():
+            while self._memory:
+                os.close(self._memory.pop())
+
     def _must_be_open(self) -> None:
         if not self._finalizer.alive:
             raise ValueError("this trace is closed: begin a new Trace()")
@@ -572,6 +582,17 @@ def _close(memory: list[int], stop: threading.Event) -> None:
     stop.set()
     while memory:
         os.close(memory.pop())
+
+
+_traces: weakref.WeakSet[Trace] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for trace in list(_traces):
+        trace._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def must_be_a_trace(thing: Any) -> None:

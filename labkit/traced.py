@@ -31,7 +31,7 @@ from labkit.channels.base import (
     travelling,
 )
 from labkit.lockfree import spsc
-from labkit.lockfree.entry import MOST, new_state
+from labkit.lockfree.entry import MOST, RING, new_state
 from labkit.sync.shared import Held, Shared
 from labkit.trace_entry import (
     CALL,
@@ -42,6 +42,7 @@ from labkit.trace_entry import (
     LATER,
     ORIGIN,
     PID,
+    READ_SEEN,
     REST,
     SLOT_BYTES,
     TAG,
@@ -77,6 +78,7 @@ class _Traced:
 
     trace: Trace | None = None  # only in the process that made it
     closed: bool
+    _is_copy = False  # made by fork(2)
     _method: ClassVar[str]
     _ring: np.ndarray | None
 
@@ -91,6 +93,7 @@ class _Traced:
         state[[TAG // 8, PID // 8, ORIGIN // 8]] = tag, machine.known_pid(), channel | number << 16
         state[CONTENTS // 8] = contents
         self._record = {name: entry.builtin(state, ring) for name, entry in trace_entries().items()}
+        _recorders.add(self)
 
     def _compiled(self, call: Callable[..., Any], later: Callable[..., Any] | None) -> Any:
         """What takes the place of our method `_method`: the compiled one. It makes these calls, see trace_entry."""
@@ -128,12 +131,19 @@ class _Traced:
         self._inner.given_away()
         os.close(self._memory)
 
+    def _record_nothing(self) -> None:
+        self.trace, self._is_copy = None, True
+        _to_nowhere(self._state)
+        self._state[TAG // 8] |= 1 << 39  # ids that its parent never comes to
+
     _must_be_open: Callable[[], None]
     _begins: Callable[..., Any]
     _ends: Callable[..., Any]
     _record: dict[str, Callable[..., Any]] = {}  # noqa: RUF012
 
     def __reduce__(self) -> Any:
+        if self._is_copy:
+            raise ValueError("this traced end is a copy made by fork(2): hand it on from its own process")
         tag = int(self._state[TAG // 8])
         ticket = travelling(self._memory)
         return _arrives, (type(self), self._inner, ticket, self._channel, self._number, tag, self._contents)
@@ -228,14 +238,17 @@ class TracedLock(Held, Shared):
         self._inner, self._first, self._number = inner, first, number
         ring = map_ring(memory, number, LOCK_RING_BYTES)
         self._records = []  # one dictionary for each semaphore in it
+        self._states = []
         for lock in range(first, first + len(counts_of(inner))):
             state = new_state(ring.ctypes.data, LOCK_RING_BYTES, 0)
             state[[PID // 8, ORIGIN // 8]] = machine.known_pid(), lock | number << 16
             entries = trace_entries().items()
             self._records.append({name: e.builtin(state, ring) for name, e in entries if name.startswith("lock_")})
+            self._states.append(state)
             self._records[-1]["lock_opened"]()
         self._only = self._records[0] if len(self._records) == 1 else None
         self._acquire, self._release = inner.acquire, inner.release
+        _recorders.add(self)
 
     def acquire(self, *args: Any, **kwargs: Any) -> Any:
         """As the lock's own acquire."""
@@ -289,6 +302,10 @@ class TracedLock(Held, Shared):
         self._records[0]["lock_acquired"]()
         return result
 
+    def _record_nothing(self) -> None:
+        self.trace = None
+        _to_nowhere(*self._states)
+
     def _index(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         """Which semaphore of a set of several is meant."""
         index = args[0] if args else kwargs.get("index", 0)
@@ -333,3 +350,28 @@ def _lock_arrives(inner: Any, ticket: Any, first: int, number: int) -> TracedLoc
 
 def _itself(inner: Any) -> Any:
     return inner
+
+
+# --- copies made by fork(2) ---------------------------------------------------------------------------------
+
+_recorders: weakref.WeakSet[_Traced | TracedLock] = weakref.WeakSet()
+_nowhere: np.ndarray | None = None
+
+
+def _to_nowhere(*states: np.ndarray) -> None:
+    """From now on these record in memory that nobody reads."""
+    for state in states:
+        state[[RING // 8, READ_SEEN // 8]] = _nowhere.ctypes.data, 0  # type: ignore[union-attr]
+
+
+def _after_fork() -> None:
+    """A copy records nothing: a ring has one writer, and the next ids of messages are its parent's."""
+    global _nowhere
+    recorders = list(_recorders)
+    if recorders:
+        _nowhere = np.zeros(STRIDE // 8, np.int64)
+        for recorder in recorders:
+            recorder._record_nothing()
+
+
+os.register_at_fork(after_in_child=_after_fork)

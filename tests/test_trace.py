@@ -7,6 +7,7 @@ import os
 import pickle
 import threading
 import time
+import traceback
 import weakref
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import labkit.traced
 from labkit import KINDS, Closed, RemoteError, Trace, channel, launch, sender
 from labkit.events import EVENT, Action, beginning
 from labkit.lockfree import spsc
+from labkit.sync import PosixSemaphore
 from labkit.trace_entry import ENDPOINTS, EVENT_BYTES, FIRST_BYTES, SLOT_BYTES
 
 pytestmark = pytest.mark.every_python
@@ -580,3 +582,81 @@ def test_an_event_stays_inside_the_ring_whatever_a_peer_has_written_into_it():
         assert (bytes(ring)[slots - 32 : slots] != bytes(32), bytes(ring)[-16:]) == (True, b"x" * 16)
         tx.close()
         rx.close()
+
+
+# --- copies made by fork(2) ----------------------------------------------------------------------------------------
+
+
+def in_a_fork(do):
+    """Exit status of a copy of this process that does something; 0 when nothing went wrong."""
+    child = os.fork()
+    if child == 0:
+        try:
+            do()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "zmq"])  # which does not work in a copy
+def test_a_copy_made_by_fork_sends_and_receives_and_leaves_no_event_and_no_id(trace, kind):
+    tx, rx = channel(kind, trace=trace)
+    tx.send(b"before")
+    assert rx.receive() == b"before"
+
+    def send_there():
+        for _ in range(3):
+            tx.send(b"there")
+        tx.close()
+
+    assert in_a_fork(send_there) == 0
+    tx.send(b"after")
+    assert [rx.receive() for _ in range(4)] == [b"there"] * 3 + [b"after"]
+    messages = trace.messages()
+    assert len(messages) == 2
+    assert (messages["receive_ends"] > 0).all()
+    assert set(trace.events()["pid"]) == {os.getpid()}
+    assert trace.lost == 0
+
+
+def test_a_copy_made_by_fork_takes_no_events_from_the_trace_and_opens_nothing_in_it(trace):
+    tx, rx = channel("pipe", trace=trace)
+    tx.send(b"x")
+
+    def try_everything():
+        trace.collect()
+        trace.events()
+        with pytest.raises(ValueError, match="closed"):
+            channel("pipe", trace=trace)
+        with pytest.raises(ValueError, match="clone a traced end"):
+            tx.clone()
+        with pytest.raises(ValueError, match="copy made by fork"):
+            tx.__reduce__()
+        trace.close()
+
+    with trace._lock:  # as the collector's thread may hold it
+        assert in_a_fork(try_everything) == 0
+        assert len(trace.events()) == 2
+    assert rx.receive() == b"x"
+    assert len(trace.messages()) == 1
+
+
+def test_a_traced_lock_records_on_when_a_copy_made_by_fork_has_closed_its_own(trace):
+    lock = trace.lock(PosixSemaphore(1), "lock")
+
+    def use_and_close():
+        with lock:
+            pass
+        lock.close()
+
+    assert in_a_fork(use_and_close) == 0
+    time.sleep(0.05)  # the collector would give up the ring of a lock that was closed
+    for _ in range(2):
+        with lock:
+            pass
+    (row,) = trace.locks()
+    assert row.acquired == 2
+    lock.close()

@@ -89,7 +89,8 @@ class Endpoint:
     """One end of a channel. Closing is idempotent; a closed end raises ValueError when used.
 
     After a plain fork(2) the child has copies of its parent's ends, as it has of descriptors. They work, ZeroMQ's
-    excepted, but they remain the parent's: closing one in the child tells the other side and removes nothing.
+    excepted, but they remain the parent's: closing one in the child tells the other side and removes nothing. A trace
+    records nothing of what they do.
     """
 
     kind: ClassVar[str]
