@@ -21,7 +21,7 @@ CORE_NEEDS := cffi dill multiprocess numba numpy posix_ipc pyzmq sysv_ipc hypoth
 # Side by side, where the kernel allows it: tests/lane.py. Whoever becomes idle takes tests over from the others.
 IN_LANES   := -n auto --dist worksteal
 
-.PHONY: help lab test report pictures clean distclean lint test-pythons browser fonts spin
+.PHONY: help lab test report pictures clean distclean lint pythons test-pythons browser fonts spin
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -35,7 +35,9 @@ lab: .venv/.compiled  ## open JupyterLab on the start page (PORT=8888, BROWSER=n
 
 test: .venv/.test browser fonts spin  ## everything that CI runs (PYTEST='-k pipe' passes options on to the last step)
 	@failed=; \
+	$(MAKE) --no-print-directory .venv/.compiled pythons & \
 	$(MAKE) --no-print-directory lint || failed="$$failed lint"; \
+	wait $$!; \
 	$(MAKE) --no-print-directory test-pythons || failed="$$failed test-pythons"; \
 	echo "== all tests$${failed:+ (already FAILED, see above:$$failed)}"; \
 	$(BIN)/python -m pytest $(IN_LANES) $(PYTEST) && test -z "$$failed"
@@ -144,21 +146,33 @@ spin:
 # ---------------------------------------------------------------------------------------------------------------------
 # Queues, channels and processes on every other Python of this machine, each in an environment of its own.
 
-test-pythons: .venv/.test
-	@status=0; own=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+# The head of a loop over them, which sets $version and $environment.
+define for_every_python
+	own=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
 	for version in 3.11 3.12 3.13; do \
 		environment=.venvs/$$version; \
 		test $$version = $$own || test -z '$(CORE_TESTS)' && continue; \
 		for python in python$$version "$(PYENV)"/versions/$$version.*/bin/python none; do \
 			"$$python" -c 'import venv, ensurepip' 2>/dev/null && break; \
 		done; \
-		test "$$python" = none && continue; \
-		echo "== channels, queues and processes on Python $$version"; \
+		test "$$python" = none && continue
+endef
+
+# Compiling takes half a minute of one processor for each.
+pythons: .venv/.test
+	@status=0; $(for_every_python); \
 		if ! test $$environment/.made -nt pyproject.toml || ! test $$environment/.made -nt constraints.txt; then \
+			echo "== making $$environment"; \
 			$(call create,$$environment) && \
 			$(call install,$$environment,$(CORE_NEEDS)) && \
 			$(call install,$$environment,--no-deps --editable .) && \
 			touch $$environment/.made || { status=1; continue; }; \
 		fi; \
+		$$environment/bin/python -c 'import labkit.preload' || status=1; \
+	done; exit $$status
+
+test-pythons: pythons
+	@status=0; $(for_every_python); \
+		echo "== channels, queues and processes on Python $$version"; \
 		$$environment/bin/python -m pytest -q $(IN_LANES) $(CORE_TESTS) || status=1; \
 	done; exit $$status
