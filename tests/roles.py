@@ -191,6 +191,45 @@ def fill_and_wait(queue, gate):
         time.sleep(100)
 
 
+def send_to_name(kind: str, name: str, message: bytes, create: bool = False) -> None:
+    from labkit import sender
+
+    with sender(kind, name, create=create) as tx:
+        tx.send(message)
+
+
+def receive_from_name(kind: str, name: str) -> bytes:
+    from labkit import receiver
+
+    with receiver(kind, name) as rx:
+        return rx.receive()
+
+
+def make_name_and_die(kind: str, name: str, message: bytes) -> None:
+    from labkit import channel
+
+    tx, _rx = channel(kind, name=name)
+    tx.send(message)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def send_as_another_user(kind: str, name: str) -> bool:
+    """Whether a process of another user, who knows where its owner has noted the name, can send to it."""
+    from labkit import Closed, channels
+    from labkit.channels import base
+
+    module, folder = channels._module(kind), Path(os.environ["XDG_RUNTIME_DIR"], "labkit")
+    base.runtime_dir = lambda: folder
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+    try:
+        module.open_sender(name).send(b"intruder", timeout=0.1)
+    except (OSError, Closed):
+        return False
+    return True
+
+
 def send_from_a_namespace(kind: str, name: str, space: str) -> bool | None:
     """Whether a process in a new namespace can send to the name; None if the kernel makes no such namespace here."""
     from labkit import Closed, sender

@@ -904,12 +904,8 @@ def test_persistence_unread_messages_survive_their_processes_or_do_not(kind, fac
         tx.close()
         rx.close()  # the last users; that there is no name to find it by is tested above
         return
-    for code in (
-        "from labkit import sender; sender({kind!r}, {name!r}, create=True).send(b'unread')",
-        "from labkit import receiver; assert receiver({kind!r}, {name!r}).receive() == b'unread'",
-    ):
-        filled = code.format(kind=kind, name=a_name)
-        subprocess.run([sys.executable, "-c", filled], check=True, cwd=Path(__file__).parents[1])
+    launch(roles.send_to_name, kind, a_name, b"unread", True).wait()
+    assert launch(roles.receive_from_name, kind, a_name).wait() == b"unread"
 
 
 def test_max_message_is_what_the_ends_say(kind, fact):
@@ -1112,10 +1108,9 @@ def test_a_missing_name_is_said_to_be_missing(named, a_name):
 
 def test_a_receiver_may_make_the_name_and_a_stranger_find_it(named, a_name):
     rx = receiver(named, a_name, create=True)
-    code = f"from labkit import sender; sender({named!r}, {a_name!r}).send(b'found')"
-    stranger = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[1])
+    stranger = launch(roles.send_to_name, named, a_name, b"found")
     assert rx.receive() == b"found"
-    assert stranger.wait() == 0
+    stranger.wait()
     rx.close()
 
 
@@ -1143,13 +1138,8 @@ def test_an_unlinked_name_is_free_again(named, a_name):
 
 def test_a_name_whose_processes_were_all_killed_can_be_used_again(named, a_name):
     """Stale: what is left is opened as it is where it outlives processes, and taken over where it does not."""
-    code = (
-        "import os; from labkit import channel, receiver\n"
-        f"ends = channel({named!r}, name={a_name!r}); ends[0].send(b'left')\n"
-        "os.kill(os.getpid(), 9)"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1])
-    assert ended.returncode == -9
+    with pytest.raises(RemoteError, match="SIGKILL"):
+        launch(roles.make_name_and_die, named, a_name, b"left").wait()
     if facts()[named].persistence == "process":
         tx, rx = channel(named, name=a_name)
         with pytest.raises(TimeoutError):
@@ -1169,17 +1159,7 @@ def test_what_a_name_makes_is_for_its_owner_only(named, a_name):
         pytest.skip("needs a second user: run as root")
     tx, rx = channel(named, name=a_name)
     make_way(tx)
-    code = (
-        "import os, pathlib, sys; from labkit import Closed, channels; from labkit.channels import base\n"
-        "module, folder = channels._module(sys.argv[1]), pathlib.Path(sys.argv[3], 'labkit')\n"
-        "base.runtime_dir = lambda: folder  # the owner's, as if it were known\n"
-        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        "try: end = module.open_sender(sys.argv[2]); end.send(b'intruder', timeout=0.1)\n"
-        "except (OSError, Closed): sys.exit(0)\n"
-        "sys.exit('it was let in')\n"
-    )
-    command = [sys.executable, "-c", code, named, a_name, os.environ["XDG_RUNTIME_DIR"]]
-    assert subprocess.run(command, cwd=Path(__file__).parents[1]).returncode == 0
+    assert launch(roles.send_as_another_user, named, a_name).wait() is False
     tx.close()
     rx.close()
 
