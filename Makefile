@@ -33,11 +33,12 @@ help:  ## list these commands
 lab: .venv/.compiled  ## open JupyterLab on the start page (PORT=8888, BROWSER=none prints the address only)
 	@exec $(BIN)/labkit lab --port '$(PORT)' --browser '$(BROWSER)'
 
-test: .venv/.test browser fonts spin  ## everything that CI runs (PYTEST='-k pipe' passes options on to the last step)
+test: .venv/.made  ## everything that CI runs (PYTEST='-k pipe' passes options on to the last step)
 	@failed=; \
-	$(MAKE) --no-print-directory .venv/.compiled pythons & \
-	$(MAKE) --no-print-directory lint || failed="$$failed lint"; \
-	wait $$!; \
+	$(MAKE) --no-print-directory pythons & \
+	$(MAKE) --no-print-directory .venv/.test browser fonts spin || { wait; exit 1; }; \
+	$(MAKE) --no-print-directory --keep-going .venv/.compiled lint || failed="$$failed lint"; \
+	wait; \
 	$(MAKE) --no-print-directory test-pythons || failed="$$failed test-pythons"; \
 	echo "== all tests$${failed:+ (already FAILED, see above:$$failed)}"; \
 	$(BIN)/python -m pytest $(IN_LANES) $(PYTEST) && test -z "$$failed"
@@ -158,8 +159,8 @@ define for_every_python
 		test "$$python" = none && continue
 endef
 
-# Compiling takes half a minute of one processor for each.
-pythons: .venv/.test
+# Installing and compiling take a minute of one processor for each.
+pythons: .venv/.made
 	@status=0; $(for_every_python); \
 		if ! test $$environment/.made -nt pyproject.toml || ! test $$environment/.made -nt constraints.txt; then \
 			echo "== making $$environment"; \
