@@ -36,7 +36,7 @@ lab: .venv/.compiled  ## open JupyterLab on the start page (PORT=8888, BROWSER=n
 test: .venv/.made  ## everything that CI runs (PYTEST='-k pipe' passes options on to the last step)
 	@failed=; \
 	$(MAKE) --no-print-directory pythons & \
-	$(MAKE) --no-print-directory .venv/.test browser fonts spin || { wait; exit 1; }; \
+	$(MAKE) --silent .venv/.test browser fonts spin || { wait; exit 1; }; \
 	$(MAKE) --no-print-directory --keep-going .venv/.compiled lint || failed="$$failed lint"; \
 	wait; \
 	$(MAKE) --no-print-directory test-pythons || failed="$$failed test-pythons"; \
