@@ -62,8 +62,8 @@ print(f"{2 * times:,} additions, the number is {found:,}: {2 * times - found:,} 
 #
 # ## A semaphore by hand
 #
-# A semaphore is a number in the kernel's care that is never negative. sem_wait(3) takes one, and *sleeps while there is none*;
-# sem_post(3) gives one back and wakes a sleeper. That is all. The module `posix_ipc` has just these calls:
+# A semaphore is a number that several processes share, and that is never negative. sem_wait(3) takes one, and *sleeps while there
+# is none*; sem_post(3) gives one back and wakes a sleeper. That is all. The module `posix_ipc` has just these calls:
 
 # %%
 import posix_ipc
@@ -457,7 +457,7 @@ check_in_turn(in_turn)
 #         gates[(me + 1) % 3].release()
 # ```
 #
-# Exactly one gate is open at any time; it goes round. `% 3` closes the circle: after C comes A.
+# At most one gate is open at any time; it goes round. `% 3` closes the circle: after C comes A.
 # </details>
 #
 # ## Exercise 2: many producers, many consumers

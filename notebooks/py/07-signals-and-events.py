@@ -102,8 +102,8 @@ rx.close()
 # %% [markdown]
 # ## Waiting for a death without a signal
 #
-# SIGCHLD comes to parents only, and to the whole process. A **pidfd**, pidfd_open(2), is a descriptor of a process, anybody's
-# of the same user: poll(2) says when it ends, together with whatever else is being waited for, and it never means another
+# SIGCHLD comes to parents only, and to the whole process. A **pidfd**, pidfd_open(2), is a descriptor of a process, child or not,
+# ours or another user's: poll(2) says when it ends, together with whatever else is being waited for, and it never means another
 # process that has got the same number later.
 
 # %%
