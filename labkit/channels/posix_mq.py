@@ -66,8 +66,8 @@ FACTS = Facts(
 )
 
 MAX_MESSAGES = 10  # the kernel's own limit for users without privileges: /proc/sys/fs/mqueue/msg_max
-NO_DESCRIPTOR = "no descriptor is left: close what is not needed, or raise the limit (ulimit -n)"
 MAX_MESSAGE = 2048  # small, because every queue is charged to RLIMIT_MSGQUEUE in full when it is made
+NO_DESCRIPTOR = "no descriptor is left: close what is not needed, or raise the limit (ulimit -n)"
 
 
 def open(*, max_messages: int = MAX_MESSAGES, max_message: int = MAX_MESSAGE) -> tuple[MqSender, MqReceiver]:
