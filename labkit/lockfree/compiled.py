@@ -73,7 +73,7 @@ class Operations(NamedTuple):
     trouble: Any
     """(state, number): raise what this trouble means. When it returns, what was tried is tried again."""
     can_receive: Any
-    """(state): a guess whether it is worth while to try, without side effects."""
+    """(state): a guess whether it is worth while to try. It may wait a moment first."""
     can_send: Any
     items_bell: Any
     """(state): address of the bell that rings when something was sent."""

@@ -94,6 +94,7 @@ OBJECT, START, NEXT, GOT_BYTES, TOTAL = OWN + 160, OWN + 168, OWN + 176, OWN + 1
 KEEPS = OWN + 200  # 1: it is not released when it is complete
 LOAN, LOAN_BYTES = OWN + 208, OWN + 216  # position of the message that is lent to be written, and its size
 BORROW, BORROW_BYTES = OWN + 224, OWN + 232  # position of the message that is lent to be read, and what it takes there
+WAITED = OWN + 240  # READ when the receiver, in compiled code, last had to wait
 
 READY, BUSY = 1, 2
 """Of a role that we have: BUSY, a loan (or a borrowed message) is out, or a thread is at a large message."""
@@ -107,6 +108,7 @@ PUBLISH_AFTER = 32  # messages of a batch
 SMALLEST_FRAME = 16  # bytes
 AHEAD = 1024  # bytes: so far ahead of what it does a batch fetches cache lines
 BRIEFLY = 200  # how often to look for a message, or for room, with the GIL: some microseconds
+A_MOMENT = 16  # pauses: some 200 ns, two round trips of a cache line between near processors
 SENDER, RECEIVER = 0, 1  # labkit.lockfree.segment
 
 
@@ -949,6 +951,16 @@ def become_receiver(state):
 
 @njit
 def may_receive(state):
+    """Look; and wait a moment before, when several items have come since we last had to wait.
+
+    Where many come, some more come in that moment, and each look takes the cache line with WRITE away from the sender.
+    Where one is answered by one, there is no moment.
+    """
+    read = spsc.read_position(load_relaxed(state + RING))
+    if read - load_relaxed(state + WAITED) > load_relaxed(state + ITEM_BYTES):
+        for _ in range(A_MOMENT):
+            pause()
+    store_relaxed(state + WAITED, read)
     return is_there(state)
 
 
