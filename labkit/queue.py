@@ -171,7 +171,10 @@ class Queue(multiprocessing.queues.Queue):
     def __getstate__(self) -> Any:
         if starting() is None:
             name = type(self).__name__
-            raise RuntimeError(f"{name} objects should only be shared between processes through inheritance")
+            raise RuntimeError(
+                f"{name} objects should only be shared between processes through inheritance: hand it over when a "
+                "process is made, Process(target=f, args=(q,)) or launch(f, q)"
+            )
         return self._ring, self._maxsize
 
     def __setstate__(self, state: Any) -> None:
