@@ -76,7 +76,8 @@ def fill(tx, message=b"x") -> int:
             try:
                 tx.send(message, patience)
             except TimeoutError:
-                if tx.facts.handed_over or count >= tx.capacity.amount:
+                # Half: libzmq tells of room half a queue at a time, so that what was received before may still count.
+                if tx.facts.handed_over or count >= tx.capacity.amount // 2:
                     return count
                 continue  # a thread that moves on what was sent has not come to that yet
         count += 1
@@ -1170,7 +1171,7 @@ def test_a_foreign_queue_is_refused(a_name):
     channel("posix_mq", name=a_name)
     code = (
         "import os; from labkit.channels import posix_mq; os.setuid(65534)\n"
-        f"for ask in (posix_mq.open_sender, posix_mq._existing):\n"
+        f"for ask in (posix_mq.open_sender, posix_mq.open_receiver):\n"
         f"    try: ask({a_name!r})\n"
         "    except PermissionError as reason: assert 'somebody else' in str(reason)\n"
         "    else: raise SystemExit('it was let in')\n"
