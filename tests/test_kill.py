@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -180,10 +181,22 @@ def test_a_restarted_kernel_leaves_nothing(kernel, blocking):
     assert roles.eventually(lambda: all(map(roles.gone, pids)))
 
 
+def alive_in(group: int) -> bool:
+    """Whether a process of this process group runs: proc_pid_stat(5)."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                return True
+    return False
+
+
 def test_a_killed_kernel_leaves_nothing(kernel):
+    group = os.getpgid(kernel.pid)
     _, pids = middle_of(kernel, "wait")
     os.kill(kernel.pid, 9)
     assert roles.eventually(lambda: all(map(roles.gone, pids)))
+    assert roles.eventually(lambda: not alive_in(group))  # its forkserver sweeps; jupyter_client would kill that, too
 
 
 def test_killing_everything_leaves_no_file(tmp_path):
