@@ -871,7 +871,7 @@ def test_whoever_is_killed_at_any_time_loses_nothing_that_was_put_and_leaks_no_b
         process.join()
         process.close()
         dead_consumers += role is consume
-    rest = Counter()
+    rest, array = Counter(), None
     with contextlib.suppress(queue.Empty):
         while True:
             q._ring._looked = -1.0  # look for what the dead have left each time, not ten times a second
