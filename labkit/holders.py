@@ -150,13 +150,8 @@ def places(pid: int, wanted: bytes) -> list[str]:
     found = []
     try:
         with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
-            for line in maps:
-                span, mode, _, _, _, *name = line.split(maxsplit=5)
-                if not mode.startswith("rw"):
-                    continue
-                begin, end = (int(address, 16) for address in span.split("-"))
-                number = _count(memory, begin, end, wanted)
-                found += ["private" if mode[3] == "p" else name[0].strip() if name else "shared"] * number
+            for begin, end, name in _regions(maps):
+                found += [name] * _count(memory, begin, end, wanted)
     except FileNotFoundError:
         raise ProcessLookupError(errno.ESRCH, f"there is no process {pid}") from None
     except PermissionError:
@@ -166,6 +161,25 @@ def places(pid: int, wanted: bytes) -> list[str]:
             "/proc/sys/kernel/yama/ptrace_scope forbids it",
         ) from None
     return found
+
+
+def _regions(maps: IO[str]) -> list[tuple[int, int, str]]:
+    """Where memory that may be written begins and ends, and what it is: private memory is one as far as it goes on.
+
+    The kernel lists it in several parts, where a heap has grown since a fork(2) or where flags differ; what is in it
+    may lie across.
+    """
+    regions: list[tuple[int, int, str]] = []
+    for line in maps:
+        span, mode, _, _, _, *rest = line.split(maxsplit=5)
+        if not mode.startswith("rw"):
+            continue
+        begin, end = (int(address, 16) for address in span.split("-"))
+        name = "private" if mode[3] == "p" else rest[0].strip() if rest else "shared"
+        if name == "private" and regions and regions[-1][1:] == (begin, name):
+            begin = regions.pop()[0]
+        regions.append((begin, end, name))
+    return regions
 
 
 def _count(memory: IO[bytes], begin: int, end: int, wanted: bytes) -> int:

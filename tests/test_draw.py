@@ -96,6 +96,29 @@ sys.stdin.read()
 """
 
 
+ACROSS = """
+import mmap, sys
+one, other = sys.stdin.buffer.readline().split()  # nowhere together but in that memory
+memory = mmap.mmap(-1, 2 * mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_DONTDUMP, mmap.PAGESIZE, mmap.PAGESIZE)
+memory[mmap.PAGESIZE - len(one) : mmap.PAGESIZE] = one
+memory[mmap.PAGESIZE : mmap.PAGESIZE + len(other)] = other
+print("here", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_bytes_are_found_where_private_memory_goes_on_under_other_flags():
+    one, other = os.urandom(8).hex().encode(), os.urandom(8).hex().encode()
+    with Popen([sys.executable, "-c", ACROSS], stdin=PIPE, stdout=PIPE) as process:
+        process.stdin.write(one + b" " + other + b"\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        found = places(process.pid, one + other)
+        process.communicate()
+    assert found == ["private"]
+
+
 def test_bytes_are_found_in_every_place_of_another_process_also_where_two_pieces_meet():
     word = os.urandom(8).hex().encode()
     with Popen([sys.executable, "-c", WRITES], stdin=PIPE, stdout=PIPE) as process:
