@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import struct
 import time
 
 import numpy as np
 
 SIZES = [0, 10, 3000, 9000, 80_000]
+RECEIPT = struct.Struct("4q")
+"""Who got it, who had put it, its number there, and whether it was whole."""
 
 
 def put_numbers(q, count, who, large=0):
@@ -55,7 +58,10 @@ def is_whole(number, array):
 
 
 def consume(q, out, who):
-    """Gets objects, and writes down which: one write(2) each, so that the line of a killed process is whole."""
+    """Gets objects, and writes down which, a `RECEIPT` each.
+
+    SIGKILL cuts a write(2) to a file short where it comes to another page; no receipt lies across two.
+    """
     while True:
         sender, number, array = q.get()
-        os.write(out, b"%d %d %d %d\n" % (who, sender, number, is_whole(number, array)))
+        os.write(out, RECEIPT.pack(who, sender, number, is_whole(number, array)))

@@ -31,6 +31,7 @@ import roles
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from queue_roles import (
+    RECEIPT,
     add_up,
     consume,
     get_numbers,
@@ -880,9 +881,9 @@ def test_whoever_is_killed_at_any_time_loses_nothing_that_was_put_and_leaks_no_b
             rest[sender, number] += 1
     del array
     os.close(out)
-    lines = [tuple(map(int, line.split())) for line in Path(tmp_path, "got").read_text().splitlines()]
-    assert all(whole for *_, whole in lines)
-    got = rest + Counter((sender, number) for _, sender, number, _ in lines)
+    receipts = list(RECEIPT.iter_unpack(Path(tmp_path, "got").read_bytes()))
+    assert all(whole for *_, whole in receipts)
+    got = rest + Counter((sender, number) for _, sender, number, _ in receipts)
     put = {(who, number) for who in range(1000) for number in range(told.array[who])}
     # What a consumer had released when it was killed, and not yet written down, is lost to us, one for each.
     assert len(put - got.keys()) <= dead_consumers
