@@ -205,9 +205,12 @@ if libc.unshare(CLONE_NEWNS) or libc.mount(b'none', b'/', None, MS_REC | MS_PRIV
     sys.exit(os.strerror(ctypes.get_errno()))
 found = []
 for entry in os.scandir('/tmp'):
-    there = entry.stat()
-    with open(entry.path) as file:
-        size = int(file.read().split()[0].partition(':')[2])
+    try:
+        there = entry.stat()
+        with open(entry.path) as file:
+            size = int(file.read().split()[0].partition(':')[2])
+    except FileNotFoundError:  # it has just been unlinked
+        continue
     found.append((entry.name, there.st_dev, there.st_ino, there.st_uid, there.st_mode, there.st_ctime, size))
 print(json.dumps(found))
 """

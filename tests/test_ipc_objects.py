@@ -14,7 +14,7 @@ import pytest
 import sysv_ipc
 
 from labkit import channel, objects, receiver
-from labkit.objects import Object, age
+from labkit.objects import _LIST_QUEUES, Object, age
 
 
 def one(kind, part):
@@ -123,6 +123,30 @@ def test_posix_objects(a_name):
         posix_ipc.unlink_shared_memory(name)
         posix_ipc.unlink_semaphore(name)
     assert none("POSIX queue", name) and none("POSIX memory", name)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount the file system of the queues")
+def test_a_queue_that_goes_while_the_list_is_made_is_not_in_it(a_name):
+    names = [f"/{a_name[:200]}{letter}" for letter in "ab"]
+    for name in names:
+        posix_ipc.MessageQueue(name, posix_ipc.O_CREX, max_messages=1, max_message_size=8).close()
+    program = (
+        "import os, sys, posix_ipc\n"
+        "listed = os.scandir\n"
+        "def scandir(path):\n"
+        "    entries = list(listed(path))\n"
+        "    posix_ipc.unlink_message_queue(sys.argv[1])\n"
+        "    return entries\n"
+        "os.scandir = scandir\n"
+    )
+    try:
+        command = [sys.executable, "-c", program + _LIST_QUEUES, names[0]]
+        said = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert said.returncode == 0, said.stderr
+        found = [f"/{row[0]}" for row in json.loads(said.stdout)]
+        assert names[0] not in found and names[1] in found
+    finally:
+        posix_ipc.unlink_message_queue(names[1])
 
 
 @pytest.mark.skipif(not shutil.which("ss"), reason="no ss here (iproute2)")
