@@ -122,6 +122,34 @@ def test_a_name_that_a_sender_still_uses_is_not_taken_over(a_name):
     tx.close()
 
 
+@pytest.mark.parametrize("line", range(1, 7))
+def test_what_is_sent_while_a_name_is_refused_arrives_whole(a_name, line):
+    """Before each line of the function that looks whether somebody sends."""
+    tx, rx = channel("fifo", name=a_name)
+    rx.close()
+    passed = []
+
+    def on_line(frame, event, argument):
+        if event == "line":
+            passed.append(frame.f_lineno)
+            if len(passed) == line:
+                tx.send(b"whole")
+        return on_line
+
+    sys.settrace(lambda frame, *_: on_line if frame.f_code is fifo._has_sender.__code__ else None)
+    try:
+        with pytest.raises(FileExistsError, match="still sends"):
+            channel("fifo", name=a_name)
+    finally:
+        sys.settrace(None)
+    assert passed
+    with receiver("fifo", a_name) as again:
+        if len(passed) < line:
+            tx.send(b"whole")
+        assert again.receive() == b"whole"
+    tx.close()
+
+
 @pytest.mark.parametrize("what", ["a file", "a link to a file", "a link to a FIFO", "a folder"])
 def test_what_is_no_fifo_is_refused_and_left_alone(a_name, what, tmp_path):
     path, elsewhere = path_of(a_name), tmp_path / "elsewhere"

@@ -13,7 +13,6 @@ The file stays until it is unlinked. One that was left behind by dead processes 
 
 from __future__ import annotations
 
-import array
 import contextlib
 import errno
 import fcntl
@@ -21,7 +20,6 @@ import os
 import select
 import stat
 import tempfile
-import termios
 import time
 
 from labkit.channels.base import DEFAULT_TIMEOUT, LOOK_AGAIN, Capacity, Facts, Waiter, making, one_word
@@ -177,15 +175,17 @@ def _opened(word: str, folder: int, way: int) -> int:
 
 
 def _has_sender(fd: int) -> bool:
-    """Whether somebody has this FIFO open for writing. Called before anything is received."""
-    waiting = array.array("i", [0])
-    fcntl.ioctl(fd, termios.FIONREAD, waiting)
-    if waiting[0]:  # what is unread goes with the last user
-        return True
-    try:
-        return bool(os.read(fd, 1))
-    except BlockingIOError:
-        return True
+    """Whether somebody has this FIFO open for writing, or has left something. Nothing is read: it is the receiver's."""
+    # poll(2) tells of a hang-up only after there has been a sender: be one for a moment.
+    os.close(os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    return _events(fd) != select.POLLHUP  # with POLLIN something is unread, which goes with the last user
+
+
+def _events(fd: int) -> int:
+    """What poll(2) says of the receiving end just now."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return sum(events for _, events in poll.poll(0))
 
 
 class FifoSender(StreamSender):
@@ -209,7 +209,5 @@ class FifoReceiver(StreamReceiver):
 
     def _ended(self) -> None:
         """read(2) gave nothing: nobody is there any more, or yet."""
-        poll = select.poll()
-        poll.register(self.fd, select.POLLIN)
-        if any(events & select.POLLHUP for _, events in poll.poll(0)):
+        if _events(self.fd) & select.POLLHUP:
             super()._ended()
