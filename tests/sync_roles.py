@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -93,6 +94,26 @@ def meet(barrier: Any, counter: Any, parties: int, rounds: int) -> list[int]:
 
 def wait_at(barrier: Any, timeout: float | None = 20) -> int:
     return barrier.wait(timeout=timeout)
+
+
+def come_and_die(barrier: Any, calls: int) -> None:
+    """Be killed as soon as so many atomic instructions have changed something, or might have."""
+    from labkit.sync import barrier as module
+
+    real, done = module.atomics(), itertools.count(1)
+
+    def dying(instruction: Any) -> Any:
+        def call(*arguments: int) -> int:
+            result = instruction(*arguments)
+            if next(done) == calls:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return call
+
+    deadly = {name: call if name.startswith("load") else dying(call) for name, call in real.items()}
+    module.atomics = lambda: deadly
+    barrier.wait()
 
 
 def share(lock: Any) -> None:

@@ -28,6 +28,7 @@ from roles import comes_to_rest, eventually, gone, interrupt_soon, sleeping
 from sync_roles import (
     Zero,
     add_many,
+    come_and_die,
     count_up,
     hold,
     hold_until,
@@ -864,6 +865,7 @@ ORDERS = {
     "exchange_int": (r"atomicrmw xchg .* i32 .* seq_cst", "ldaxr|swpal"),
     "add_int": (r"atomicrmw add .* i32 .* seq_cst", "ldaxr|ldaddal"),
     "add": (r"atomicrmw add .* i64 .* seq_cst", "ldaxr|ldaddal"),
+    "compare_exchange": (r"cmpxchg .* i64 .* acq_rel acquire", "ldaxr|casal"),
     "compare_exchange_int": (r"cmpxchg .* i32 .* seq_cst seq_cst", "ldaxr|casal"),
 }
 
@@ -872,7 +874,7 @@ ORDERS = {
 def test_each_atomic_instruction_is_one_in_the_compiled_code_also_on_aarch64(name):
     from labkit.lockfree import atomics
 
-    arguments = {"load_int_acquire": "a", "compare_exchange_int": "a, b, c"}.get(name, "a, b")
+    arguments = "a" if name.startswith("load") else "a, b, c" if name.startswith("compare") else "a, b"
     call = eval(f"lambda {arguments}: f({arguments})", {"f": getattr(atomics, name)})
     compiled = numba.njit(call)
     compiled.compile((numba.int64,) * (arguments.count(",") + 1))
@@ -951,6 +953,19 @@ def test_one_who_is_killed_while_it_waits_breaks_the_barrier():
             barrier.wait(timeout=None)
         soon.join()
         with pytest.raises(RemoteError):
+            job.wait()
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize("parties", [2, 3])
+def test_one_who_is_killed_in_the_middle_of_coming_is_known(parties, calls):
+    with Barrier(parties) as barrier:
+        job = launch(wait_at, barrier, None)
+        assert eventually(lambda: barrier.waiting == 1)
+        victim = launch(come_and_die, barrier, calls)
+        with pytest.raises(RemoteError, match="SIGKILL"):
+            victim.wait()
+        with pytest.raises(RemoteError, match=f"BrokenBarrier.*process {victim.pid} died"):
             job.wait()
 
 

@@ -6,7 +6,8 @@
     16      PARTIES, and 24 the pid namespace of the maker
     64      for each place: the round and the thread id of who came there last
 
-Coming is one atomic addition. The last one of a round moves STATE to the next round and wakes the others; one who gives
+Coming is one compare-and-exchange, of a place, and whoever comes by moves ARRIVED on: nobody can be killed between
+being counted and being known. The last one of a round moves STATE to the next round and wakes the others; one who gives
 up breaks it instead. Both do so by compare-and-exchange on the same word, so that a round is either complete for all or
 broken for all.
 """
@@ -83,11 +84,9 @@ class Barrier(InPage):
         waiter = Waiter(timeout)
         if self.broken:
             raise BrokenBarrier
-        word, words, state = self._word, self._words, address_of(self._word)
-        load, ticket = atomics()["load_int_acquire"], atomics()["add"](state + ARRIVED, 1)
-        turn, place = divmod(ticket, self.parties)
+        word, state, load = self._word, address_of(self._word), atomics()["load_int_acquire"]
+        turn, place = divmod(self._come(), self.parties)
         ours = turn * 2 % _WRAPS
-        words[PLACES // 8 + place] = (turn % _WRAPS) << 32 | threading.get_native_id()
         if place == self.parties - 1 and self._move(ours, (ours + 2) % _WRAPS):
             return place
 
@@ -137,6 +136,19 @@ class Barrier(InPage):
         turn = self._words[ARRIVED // 8] // self.parties + 1
         self._words[ARRIVED // 8] = turn * self.parties
         atomics()["exchange_int"](address_of(self._word), turn * 2 % _WRAPS)
+
+    def _come(self) -> int:
+        """Take the next place; how many had come before."""
+        exchange, start = atomics()["compare_exchange"], address_of(self._word)
+        while True:
+            ticket = int(self._words[ARRIVED // 8])
+            turn, place = divmod(ticket, self.parties)
+            found, us = self._words[PLACES // 8 + place], (turn % _WRAPS) << 32 | threading.get_native_id()
+            is_free = not found or found >> 32 != us >> 32
+            is_ours = is_free and exchange(start + PLACES + 8 * place, found, us) % 2**64 == found
+            exchange(start + ARRIVED, ticket, ticket + 1)  # for another, too, who was killed before it did
+            if is_ours:
+                return ticket
 
     def _move(self, expected: int, new: int) -> bool:
         """End a round, one way or the other; False when somebody else has."""

@@ -93,14 +93,14 @@ def _compile(key: str) -> dict[str, Any]:
         key  # see SOURCES
         return atomics.add_int(address, amount)
 
-    @cfunc(WORD(WORD, WORD), cache=True)
-    def add(address, amount):
+    @cfunc(WORD(WORD, WORD, WORD), cache=True)
+    def compare_exchange(address, expected, value):
         key  # see SOURCES
-        return atomics.add(address, amount)
+        return atomics.compare_exchange(address, expected, value)
 
     @cfunc(WORD(WORD, WORD, WORD), cache=True)
     def compare_exchange_int(address, expected, value):
         key  # see SOURCES
         return atomics.compare_exchange_int(address, expected, value)
 
-    return {f.__name__: f for f in (load_int_acquire, exchange_int, add_int, add, compare_exchange_int)}
+    return {f.__name__: f for f in (load_int_acquire, exchange_int, add_int, compare_exchange, compare_exchange_int)}
