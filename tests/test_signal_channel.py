@@ -106,8 +106,8 @@ def test_a_piece_that_a_thread_gives_back_when_every_sender_has_gone_is_waited_f
 
 def give_back(number, piece):
     """rt_sigqueueinfo(2): a signal that was read from a signalfd is pending again."""
-    channel_and_sender, code, pid, value = signals.FIELDS.unpack_from(piece)
-    info = struct.pack("=iii4xiIQ96x", number, channel_and_sender, code, pid, os.getuid(), value)
+    channel_and_sender, code, pid, rest, value = signals.FIELDS.unpack_from(piece)
+    info = struct.pack("=iii4xiIQ96x", number, channel_and_sender, code, pid, rest, value)
     assert (
         libc.syscall(
             SYSCALLS["rt_sigqueueinfo"], ffi.cast("long", os.getpid()), ffi.cast("long", number), ffi.from_buffer(info)
@@ -203,6 +203,23 @@ def test_two_senders_of_one_process_do_not_mix():
             second.send(b"b%d" % number * 20)
     received = list(rx)
     assert sorted(received) == sorted(b"%c%d" % (who, n) * 20 for n in range(50) for who in b"ab")
+    rx.close()
+
+
+def test_a_process_may_make_any_number_of_senders(monkeypatch):
+    """The numbers of two that live, and of one that has closed, differ by a multiple of 32,768."""
+    monkeypatch.setattr(signals, "_next_sender", iter([5 + (n << signals.SENDER_BITS) for n in range(3)]))
+    tx, rx = channel("signal")
+    second = tx.clone()
+    for number in range(20):
+        tx.send(b"a%d" % number * 20)
+        second.send(b"b%d" % number * 20)
+    tx.close()
+    third = second.clone()
+    third.send(b"c")
+    second.close()
+    third.close()
+    assert list(rx) == [b"%c%d" % (who, n) * 20 for n in range(20) for who in b"ab"] + [b"c"]
     rx.close()
 
 

@@ -8,7 +8,8 @@ Signals go to a process, so the ends must know which. They share a page of memor
 
     word 0   signal number << 32 | pid of who receives; 0: nobody just now; -1: closed
     word 1   start time of that process, word 2 its pid namespace: whether the pid still means what it meant
-    word 3   number of the channel, which every signal carries as si_errno, beside the number of its sender
+    word 3   number of the channel, which every signal carries as si_errno, beside the number of its sender,
+             of which the part that finds no room there is in si_uid
 
 A receiver that travels sets word 0 to 0, takes what has come along, and writes itself in where it arrives; meanwhile
 senders wait. They send through a pidfd, pidfd_send_signal(2), which can never hit a process that got the same pid.
@@ -95,7 +96,7 @@ NOBODY, CLOSED, NEVER = 0, -1, -2
 WHO, STARTED, NAMESPACE, CHANNEL = range(4)  # the words of the page
 SENDER_BITS = 15
 FULL = "the queue of signals (RLIMIT_SIGPENDING, ulimit -i: one for all processes of a user) stayed full"
-FIELDS = struct.Struct("=4xiiI32xQ")  # of a signalfd_siginfo: ssi_errno, ssi_code, ssi_pid, ssi_ptr
+FIELDS = struct.Struct("=4xiiII28xQ")  # of a signalfd_siginfo: ssi_errno, ssi_code, ssi_pid, ssi_uid, ssi_ptr
 GAP_PATIENCE, BEGUN_PATIENCE, LAST_PATIENCE = 5.0, 0.5, 0.002
 """Seconds for a piece that is missing when every sender has gone: one before others that are here was sent for
 certain, the rest of a message unless its sender was killed, and after a whole message there may have been no other."""
@@ -292,8 +293,10 @@ class SignalSender(Sender):
 
     def _introduce(self) -> None:
         """Be a sender of whom no receiver has heard: what tells it from others, the number of its next piece."""
-        number = int(self._page[CHANNEL]) << SENDER_BITS | next(_next_sender) & (1 << SENDER_BITS) - 1
-        self._info[[1, 4, 5]] = number, os.getpid(), os.getuid()
+        rest, number = divmod(next(_next_sender), 1 << SENDER_BITS)
+        number |= int(self._page[CHANNEL]) << SENDER_BITS
+        # si_uid has room for the rest. In another user namespace the kernel may write there what it has for strangers.
+        self._info[[1, 4, 5]] = number, os.getpid(), rest
         self._state[[SEQUENCE // 8, UNSURE // 8, DONE // 8]] = 0
 
     def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT) -> None:
@@ -460,7 +463,7 @@ class SignalReceiver(Receiver):
         listening: tuple[int, int, int],
         path: str | None = None,
         ready: tuple[bytes, ...] = (),
-        senders: dict[tuple[int, int], Flow] | None = None,
+        senders: dict[tuple[int, int, int], Flow] | None = None,
     ):
         self.memory, self._page, self.lifeline, self.path = memory, page, lifeline, path
         self._ready = deque(ready)
@@ -541,11 +544,11 @@ class SignalReceiver(Receiver):
         """
         end, senders, channel, room = int(self._state[END // 8]), self._senders, self._channel, self._room
         for at in range(self._at, end, INFO_BYTES):
-            number, code, pid, value = FIELDS.unpack_from(room, at)
+            number, code, pid, rest, value = FIELDS.unpack_from(room, at)
             if number >> SENDER_BITS == channel and code <= PIECES:
-                flow = senders.get((pid, number))
+                flow = senders.get((pid, number, rest))
                 if flow is None:
-                    flow = senders[pid, number] = Flow()
+                    flow = senders[pid, number, rest] = Flow()
                 if PIECES - code == flow.expected and not flow.early:
                     self._add(flow, value)
                 else:
