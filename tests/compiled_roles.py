@@ -28,7 +28,3 @@ def count_up(q, timeout):
 
 def counts_up(q: Any) -> int:
     return int(count_up(q, 30.0))
-
-
-def sends_range(q: Any, first: int, last: int) -> None:
-    send_range(q, first, last)

@@ -774,20 +774,6 @@ def test_compiled_loops_send_and_receive_with_the_same_names():
     assert sum(sums) == 2 * count * (2 * count - 1) // 2
 
 
-def test_compiled_code_tries_and_does_batches_and_takes_turns_with_python():
-    @njit
-    def use(q, some):
-        nothing = q.try_receive()
-        q.send_many(some)
-        sent = q.try_send(7)
-        return nothing, sent, q.try_receive(), q.receive_many(2)
-
-    with Mpmc(4, dtype=np.int64) as q:
-        nothing, sent, one, two = use(q, np.arange(3))
-        assert (nothing[0], sent, one, two.tolist()) == (False, True, (True, 0), [1, 2])
-        assert q.receive() == 7
-
-
 def test_compiled_code_finds_what_the_dead_have_left():
     @njit
     def receive(q):
@@ -799,13 +785,6 @@ def test_compiled_code_finds_what_the_dead_have_left():
         slot._done = True
         _die(other)
         assert receive(q) == 1
-
-
-def test_a_closed_queue_is_refused_by_compiled_code():
-    q = Mpmc(4, dtype=np.int64)
-    q.close()
-    with pytest.raises(ValueError, match="closed"):
-        _sum_of(q, 1)
 
 
 # --- damage -------------------------------------------------------------------------------------------------
