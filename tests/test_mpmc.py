@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import inspect
 import mmap
 import multiprocessing
 import os
@@ -805,6 +806,13 @@ def test_a_hint_that_is_ahead_of_the_truth_is_found_out_by_who_waits(queue):
 
 
 # --- what was compiled --------------------------------------------------------------------------------------
+
+
+def test_builtins_say_which_arguments_they_take(queue):
+    """What Jupyter shows at Shift-Tab: the same as the methods to which they leave what is rare."""
+    for name in ("send", "receive", "try_send", "try_receive"):
+        shown, meant = (inspect.signature(getattr(queue, prefix + name)).parameters for prefix in ("", "_"))
+        assert [(p.name, p.default) for p in shown.values()] == [(p.name, p.default) for p in meant.values()]
 
 
 def test_builtins_own_every_reference_they_return_and_no_more(queue):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import copy
 import gc
+import inspect
 import mmap
 import multiprocessing
 import multiprocessing.connection
@@ -398,6 +399,15 @@ def test_a_program_that_asks_is_told_that_it_is_multiprocessings(kind):
 def given_on(method):
     made = Queue(1)
     return getattr(made, method)
+
+
+def test_its_methods_say_which_arguments_they_take(q):
+    """What Jupyter shows at Shift-Tab."""
+    for name in ("put", "get"):
+        shown = inspect.signature(getattr(q, name)).parameters
+        _, *meant = inspect.signature(getattr(multiprocessing.queues.Queue, name)).parameters.values()
+        assert [(p.name, p.default) for p in shown.values()] == [(p.name, p.default) for p in meant]
+        assert "queue" in inspect.getdoc(getattr(q, name))
 
 
 def test_a_method_keeps_what_it_puts_into_and_gets_from():

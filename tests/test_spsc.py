@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import inspect
 import mmap
 import multiprocessing
 import os
@@ -997,7 +998,14 @@ def test_builtins_say_what_is_wrong_with_their_arguments(queue):
     with pytest.raises(SystemError):  # Python gives it nothing but lists
         queue._spsc_send_many(5)
     assert queue.send.__name__ == "send"
-    assert "send one message" in queue.send.__doc__
+    assert queue.send.__doc__ == "Send one message."
+
+
+def test_builtins_say_which_arguments_they_take(queue):
+    """What Jupyter shows at Shift-Tab: the same as the methods to which they leave what is rare."""
+    for name in ("send", "receive", "try_send", "try_receive"):
+        shown, meant = (inspect.signature(getattr(queue, prefix + name)).parameters for prefix in ("", "_"))
+        assert [(p.name, p.default) for p in shown.values()] == [(p.name, p.default) for p in meant.values()]
 
 
 @pytest.mark.parametrize("size", [3000, 20_000], ids=["fits in the ring", "larger than the ring"])

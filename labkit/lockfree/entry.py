@@ -89,20 +89,33 @@ class _MethodDef(ctypes.Structure):
     ]
 
 
+class _Module(str):
+    """A builtin's `__module__`, which it keeps, and with it what it uses."""
+
+    uses: Any
+
+
 class Entry:
-    """A compiled function, of which a builtin is made for each state."""
+    """A compiled function, of which a builtin is made for each state.
+
+    A docstring that begins "name(arguments): " is a signature, for help() and inspect.signature.
+    """
 
     def __init__(self, function: Any, flags: int):
         self._compiled = function  # owns the machine code
-        name, doc = function.__name__.encode(), (function.__wrapped__.__doc__ or "").encode()
-        self._definition = _MethodDef(name, function.address, flags, doc)
+        name, doc = function.__name__, function.__wrapped__.__doc__ or ""
+        if doc.startswith(f"{name}("):
+            call, _, text = doc.partition(": ")
+            doc = f"{call}\n--\n\n{text[:1].upper()}{text[1:]}".replace("(", "($self, ", 1).replace(", )", ")", 1)
+        self._definition = _MethodDef(name.encode(), function.address, flags, doc.encode())
+        self._module = function.__wrapped__.__module__
 
     def builtin(self, state: np.ndarray, keep: Any, itself: int | None = None) -> Callable[..., Any]:
         """A callable on this state. `keep` lives as long as the callable does. `itself` is the state's address."""
         address = int(state.ctypes.data) if itself is None else itself
-        made: Callable[..., Any] = _python.PyCFunction_NewEx(
-            ctypes.addressof(self._definition), address, (state, keep, self)
-        )
+        module = _Module(self._module)  # a word, since inspect looks for the module of this name
+        module.uses = state, keep, self
+        made: Callable[..., Any] = _python.PyCFunction_NewEx(ctypes.addressof(self._definition), address, module)
         return made
 
 
