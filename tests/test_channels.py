@@ -204,8 +204,8 @@ def test_another_thread_may_close_an_end_that_waits(kind, doing):
         closing = threading.Timer(0.2, end.close)
         closing.start()
         try:
-            waits(timeout=1)
-        except (ValueError, Closed, TimeoutError) as reason:
+            waits(timeout=30)  # at its deadline it would be a TimeoutError
+        except Exception as reason:
             said = type(reason), str(reason)
         else:
             said = None, "it has gone after all"  # closing makes room: what tcp has overdrawn, for instance
@@ -217,8 +217,7 @@ def test_another_thread_may_close_an_end_that_waits(kind, doing):
     if (kind, doing) in (("signal", "sends"), ("zmq", "sends")):
         pytest.skip("it would fill the queue of all processes, and closing waits long for what was sent")
     error, text = launch(close_meanwhile).wait()  # in a process of its own: memory that is gone is a SIGSEGV
-    assert error is not Closed, text
-    assert error is not ValueError or "closed" in text
+    assert (error is ValueError and "closed" in text) or (doing == "sends" and error is None), (error, text)
 
 
 def test_a_closed_end_is_not_cloned(ends):

@@ -88,6 +88,8 @@ class Capacity:
 class Endpoint:
     """One end of a channel. Closing is idempotent; a closed end raises ValueError when used.
 
+    So does a call that waits when another thread closes its end, a tenth of a second later at most.
+
     After a plain fork(2) the child has copies of its parent's ends, as it has of descriptors. They work, ZeroMQ's
     excepted, but they remain the parent's: closing one in the child tells the other side and removes nothing. A trace
     records nothing of what they do.
@@ -276,6 +278,9 @@ LOOK_AGAIN = 0.02
 """Seconds after which a sender looks for room by itself. Some mechanisms wake a sender only when a good part of the
 buffer is free (the kernel's sockets at three quarters, unix_writable() in net/unix/af_unix.c; our ring at one half)."""
 
+LOOK_SECONDS = 0.1
+"""Seconds after which who waits looks whether another thread has closed its end meanwhile: poll(2) does not tell."""
+
 
 class Waiter:
     """Waits for descriptors until a deadline: poll(2) on the monotonic clock. EINTR is retried (PEP 475)."""
@@ -286,7 +291,7 @@ class Waiter:
         self.timeout = timeout
         self.deadline = None if timeout is None else time.monotonic() + timeout
 
-    def wait(self, interest: dict[int, int], doing: str, at_most: float = 3600.0) -> dict[int, int]:
+    def wait(self, interest: dict[int, int], doing: str, at_most: float = LOOK_SECONDS) -> dict[int, int]:
         """Sleep until one of the descriptors (with the poll events of interest) is ready; returns fd -> events.
 
         After `at_most` seconds it returns an empty dictionary, for the caller to look again.

@@ -18,6 +18,7 @@ import numpy as np
 
 from labkit.channels.base import (
     DEFAULT_TIMEOUT,
+    LOOK_SECONDS,
     TAG_BYTES,
     Closed,
     Message,
@@ -41,7 +42,7 @@ class StreamSender(Sender):
     """Sends on a descriptor, which this end owns."""
 
     header_bytes = LENGTH_BYTES
-    look_again = 3600.0
+    look_again = LOOK_SECONDS
     """Seconds after which a waiting sender tries again by itself: base.LOOK_AGAIN where poll(2) is slow to tell."""
 
     def __init__(self, fd: int, max_message: int = LARGEST, owed: bytes = b""):

@@ -181,8 +181,8 @@ class TcpSender(StreamSender):
         asked for more, once: the next message waits until there is room again.
         """
         if self._overdrawn:
-            waiter.wait({self.fd: select.POLLOUT}, "the tcp stayed full")
-            self._overdrawn, self._calls.owed = False, 0
+            if waiter.wait({self.fd: select.POLLOUT}, "the tcp stayed full"):
+                self._overdrawn, self._calls.owed = False, 0
             return
         if 0 < len(self._owed) <= SMALL:
             self._overdraw()

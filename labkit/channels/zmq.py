@@ -36,6 +36,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from labkit.channels.base import (
     DEFAULT_TIMEOUT,
+    LOOK_SECONDS,
     TAG_BYTES,
     Capacity,
     Closed,
@@ -61,7 +62,6 @@ LONGEST_NAME = 80  # a Unix socket's path has 107 bytes
 FLUSH_SECONDS = 30.0
 """How long a sender that closes or travels waits until its receiver has taken everything."""
 QUIET_SECONDS = 0.5  # a receiver that travels, and has senders, waits so long for messages on their way
-LOOK_SECONDS = 0.1  # a waiting end lets other threads at its socket so often, to close it for instance
 LAST_SECONDS = 0.02  # libzmq tells of a connection's end a moment before it hands over its last messages
 DESCRIPTORS = 16  # that a ZeroMQ context and a socket with a monitor need; libzmq aborts the process without them
 

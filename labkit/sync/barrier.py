@@ -101,8 +101,12 @@ class Barrier(InPage):
             ffi.errno = errno.EAGAIN
             return -1 if _open(load(state), ours) else 0
 
+        def look() -> object:
+            self._must_be_open()
+            return self._died(turn)
+
         try:
-            ended = patiently("futex", one_turn, waiter, "not all came to the barrier", lambda: self._died(turn))
+            ended = patiently("futex", one_turn, waiter, "not all came to the barrier", look)
         except BaseException:  # too late, or Ctrl-C: we do not come back to this round
             if self._break(ours):
                 raise

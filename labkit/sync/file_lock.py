@@ -85,10 +85,11 @@ class FileLock(Held, Shared):
             raise self._failed(ffi.errno)
         waiter = Waiter(timeout)
         try:
-            interruptible(self.how, wait, waiter, f"somebody kept {self.path} locked")
+            interruptible(self.how, wait, waiter, f"somebody kept {self.path} locked", gone=self._must_be_open)
         except TimeoutError:
             raise
         except OSError as reason:
+            self._must_be_open()
             raise self._failed(reason.errno or 0) from None
 
     def release(self) -> None:

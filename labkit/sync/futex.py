@@ -23,7 +23,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,8 @@ class Futex(InPage):
             return False
         word = self._word
         doing = f"the futex stayed at {expected} and nobody woke us"
-        return patiently("futex", lambda left: futex_wait(word, expected, left), Waiter(timeout), doing) == 0
+        sleep = partial(futex_wait, word, expected)
+        return patiently("futex", sleep, Waiter(timeout), doing, gone=self._must_be_open) == 0
 
     def wake(self, count: int = 1) -> int:
         """Wake up to `count` of those that sleep; returns how many were woken."""
@@ -213,7 +214,11 @@ class Mutex(Held, InPage):
             ffi.errno = errno.EAGAIN
             return -1 if found else 0
 
-        if patiently("futex", turn, waiter, "the mutex stayed held", gone=self._dead_holder) != 0:
+        def look() -> object:
+            self._must_be_open()
+            return self._dead_holder()
+
+        if patiently("futex", turn, waiter, "the mutex stayed held", gone=look) != 0:
             raise OwnerDied(self._dead_holder() or 0)
 
     def release(self) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -87,7 +88,8 @@ class PosixSemaphore(Held, Shared):
             return
         if ffi.errno not in (errno.EAGAIN, errno.EINTR):
             raise failed("sem_trywait")
-        patiently("sem_clockwait", lambda left: _wait(semaphore, left), Waiter(timeout), "the semaphore stayed at 0")
+        wait = partial(_wait, semaphore)
+        patiently("sem_clockwait", wait, Waiter(timeout), "the semaphore stayed at 0", gone=self._must_be_open)
 
     def release(self) -> None:
         """Give one back, or put one there, and wake one that waits.

@@ -20,7 +20,10 @@ USABLE = PAGE - 64
 
 
 class Shared:
-    """Something that several processes use at the same time. Closing is idempotent, and ends our own use only."""
+    """Something that several processes use at the same time. Closing is idempotent, and ends our own use only.
+
+    A closed one raises ValueError when used, also in a thread that is waiting for it, within a tenth of a second.
+    """
 
     closed = False
 

@@ -123,7 +123,11 @@ class SysvSemaphores(Held, Shared):
         for index, _, _ in operations:
             self._must_have(index)
         if operations:
-            semop(self.id, operations, timeout, "the semaphores stayed taken")
+            try:
+                semop(self.id, operations, timeout, "the semaphores stayed taken", gone=self._must_be_open)
+            except OSError:
+                self._must_be_open()  # the last to close it removes the set
+                raise
 
     def acquire(self, index: int = 0, timeout: float | None = DEFAULT_TIMEOUT) -> None:
         """Take one of the semaphore at `index`, waiting while there is none. Raises as `ops`."""
