@@ -576,7 +576,10 @@ class Writer:
 def _patience(block: bool, timeout: float | None) -> float | None:
     if not block:
         return 0
-    return None if timeout is None else max(0, timeout)
+    try:
+        return None if timeout is None else max(0, timeout)
+    except TypeError:
+        raise TypeError(f"timeout is seconds, or None to wait for ever, not {timeout!r}") from None
 
 
 def _join(queue: weakref.ref[Queue]) -> None:

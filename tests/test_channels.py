@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import errno
 import importlib
+import inspect
 import io
 import os
 import resource
@@ -218,6 +219,47 @@ def test_another_thread_may_close_an_end_that_waits(kind, doing):
         pytest.skip("it would fill the queue of all processes, and closing waits long for what was sent")
     error, text = launch(close_meanwhile).wait()  # in a process of its own: memory that is gone is a SIGSEGV
     assert (error is ValueError and "closed" in text) or (doing == "sends" and error is None), (error, text)
+
+
+OPTIONS = [
+    (kind, function, option)
+    for kind, module in KINDS.items()
+    for function in ("open", "open_named", "open_sender", "open_receiver")
+    for option, about in inspect.signature(
+        getattr(importlib.import_module(module), function, lambda: None)
+    ).parameters.items()
+    if about.annotation in ("int", "int | None", "bool") and option != "create"
+]
+
+
+@pytest.mark.parametrize("wrong", ["x", b"x", None, 1.5, float("nan"), float("inf"), [], True], ids=str)
+@pytest.mark.parametrize(("kind", "function", "option"), OPTIONS, ids="-".join)
+def test_an_option_of_the_wrong_type_is_refused_by_its_name(kind, function, option, wrong, a_name):
+    about = inspect.signature(getattr(importlib.import_module(KINDS[kind]), function)).parameters[option]
+    if (wrong is None and "None" in about.annotation) or (wrong is True and about.annotation == "bool"):
+        pytest.skip("it may be that")
+    opens = {"open": channel, "open_named": channel, "open_sender": sender, "open_receiver": receiver}[function]
+    name = [] if function == "open" else [a_name]
+    with pytest.raises(TypeError) as refusal:
+        opens(kind, *name, **{option: wrong})
+    what = "True or False" if about.annotation == "bool" else "a whole number"
+    assert str(refusal.value) == f"{option} is {what}, not {wrong!r}"
+
+
+def test_an_option_that_a_channel_has_not_is_refused_with_those_that_it_has(kind):
+    with pytest.raises(TypeError, match=f"a {kind} has no option 'colour' here; it has: ") as refusal:
+        channel(kind, colour="red")
+    for option in inspect.signature(importlib.import_module(KINDS[kind]).open).parameters:
+        assert option in str(refusal.value)
+
+
+@pytest.mark.parametrize("wrong", ["x", b"x", []], ids=str)
+def test_a_timeout_is_seconds(kind, wrong):
+    if kind == "shm_ring":
+        pytest.skip("its queue says so in other words")
+    tx, rx = channel(kind)
+    with rx, tx, pytest.raises(TypeError, match="timeout is seconds, or None"):
+        rx.receive(timeout=wrong)
 
 
 def test_a_closed_end_is_not_cloned(ends):
@@ -1244,7 +1286,7 @@ def test_an_option_that_is_no_whole_number_is_refused_and_leaves_no_descriptor(k
     for end in channel(kind):
         end.close()
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(TypeError, match="float"):
+    with pytest.raises(TypeError, match="whole number, not 1000.5"):
         channel(kind, max_message=1000.5)
     assert len(os.listdir("/proc/self/fd")) == before
 

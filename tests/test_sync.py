@@ -983,6 +983,29 @@ def test_aborting_a_barrier_wakes_all():
                 job.wait()
 
 
+@pytest.mark.parametrize("wrong", ["x", b"x", None, 1.5, float("nan"), True, []], ids=str)
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (Barrier, "parties is"),
+        (Eventfd, "value is"),
+        (Futex, "a futex is"),
+        (PosixSemaphore, "value is"),
+        (lambda value: SysvSemaphores((1, value)), "each value is"),
+    ],
+    ids=["Barrier", "Eventfd", "Futex", "PosixSemaphore", "SysvSemaphores"],
+)
+def test_a_number_that_is_none_is_refused_by_its_name(make, what, wrong):
+    with pytest.raises(TypeError, match=re.escape(f"{what} a whole number, not {wrong!r}")):
+        make(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["x", None, 5], ids=str)
+def test_the_values_of_a_set_are_a_sequence(wrong):
+    with pytest.raises(TypeError, match="values is a sequence of whole numbers"):
+        SysvSemaphores(wrong)
+
+
 @pytest.mark.parametrize("parties", [0, -1, 100_000])
 def test_a_barrier_that_cannot_be_is_refused(parties):
     with pytest.raises(ValueError, match="1 to 496"):

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from labkit.channels.base import Facts, Receiver, Sender
+from labkit.channels.base import Facts, Receiver, Sender, whole
 
 if TYPE_CHECKING:
     from labkit.trace import Trace
@@ -58,9 +58,10 @@ def channel(
         raise TypeError(f"trace is a labkit.Trace, not {type(trace).__name__}: trace = Trace() makes one")
     module = _module(kind)
     if name is None:
-        tx, rx = module.open(**options)
+        tx, rx = module.open(**_checked(kind, module.open, options))
     else:
-        tx, rx = _named(module, kind, "open_named")(name, **options)
+        open_named = _named(module, kind, "open_named")
+        tx, rx = open_named(name, **_checked(kind, open_named, options))
     if trace is None:
         return tx, rx
     try:
@@ -87,7 +88,8 @@ def sender(kind: str, name: str, create: bool = False, **options: Any) -> Sender
         FileNotFoundError: nobody has made the name.
         ValueError: the name cannot be one, or the mechanism has no names.
     """
-    end: Sender = _named(_module(kind), kind, "open_sender")(name, create=create, **options)
+    open_sender = _named(_module(kind), kind, "open_sender")
+    end: Sender = open_sender(name, create=create, **_checked(kind, open_sender, options))
     return end
 
 
@@ -97,7 +99,8 @@ def receiver(kind: str, name: str, create: bool = False, **options: Any) -> Rece
     It learns that its last sender has gone where the mechanism tells (`facts()[kind].tells_close`). Elsewhere it waits
     on: agree on a last message.
     """
-    end: Receiver = _named(_module(kind), kind, "open_receiver")(name, create=create, **options)
+    open_receiver = _named(_module(kind), kind, "open_receiver")
+    end: Receiver = open_receiver(name, create=create, **_checked(kind, open_receiver, options))
     return end
 
 
@@ -121,6 +124,30 @@ def _named(module: Any, kind: str, function: str) -> Any:
             f"a {kind} has no name: its ends pass from process to process as descriptors. With a name there is: {named}"
         )
     return getattr(module, function)
+
+
+def _checked(kind: str, opens: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of the types that a mechanism's function says it takes; their ranges are its own affair.
+
+    Raises:
+        TypeError: it has no such option, or this one is something else.
+    """
+    takes = inspect.signature(opens).parameters if options else {}
+    checked: dict[str, Any] = {}
+    for name, value in options.items():
+        if name not in takes:
+            has = ", ".join(option for option in takes if option not in ("name", "create")) or "none"
+            raise TypeError(f"a {kind} has no option {name!r} here; it has: {has}")
+        meant = takes[name].annotation
+        if value is None and meant.endswith("| None"):
+            checked[name] = None
+        elif meant.startswith("int"):
+            checked[name] = whole(value, name)
+        elif meant.startswith("bool") and value not in (True, False):
+            raise TypeError(f"{name} is True or False, not {value!r}")
+        else:
+            checked[name] = value  # a timeout is looked at by who waits
+    return checked
 
 
 class FactsTable(dict[str, Facts]):

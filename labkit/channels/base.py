@@ -286,8 +286,7 @@ class Waiter:
     """Waits for descriptors until a deadline: poll(2) on the monotonic clock. EINTR is retried (PEP 475)."""
 
     def __init__(self, timeout: float | None):
-        if timeout is not None and not timeout >= 0:
-            raise ValueError(f"timeout must be at least 0 seconds, or None to wait for ever, not {timeout}")
+        check_timeout(timeout)
         self.timeout = timeout
         self.deadline = None if timeout is None else time.monotonic() + timeout
 
@@ -481,6 +480,23 @@ def making(kind: str) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def whole(number: Any, what: str) -> int:
+    """A whole number, or TypeError that says what should have been one."""
+    if isinstance(number, bool) or not hasattr(number, "__index__"):  # True is one, and is meant as none
+        raise TypeError(f"{what} is a whole number, not {number!r}")
+    return int(number.__index__())
+
+
+def check_timeout(timeout: float | None) -> None:
+    """Raise what is wrong with a timeout: TypeError, ValueError."""
+    try:
+        good = timeout is None or timeout >= 0
+    except TypeError:
+        raise TypeError(f"timeout is seconds, or None to wait for ever, not {timeout!r}") from None
+    if not good:
+        raise ValueError(f"timeout must be at least 0 seconds, or None to wait for ever, not {timeout}")
 
 
 def one_word(name: str, longest: int = 254) -> str:

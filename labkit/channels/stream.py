@@ -27,6 +27,7 @@ from labkit.channels.base import (
     Waiter,
     arrived,
     as_bytes,
+    check_timeout,
     travelling,
 )
 from labkit.channels.call_entry import BUFFER_BYTES, LENGTH_BYTES, NOTHING, REFUSED, Calls
@@ -56,8 +57,8 @@ class StreamSender(Sender):
         self._at_once = self._stream_write
 
     def send(self, message: Message, timeout: float | None = DEFAULT_TIMEOUT) -> None:
-        if timeout is not None and not timeout >= 0:
-            Waiter(timeout)  # raises, while nothing has been written
+        if timeout.__class__ is not float or not timeout >= 0:
+            check_timeout(timeout)  # while nothing has been written
         try:
             left = self._stream_send(message)
         except (TypeError, ValueError, BufferError):
@@ -68,8 +69,8 @@ class StreamSender(Sender):
 
     def _write(self, framed: bytes, timeout: float | None) -> None:
         """Send a message that has its length in front."""
-        if timeout is not None and not timeout >= 0:
-            Waiter(timeout)
+        if timeout.__class__ is not float or not timeout >= 0:
+            check_timeout(timeout)
         left = self._stream_write(framed)
         if left:
             self._finish(left, framed, timeout, self._stream_write)

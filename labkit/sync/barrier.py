@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 import threading
 
-from labkit.channels.base import DEFAULT_TIMEOUT, Waiter
+from labkit.channels.base import DEFAULT_TIMEOUT, Waiter, whole
 from labkit.libc import ffi
 from labkit.sync.futex import EVERYBODY, _namespace, address_of, atomics, dead, futex_wait, futex_wake
 from labkit.sync.interrupt import patiently
@@ -54,6 +54,7 @@ class Barrier(InPage):
 
     def __init__(self, parties: int, name: str | None = None):
         self.closed = True
+        parties = whole(parties, "parties")
         if not 1 <= parties <= self.MOST:
             raise ValueError(f"a barrier is for 1 to {self.MOST} parties, not {parties}")
 

@@ -12,7 +12,7 @@ import os
 import select
 from typing import Any
 
-from labkit.channels.base import DEFAULT_TIMEOUT, Waiter, arrived, travelling, unavailable
+from labkit.channels.base import DEFAULT_TIMEOUT, Waiter, arrived, travelling, unavailable, whole
 from labkit.sync.shared import Shared
 
 MOST = 2**64 - 2
@@ -33,6 +33,7 @@ class Eventfd(Shared):
 
     def __init__(self, value: int = 0, semaphore: bool = False):
         self.closed = True  # until it is there
+        value = whole(value, "value")
         if not 0 <= value < 2**32:
             raise ValueError(f"an eventfd starts at 0 to 4,294,967,295, not {value}")
         flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK | (os.EFD_SEMAPHORE if semaphore else 0)

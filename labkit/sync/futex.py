@@ -27,7 +27,7 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from labkit.channels.base import DEFAULT_TIMEOUT, Waiter
+from labkit.channels.base import DEFAULT_TIMEOUT, Waiter, whole
 from labkit.libc import FUTEX_TID_MASK, FUTEX_WAITERS, SYSCALLS, failed, ffi, libc, timespec
 from labkit.sync.interrupt import patiently
 from labkit.sync.shared import Held, InPage, Page
@@ -314,6 +314,8 @@ def address_of(pointer: Any) -> int:
 
 
 def _word(value: int) -> int:
+    if value.__class__ is not int:
+        value = whole(value, "a futex")
     if not 0 <= value < 2**32:
         raise ValueError(f"a futex is 32 bits, 0 to 4,294,967,295, not {value}")
     return value

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from labkit.channels.base import DEFAULT_TIMEOUT, Waiter, kind_dir, one_word
+from labkit.channels.base import DEFAULT_TIMEOUT, Waiter, kind_dir, one_word, whole
 from labkit.libc import HAS_SEM_CLOCKWAIT, failed, ffi, libc, timespec
 from labkit.sync.interrupt import patiently
 from labkit.sync.shared import Held, Page, Shared
@@ -44,6 +44,7 @@ class PosixSemaphore(Held, Shared):
 
     def __init__(self, value: int = 1, name: str | None = None):
         self.closed = True  # until it is there
+        value = whole(value, "value")
         if not 0 <= value <= LARGEST:
             raise ValueError(f"a semaphore's value is 0 to {LARGEST:,}, not {value}")
         self.name = None if name is None else one_word(name, LONGEST_NAME)

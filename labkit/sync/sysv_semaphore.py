@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
 
 from labkit.channels import notes
-from labkit.channels.base import DEFAULT_TIMEOUT, Waiter, one_word
+from labkit.channels.base import DEFAULT_TIMEOUT, Waiter, one_word, whole
 from labkit.libc import failed, ffi, libc, timespec
 from labkit.sync.interrupt import patiently
 from labkit.sync.shared import Held, Shared
@@ -274,7 +274,10 @@ def _status(semid: int) -> Any:
 
 
 def _checked(values: Sequence[int]) -> list[int]:
-    values = list(values)
+    try:
+        values = [whole(value, "each value") for value in values]
+    except TypeError as reason:
+        raise TypeError(f"values is a sequence of whole numbers, as (1,), not {values!r} ({reason})") from None
     if not values or not all(0 <= value <= LARGEST for value in values):
         raise ValueError(f"a set has at least one semaphore, and each is 0 to {LARGEST:,}, not {values}")
     return values
