@@ -93,8 +93,27 @@ def raises(accounts, source, target, amount, mutex):
         raise LookupError("no such account")
 
 
-def test_a_transfer_under_the_mutex_is_accepted():
-    verdict = check_transfer(right)
+def returns_what_numpy_says(accounts, source, target, amount, mutex):
+    with mutex:
+        enough = accounts[source] >= amount
+        if enough:
+            accounts[source] -= amount
+            accounts[target] += amount
+        return enough
+
+
+def keeps_the_last_coin(accounts, source, target, amount, mutex):
+    with mutex:
+        if accounts[source] <= amount:
+            return False
+        accounts[source] -= amount
+        accounts[target] += amount
+        return True
+
+
+@pytest.mark.parametrize("solution", [right, returns_what_numpy_says])
+def test_a_transfer_under_the_mutex_is_accepted(solution):
+    verdict = check_transfer(solution)
     assert verdict.right, verdict
 
 
@@ -108,6 +127,7 @@ def test_a_transfer_under_the_mutex_is_accepted():
         (keeps_the_mutex_when_refused, "on every way out"),
         (keeps_the_mutex, "still taken"),
         (overdraws, "the answer is False"),
+        (keeps_the_last_coin, "is all that there is, and enough"),
         (swaps, "the accounts are"),
         (raises, "no such account"),
     ],
@@ -133,6 +153,19 @@ def read(words):
         frame = words[1:65].copy()
         if version % 2 == 0 and words[0] == version:
             return frame
+
+
+def write_one_by_one(words, frame):
+    words[0] += 1
+    for n, number in enumerate(frame, 1):
+        words[n] = number
+    words[0] += 1
+
+
+def write_through_a_view(words, frame):
+    words[0] += 1
+    words[1:65][:] = frame
+    words[0] += 1
 
 
 def write_nothing(words, frame): ...
@@ -182,9 +215,19 @@ def read_the_version_too(words):
     return words[0:65].copy()
 
 
-def test_a_version_before_and_after_is_accepted():
-    verdict = check_snapshot(write, read)
+@pytest.mark.parametrize("writer", [write, write_one_by_one, write_through_a_view])
+def test_a_version_before_and_after_is_accepted(writer):
+    verdict = check_snapshot(writer, read)
     assert verdict.right, verdict
+
+
+def test_a_reader_that_gives_up_is_told_to_try_again():
+    words = shared_memory._new_words()
+    try:
+        found = shared_memory._reads(read_nothing, words)
+    finally:
+        words.close()
+    assert "try again" in shared_memory._judge_frames(*found)
 
 
 @pytest.mark.parametrize(

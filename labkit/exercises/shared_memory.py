@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
@@ -37,7 +36,7 @@ def check_transfer(f: Callable[..., Any]) -> Verdict:
     Args:
         f: the learner's function; several processes call it thousands of times on the same shared array.
     """
-    for trial in (_alone, _refused, _interrupted, _together):
+    for trial in (_alone, _all_of_it, _refused, _interrupted, _together):
         try:
             why = trial(f)
         except RemoteError as error:
@@ -66,7 +65,8 @@ def _call(f: Callable[..., Any], words: SharedArray, mutex: Any, *arguments: Any
 
 
 def _once(f: Callable[..., Any], words: SharedArray, mutex: Any, *arguments: Any) -> Any:
-    return f(words.array, *arguments, mutex)
+    moved = f(words.array, *arguments, mutex)
+    return bool(moved) if isinstance(moved, np.bool_) else moved  # what accounts[source] >= amount is
 
 
 def _alone(f: Callable[..., Any]) -> str:
@@ -83,6 +83,23 @@ def _alone(f: Callable[..., Any]) -> str:
             )
         if mutex.value != 1:
             return "after the transfer the mutex was still taken: give it back, or use `with mutex:`."
+        return ""
+    finally:
+        words.close()
+        mutex.close()
+
+
+def _all_of_it(f: Callable[..., Any]) -> str:
+    words, mutex = _new_words(), PosixSemaphore(1)
+    try:
+        words.array[:3] = 30, 0, 0
+        moved = _call(f, words, mutex, 0, 1, 30)
+        found = [int(n) for n in words.array[:3]]
+        if found != [0, 30, 0] or moved is not True:
+            return (
+                f"30 from account 0 of [30, 0, 0] is all that there is, and enough: the accounts are {found}, and you "
+                f"return {moved!r}. An account may be empty, it may not be below zero."
+            )
         return ""
     finally:
         words.close()
@@ -363,12 +380,17 @@ class Halting:
 
 
 def _reads(read: Callable[..., Any], words: SharedArray) -> tuple[int, int, bool, int, list[int]]:
-    """Whole and torn frames, whether a frame changed after it was returned, the newest, and an example."""
+    """Whole and torn frames, whether a frame changed after it was returned, the newest, and an example.
+
+    The newest is -1 when read has returned nothing.
+    """
     whole = torn = newest = 0
     shared, example = False, [0, 0]
     end = time.monotonic() + 1.0
     while time.monotonic() < end:
         frame = read(words.array)
+        if frame is None:
+            return whole, torn, shared, -1, example
         first, last = int(frame[0]), int(frame[-1])
         if (np.asarray(frame) == first).all():
             whole += 1
@@ -392,6 +414,11 @@ def _judge_frames(whole: int, torn: int, shared: bool, newest: int, example: lis
             f"{example[1]}. write makes the version odd, stores the frame, and makes it even; read copies only while "
             "the version is even, and tries again when it is another one afterwards."
         )
+    if newest < 0:
+        return (
+            "while a frame was being written, read returned nothing. It is to try again until it has a whole one, "
+            "`while True:`, and return that."
+        )
     if newest == 0:
         return "while frames were being written, read never saw one: it has to look at words[1:65] again each time."
     return ""
@@ -403,8 +430,11 @@ def _killed_half_way(write: Callable[..., Any], words: SharedArray, jobs: list[J
     time.sleep(0.05)
     job = launch(_dies_half_way, write, words, name=_name(write))
     jobs.append(job)
-    with contextlib.suppress(RemoteError):
+    try:
         job.wait(PATIENCE)
+        return ""  # it writes through a view, where we cannot stop it
+    except RemoteError:
+        pass
     if int(words.array[0]) % 2 == 0:
         return (
             "a writer was killed in the middle of a frame, and the version was even: make it odd *before* the first "
@@ -416,7 +446,7 @@ def _killed_half_way(write: Callable[..., Any], words: SharedArray, jobs: list[J
 def _dies_half_way(write: Callable[..., Any], words: SharedArray) -> None:
     class Dying(Halting):
         def __setitem__(self, where: Any, value: Any) -> None:
-            if isinstance(where, slice):
+            if isinstance(where, slice) or where != 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             super().__setitem__(where, value)
 
