@@ -33,13 +33,13 @@ help:  ## list these commands
 lab: .venv/.compiled  ## open JupyterLab on the start page (PORT=8888, BROWSER=none prints the address only)
 	@exec $(BIN)/labkit lab --port '$(PORT)' --browser '$(BROWSER)'
 
+# What a shell runs in the background does not hear of Ctrl-C, so that it is told.
 test: .venv/.made  ## everything that CI runs (PYTEST='-k pipe' passes options on to the last step)
-	@failed=; \
-	$(MAKE) --no-print-directory pythons & \
+	@failed=; trap 'kill 0' INT; \
+	$(MAKE) --no-print-directory test-pythons & others=$$!; \
 	$(MAKE) --silent .venv/.test browser fonts spin || { wait; exit 1; }; \
 	$(MAKE) --no-print-directory --keep-going .venv/.compiled lint || failed="$$failed lint"; \
-	wait; \
-	$(MAKE) --no-print-directory test-pythons || failed="$$failed test-pythons"; \
+	wait $$others || failed="$$failed test-pythons"; \
 	echo "== all tests$${failed:+ (already FAILED, see above:$$failed)}"; \
 	$(BIN)/python -m pytest $(IN_LANES) $(PYTEST) && test -z "$$failed"
 
@@ -159,18 +159,21 @@ define for_every_python
 		test "$$python" = none && continue
 endef
 
-# Installing and compiling take a minute of one processor for each.
+# Side by side, since installing waits for the network most of the time.
 pythons: .venv/.made
-	@status=0; $(for_every_python); \
-		if ! test $$environment/.made -nt pyproject.toml || ! test $$environment/.made -nt constraints.txt; then \
-			echo "== making $$environment"; \
-			$(call create,$$environment) && \
-			$(call install,$$environment,$(CORE_NEEDS)) && \
-			$(call install,$$environment,--no-deps --editable .) && \
-			touch $$environment/.made || { status=1; continue; }; \
-		fi; \
-		$$environment/bin/python -c 'import labkit.preload' || status=1; \
-	done; exit $$status
+	@status=0; made=; $(for_every_python); \
+		( \
+			if ! test $$environment/.made -nt pyproject.toml || ! test $$environment/.made -nt constraints.txt; then \
+				echo "== making $$environment"; \
+				$(call create,$$environment) && \
+				$(call install,$$environment,$(CORE_NEEDS)) && \
+				$(call install,$$environment,--no-deps --editable .) && \
+				touch $$environment/.made || exit 1; \
+			fi; \
+			$$environment/bin/python -c 'import labkit.preload' \
+		) & made="$$made $$!"; \
+	done; \
+	for one in $$made; do wait $$one || status=1; done; exit $$status
 
 test-pythons: pythons
 	@status=0; $(for_every_python); \
