@@ -1681,6 +1681,19 @@ def in_a_fork(do):
     return said
 
 
+def test_a_process_without_standard_streams_has_channels_too(kind):
+    def use():
+        for stream in 0, 1, 2:
+            os.close(stream)
+        tx, rx = channel(kind)
+        tx.send(b"x")
+        got = rx.receive()
+        tx.close()
+        return got, list(rx)
+
+    assert in_a_fork(use) == "(b'x', [])"
+
+
 def test_a_copy_made_by_fork_sends_too_or_says_that_it_cannot(ends):
     tx, rx = ends
     tx.send(b"before")

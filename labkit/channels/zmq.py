@@ -224,7 +224,7 @@ def _context() -> zmq.Context[Any]:
     """A context of its own for each end: zmq_ctx_term(3) then waits for this end's messages and no others."""
     spare: list[int] = []
     try:
-        spare.extend(os.dup(2) for _ in range(DESCRIPTORS))  # EMFILE here is an exception, there it is the end
+        spare.extend(os.eventfd(0) for _ in range(DESCRIPTORS))  # EMFILE here is an exception, there it is the end
     finally:
         for fd in spare:
             os.close(fd)
