@@ -766,6 +766,7 @@ def _sum_of(q, count):
 def test_compiled_loops_send_and_receive_with_the_same_names():
     count, sums = 20_000, []
     with Mpmc(16, dtype=np.int64) as q:
+        _send_numbers(q, 0, 0), _sum_of(q, 0)  # compiled here: nobody's timeout runs while the other is compiled
         sending = [threading.Thread(target=_send_numbers, args=(q, n * count, count)) for n in range(2)]
         receiving = [threading.Thread(target=lambda: sums.append(_sum_of(q, count))) for _ in range(2)]
         for thread in sending + receiving:

@@ -1082,6 +1082,7 @@ def _return(there, back, count):
 
 def test_compiled_loops_of_two_threads_take_turns():
     with Spsc(4, dtype=np.int64) as there, Spsc(4, dtype=np.int64) as back:
+        _move(there, back, 0), _return(there, back, 0)  # compiled here: no timeout runs while the other is compiled
         thread = threading.Thread(target=_return, args=(there, back, 1000))
         thread.start()
         assert _move(there, back, 1000) == sum(range(1000))
