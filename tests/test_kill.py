@@ -177,6 +177,7 @@ def test_an_interrupted_cell_leaves_no_process_and_a_usable_kernel(kernel, block
 @pytest.mark.parametrize("blocking", ["wait", "await"])
 def test_a_restarted_kernel_leaves_nothing(kernel, blocking):
     _, pids = middle_of(kernel, blocking)
+    kernel.manager.shutdown_wait_time = 120.0  # after 5 s it would kill the forkserver, too, before that has swept
     kernel.manager.restart_kernel(now=False)
     assert roles.eventually(lambda: all(map(roles.gone, pids)))
 
