@@ -43,6 +43,12 @@ for _number in signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM:
     if signal.getsignal(_number) == signal.SIG_IGN:  # as a shell does to what runs in the background, and nohup(1)
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
+with contextlib.suppress(ImportError):
+    import hypothesis
+
+    # The same examples each time, on every machine. Others: pytest --hypothesis-profile=default
+    hypothesis.settings.load_profile("ci")
+
 GRACE = 30.0
 """Seconds after which nothing of a test may be left."""
 
