@@ -54,8 +54,8 @@ from collections.abc import Callable, Iterable
 from queue import Empty, Full
 from typing import Any
 
-from labkit.channels.base import starting
-from labkit.lockfree.face import LOOK_AGAIN, Watch, until, whole
+from labkit.channels.base import starting, whole
+from labkit.lockfree.face import LOOK_AGAIN, Watch, until
 from labkit.lockfree.mpmc_entry import SENDS
 from labkit.lockfree.objects import NothingCame, Objects, Packed
 from labkit.lockfree.objects_entry import objects_entries

@@ -1,5 +1,6 @@
 """Segments: what they are is checked, who lives is proved, and nobody who waits is forgotten."""
 
+import copy
 import errno
 import gc
 import mmap
@@ -15,7 +16,7 @@ import pytest
 
 from labkit import launch
 from labkit.channels.base import kind_dir
-from labkit.lockfree import bells
+from labkit.lockfree import Broadcast, Mpmc, Spsc, bells
 from labkit.lockfree.bells_entry import bell_functions
 from labkit.lockfree.segment import (
     BODY,
@@ -87,6 +88,19 @@ def test_a_child_gets_the_same_memory_and_is_somebody_else(segment):
 def test_it_travels_only_to_a_child_that_is_being_started(segment):
     with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(segment)
+
+
+@pytest.mark.parametrize("kind", [Broadcast, Mpmc, Spsc])
+@pytest.mark.parametrize("attempt", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_who_only_tries_to_copy_a_queue_does_it_no_harm(kind, attempt):
+    q = kind(16, dtype=np.int64)
+    q.send(1)
+    with pytest.raises(TypeError, match="hand it over as an argument"):
+        attempt(q)
+    gc.collect()
+    q.send(2)
+    assert list(q.receive_many(2)) == [1, 2]
+    q.close()
 
 
 def test_its_memory_lives_as_long_as_somebody_has_it(segment):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import errno
+import gc
 import os
 import pickle
 import random
@@ -262,6 +264,14 @@ def test_what_was_handed_to_a_child_works_there_after_we_have_closed(case):
     thing.close()
     with pytest.raises(RemoteError, match="TimeoutError"):
         job.wait()
+
+
+def test_it_is_not_copied(case):
+    thing, _, _ = case
+    with pytest.raises(TypeError, match="hand it to another process as an argument"):
+        copy.copy(thing)
+    gc.collect()
+    assert "closed" not in repr(thing)  # which asks the kernel, or reads its page
 
 
 def test_another_thread_may_close_it_while_one_waits(case, wait):

@@ -167,6 +167,10 @@ class Endpoint:
         """A second end of the same kind on the same channel: dup(2)."""
         raise NotImplementedError
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        must_be_starting()  # first of all: who is refused has to find this end as it was
+        return super().__reduce_ex__(protocol)
+
     def __enter__(self) -> Self:
         return self
 
@@ -287,8 +291,8 @@ class Waiter:
 
     def __init__(self, timeout: float | None):
         check_timeout(timeout)
-        self.timeout = timeout
-        self.deadline = None if timeout is None else time.monotonic() + timeout
+        self.timeout = None if timeout is None else float(timeout)  # a number of numpy's or a fraction does, too
+        self.deadline = None if timeout is None else time.monotonic() + float(timeout)
 
     def wait(self, interest: dict[int, int], doing: str, at_most: float = LOOK_SECONDS) -> dict[int, int]:
         """Sleep until one of the descriptors (with the poll events of interest) is ready; returns fd -> events.
@@ -364,16 +368,21 @@ def travelling(fd: int, *, for_good: bool = False) -> Any:
     Raises:
         TypeError: no process is being started.
     """
-    start = starting()
-    if start is None:
-        raise TypeError(
-            "the end of a channel cannot be pickled or reached through a global variable of the function: "
-            "hand it over as an argument, launch(f, tx)"
-        )
-    name, popen = start
+    name, popen = must_be_starting()
     if for_good:
         _on_their_way.setdefault(popen, []).append(weakref.finalize(popen, os.close, fd))
     return sys.modules[f"{name}.reduction"].DupFd(fd)
+
+
+def must_be_starting() -> tuple[str, Any]:
+    """As `starting`, for what goes into a new process only: TypeError where none is being started."""
+    start = starting()
+    if start is None:
+        raise TypeError(
+            "the end of a channel cannot be pickled, copied or reached through a global variable of the function: "
+            "hand it over as an argument, launch(f, tx)"
+        )
+    return start
 
 
 def starting() -> tuple[str, Any] | None:

@@ -24,7 +24,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numba import njit
 
-from labkit.channels.base import DEFAULT_TIMEOUT, Closed, as_bytes
+from labkit.channels.base import DEFAULT_TIMEOUT, Closed, as_bytes, whole
 from labkit.lockfree import broadcast
 from labkit.lockfree.atomics import load_relaxed
 from labkit.lockfree.broadcast import CURSOR_WORDS, NUMBER, OVERRUN, POSITION
@@ -68,7 +68,6 @@ from labkit.lockfree.face import (
     item_type,
     until,
     view_of,
-    whole,
 )
 from labkit.lockfree.segment import BODY, ITEMS, SENDER, Role, Segment
 

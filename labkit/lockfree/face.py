@@ -30,7 +30,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from labkit.channels.base import DEFAULT_TIMEOUT, Closed
+from labkit.channels.base import DEFAULT_TIMEOUT, Closed, check_timeout, must_be_starting
 from labkit.lockfree.bells import LOOK_AGAIN_NS, POLLS
 from labkit.lockfree.entry import Entry
 from labkit.lockfree.segment import Bell, Segment
@@ -40,14 +40,6 @@ SPIN = 400 if len(os.sched_getaffinity(0)) > 1 else 0  # on one processor the ot
 
 
 # --- arguments ----------------------------------------------------------------------------------------------
-
-
-def whole(number: Any, what: str) -> int:
-    """A whole number, or TypeError."""
-    try:
-        return int(number.__index__())
-    except AttributeError:
-        raise TypeError(f"{what} is a whole number, not {number!r}") from None
 
 
 def item_type(dtype: Any) -> np.dtype:
@@ -77,12 +69,9 @@ def as_items(items: Any, item: np.dtype, lead: tuple[int, ...] = ()) -> np.ndarr
 
 
 def deadline(timeout: float | None) -> float:
-    """When a timeout that begins now ends, or ValueError."""
-    if timeout is None:
-        return math.inf
-    if not timeout >= 0:
-        raise ValueError(f"timeout must be at least 0 seconds, or None to wait for ever, not {timeout}")
-    return time.monotonic() + timeout
+    """When a timeout that begins now ends, or what is wrong with it: TypeError, ValueError."""
+    check_timeout(timeout)
+    return math.inf if timeout is None else time.monotonic() + float(timeout)
 
 
 def damaged(kind: str) -> OSError:
@@ -142,7 +131,7 @@ def until(
             raise TimeoutError(late)
         left = end - time.monotonic()
         if left <= 0:
-            raise TimeoutError(f"{late} for {timeout:g} s")
+            raise TimeoutError(f"{late} for {float(timeout or 0):g} s")
         bell.sleep(ticket, min(left, at_most))
         done = attempt()
         if done is not None:
@@ -244,6 +233,10 @@ class Face:
         """Whether nothing more can come."""
         raise NotImplementedError
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        must_be_starting()  # copy.copy would make a twin that shares all with us, and closes it
+        return super().__reduce_ex__(protocol)
+
     @staticmethod
     def unlink(name: str) -> None:
         """Remove the name; who has it open goes on. FileNotFoundError: there is none."""
@@ -286,7 +279,7 @@ class Face:
             end = deadline(timeout) if end is None else end
             left = end - time.monotonic()
             if left <= 0:
-                raise TimeoutError(f"nothing came for {timeout:g} s")
+                raise TimeoutError(f"nothing came for {float(timeout or 0):g} s")
             if not self.pending():
                 assert self._watch is not None
                 await self._watch.sleep(min(left, LOOK_AGAIN))

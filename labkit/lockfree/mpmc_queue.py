@@ -25,7 +25,7 @@ from typing import Any, Self
 import numpy as np
 from numba import njit
 
-from labkit.channels.base import DEFAULT_TIMEOUT, Closed, arrived, as_bytes, travelling
+from labkit.channels.base import DEFAULT_TIMEOUT, Closed, arrived, as_bytes, travelling, whole
 from labkit.lockfree import mpmc, mpmc_entry
 from labkit.lockfree.compiled import Operations, teach
 from labkit.lockfree.entry import new_state
@@ -40,7 +40,6 @@ from labkit.lockfree.face import (
     item_type,
     until,
     view_of,
-    whole,
 )
 from labkit.lockfree.mpmc import GONE, MAY, PARTS, RECEIVES, SENDS
 from labkit.lockfree.mpmc_entry import (

@@ -38,12 +38,13 @@ from typing import Any, Self
 import numpy as np
 
 from labkit import machine
+from labkit.channels.base import whole
 from labkit.libc import failed, ffi, libc
 from labkit.lockfree import blocks, mpmc
 from labkit.lockfree.bells import FENCED
 from labkit.lockfree.bells_entry import bell_functions
 from labkit.lockfree.blocks import AND_MEMORY, BLOCK, NO_RUN
-from labkit.lockfree.face import _rest, damaged, until, whole
+from labkit.lockfree.face import _rest, damaged, until
 from labkit.lockfree.mpmc import RECEIVES, SENDS
 from labkit.lockfree.mpmc_entry import FULL, SENT, layout
 from labkit.lockfree.mpmc_queue import LOOK_FOR_ROOM, MOST_SLOTS, Mpmc

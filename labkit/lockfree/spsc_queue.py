@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numba import njit
 
-from labkit.channels.base import DEFAULT_TIMEOUT, Closed, as_bytes
+from labkit.channels.base import DEFAULT_TIMEOUT, Closed, as_bytes, whole
 from labkit.lockfree import spsc, spsc_entry
 from labkit.lockfree.compiled import Operations, teach
 from labkit.lockfree.entry import APART, CORRUPT, FULL, MOST, REFUSED, SENT, new_state
@@ -35,7 +35,6 @@ from labkit.lockfree.face import (
     item_type,
     until,
     view_of,
-    whole,
 )
 from labkit.lockfree.segment import BODY, ITEMS, RECEIVER, ROOM, SENDER, Role, Segment
 from labkit.lockfree.spsc_entry import (

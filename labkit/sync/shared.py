@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 from labkit.channels.base import arrived, kind_dir, one_word, travelling, unavailable
 from labkit.libc import failed, ffi, libc
@@ -40,6 +40,12 @@ class Shared:
     def _must_be_open(self) -> None:
         if self.closed:
             raise ValueError(f"this {type(self).__name__} is closed")
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError(
+            f"a copy of this {type(self).__name__} would close it with itself: use it by any number of names, and hand "
+            "it to another process as an argument, launch(f, it)"
+        )
 
     def _state(self) -> str:
         """What is to be seen in the representation of an open one."""
