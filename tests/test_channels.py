@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import dataclasses
 import errno
+import gc
 import importlib
 import inspect
 import io
 import os
+import pickle
 import resource
 import select
 import signal
@@ -18,8 +21,10 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -255,11 +260,18 @@ def test_an_option_that_a_channel_has_not_is_refused_with_those_that_it_has(kind
 
 @pytest.mark.parametrize("wrong", ["x", b"x", []], ids=str)
 def test_a_timeout_is_seconds(kind, wrong):
-    if kind == "shm_ring":
-        pytest.skip("its queue says so in other words")
     tx, rx = channel(kind)
     with rx, tx, pytest.raises(TypeError, match="timeout is seconds, or None"):
         rx.receive(timeout=wrong)
+
+
+@pytest.mark.parametrize("timeout", [np.float32(0.01), np.int64(0), Fraction(1, 100), True], ids=repr)
+def test_a_timeout_is_any_number(ends, timeout):
+    tx, rx = ends
+    tx.send(b"x", timeout)
+    assert rx.receive(timeout) == b"x" if tx.facts.handed_over else rx.receive() == b"x"
+    with pytest.raises(TimeoutError):
+        rx.receive(timeout)
 
 
 def test_a_closed_end_is_not_cloned(ends):
@@ -267,6 +279,28 @@ def test_a_closed_end_is_not_cloned(ends):
         end.close()
         with pytest.raises((ValueError, io.UnsupportedOperation)):
             end.clone()
+
+
+@pytest.mark.parametrize("attempt", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_who_only_tries_to_copy_an_end_does_it_no_harm(ends, attempt):
+    tx, rx = ends
+    tx.send(b"before")
+    for end in ends:
+        with pytest.raises(TypeError, match="hand it over as an argument"):
+            attempt(end)
+    gc.collect()
+    tx.send(b"after")
+    assert [rx.receive(), rx.receive()] == [b"before", b"after"]
+
+
+def test_ends_in_cycles_are_closed_when_the_cycles_are_collected(kind):
+    tx, rx = channel(kind)
+    tx.itself, rx.itself = tx, rx
+    tx.send(b"x")
+    forgotten = [weakref.ref(tx), weakref.ref(rx)]
+    del tx, rx
+    gc.collect()
+    assert [end() for end in forgotten] == [None, None]
 
 
 def test_an_end_closes_with_its_block_and_when_it_is_forgotten(kind):

@@ -62,7 +62,6 @@ LONGEST_NAME = 80  # a Unix socket's path has 107 bytes
 FLUSH_SECONDS = 30.0
 """How long a sender that closes or travels waits until its receiver has taken everything."""
 QUIET_SECONDS = 0.5  # a receiver that travels, and has senders, waits so long for messages on their way
-LAST_SECONDS = 0.02  # libzmq tells of a connection's end a moment before it hands over its last messages
 DESCRIPTORS = 16  # that a ZeroMQ context and a socket with a monitor need; libzmq aborts the process without them
 
 FACTS = Facts(
@@ -231,6 +230,10 @@ def _context() -> zmq.Context[Any]:
     return zmq.Context()
 
 
+_in_use: set[Any] = set()
+"""What ends need for closing. The collector of cycles calls finalizers in any order; from here none of these is garbage
+before its end is. A context's own finalizer would wait for ever for a socket that is still open."""
+
 _here = os.getpid()  # getpid(2) for each message takes as long as sending it
 
 
@@ -273,6 +276,7 @@ class ZmqSender(Sender):
         self.socket.sndhwm = self.max_messages
         self.socket.reconnect_ivl = 10  # ms
         self._monitor = self.socket.get_monitor_socket(zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED)
+        _in_use.update((self.socket, self._monitor, self.lifeline))
         self._connection = -1
         self.socket.connect(f"ipc:///proc/self/fd/{self._own_place}")
         # The class below checks arguments that we never give, which takes as long as a send.
@@ -343,6 +347,7 @@ class ZmqSender(Sender):
         self._monitor.close(linger=0)
         taken.close(linger=0 if gone else 1000)
         taken.context.term()
+        _in_use.difference_update((taken, self._monitor, self.lifeline))
         os.close(self._own_place)
         return gone or idle == 2
 
@@ -410,6 +415,7 @@ class ZmqReceiver(Receiver):
         self.socket.maxmsgsize = MAX_MESSAGE + TAG_BYTES
         events = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
         self._monitor = self.socket.get_monitor_socket(events)
+        _in_use.update((self.socket, self._monitor, self.lifeline))
         self._connected, self._accepts = 0, True
         self.socket.use_fd = os.dup(self.listener.fileno())  # libzmq closes it
         self.socket.bind("ipc:///labkit")  # any name: it is bound already
@@ -441,12 +447,17 @@ class ZmqReceiver(Receiver):
                 _wait(self.socket, zmq.POLLIN, self.lifeline, waiter, "no message came")
 
     def _is_more(self) -> bool:
-        """Every sender has gone: whether what it wrote is still coming, which the I/O thread may be about to read."""
+        """Every sender has gone: whether what it wrote is still coming, which the I/O thread may be about to read.
+
+        It tells of a connection's end a moment before it hands over that connection's last messages. When it has also
+        told of the end of listening, for which we ask it then, it has handed them over.
+        """
         patience = time.monotonic() + 1
         while self._connections() > 0 and time.monotonic() < patience:
             if self.socket.poll(5):
                 return True
-        return bool(self.socket.poll(int(LAST_SECONDS * 1000)))
+        self._accept_no_more()
+        return bool(self.socket.poll(0))
 
     def _connections(self) -> int:
         """How many senders are connected, as far as the I/O thread has told."""
@@ -461,6 +472,8 @@ class ZmqReceiver(Receiver):
 
     def _accept_no_more(self) -> None:
         """From here on all who were accepted are counted; who comes now is accepted where this end goes."""
+        if not self._accepts:
+            return
         self.socket.unbind(self.socket.last_endpoint)
         while self._connections() >= 0 and self._accepts and self._monitor.poll(1000):
             pass
@@ -478,6 +491,7 @@ class ZmqReceiver(Receiver):
             self._monitor.close(linger=0)
             taken.close(linger=0)
             taken.context.term()
+            _in_use.difference_update((taken, self._monitor, self.lifeline))
 
     def _farewell(self) -> None:
         if self.path:
