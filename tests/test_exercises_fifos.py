@@ -59,6 +59,16 @@ def busy(path):
     return lines[:-1]
 
 
+def opens_again_and_again(path):
+    lines = []
+    while True:
+        with open(path, "rb") as fifo:
+            for line in fifo:
+                if line == b"stop\n":
+                    return lines
+                lines.append(line.removesuffix(b"\n"))
+
+
 def one_read_one_line(path):
     fd, lines = os.open(path, os.O_RDWR), []
     while (line := os.read(fd, 4096)) != b"stop\n":
@@ -107,6 +117,7 @@ def test_a_right_server_is_accepted(solution):
         (goes_home_after_the_first, "returned after 1 of 4 clients"),
         (opens_and_does_nothing, "returns nothing yet"),
         (busy, "processor time"),
+        (opens_again_and_again, "its line is lost"),
         (one_read_one_line, "split at"),
         (splits_each_read, "one line in two pieces"),
         (with_line_feeds, "still end with"),
@@ -211,6 +222,24 @@ def in_vain(path, message):
     return sends(path, message[:5])
 
 
+def never_closes(path, message):
+    try:
+        os.write(os.open(path, os.O_WRONLY | os.O_NONBLOCK), message)
+        return True
+    except OSError:
+        return False
+
+
+def closes_only_when_all_is_well(path, message):
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        os.write(fd, message)
+        os.close(fd)
+        return True
+    except OSError:
+        return False
+
+
 def test_a_right_try_send_is_accepted():
     verdict = check_try_send(sends)
     assert verdict.right, verdict
@@ -229,6 +258,8 @@ def test_a_right_try_send_is_accepted():
         (waits_in_write, "full, and your function still waits"),
         (always_yes, "Your message is lost"),
         (in_vain, "instead of"),
+        (never_closes, "left the FIFO open"),
+        (closes_only_when_all_is_well, "FIFO is full, and your function left the FIFO open"),
     ],
 )
 def test_a_wrong_try_send_is_refused_with_its_reason(solution, reason):

@@ -13,6 +13,7 @@ import tempfile
 import termios
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from labkit.exercises import Verdict, last_line, let_sleep
@@ -70,6 +71,14 @@ def check_serve(f: Callable[..., Any]) -> Verdict:
                 if wrong:
                     return Verdict(False, wrong)
                 let_sleep(server.pid, IDLE)
+                if number + 1 < len(VISITS) and _stands_at_the_door(server.pid, path):
+                    return Verdict(
+                        False,
+                        f"client {number + 1} has gone, and you have closed the FIFO, to open it again. A client who "
+                        "comes between that end of file and your close finds a reader, writes, and its line is lost. "
+                        "Keep one descriptor for all clients, and a writing end beside it, so that no end of file "
+                        "comes.",
+                    )
             lines, busy = server.wait(PATIENCE)
         except RemoteError as error:
             return Verdict(False, f"your function stopped with “{last_line(error)}”.")
@@ -97,6 +106,24 @@ def check_serve(f: Callable[..., Any]) -> Verdict:
         f"{len(VISITS)} clients came and went, each a process of its own, and their {len(LINES)} lines are complete. "
         f"While nobody was there your function slept: {busy * 1e3:.0f} ms of processor time in all.",
     )
+
+
+def _stands_at_the_door(pid: int, path: str) -> bool:
+    """Whether a process has closed a FIFO and waits in open(2) for its next writer."""
+    with contextlib.suppress(OSError):  # ENOENT: it has ended; ENXIO: it does not open it
+        if not _has_open(pid, path):
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+            return True
+    return False
+
+
+def _has_open(pid: int, path: str) -> bool:
+    """Whether a process has a descriptor of what is at this path, or was: proc_pid_fd(5)."""
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(fd).removesuffix(" (deleted)") == path:
+                return True
+    return False
 
 
 def _timed(f: Callable[..., Any], path: str) -> tuple[Any, float]:
@@ -200,6 +227,11 @@ def check_try_send(f: Callable[..., Any]) -> Verdict:
                 wrong = check(f, path)
             except RemoteError as error:
                 wrong = f"{SITUATION[check]}, and your function stopped with “{last_line(error)}”. " + _advice(error)
+            except _LeftOpen:
+                wrong = (
+                    f"{SITUATION[check]}, and your function left the FIFO open. As long as you have it its reader "
+                    "sees no end of file, and who tries often runs out of descriptors: os.close(fd), in a finally."
+                )
             except TimeoutError:
                 wrong = (
                     f"{SITUATION[check]}, and your function still waits after {PATIENCE:g} seconds. Open with "
@@ -225,12 +257,23 @@ def _advice(error: RemoteError) -> str:
     return ""
 
 
+class _LeftOpen(Exception):
+    """The learner's function has returned and not closed the FIFO."""
+
+
 def _answer(f: Callable[..., Any], path: str) -> Any:
-    job = launch(f, path, MESSAGE, name=getattr(f, "__name__", "your function"))
+    job = launch(_try, f, path, name=getattr(f, "__name__", "your function"))
     try:
-        return job.wait(PATIENCE)
+        answer, left_open = job.wait(PATIENCE)
     finally:
         job.kill()
+    if left_open:
+        raise _LeftOpen
+    return answer
+
+
+def _try(f: Callable[..., Any], path: str) -> tuple[Any, bool]:
+    return f(path, MESSAGE), _has_open(os.getpid(), path)
 
 
 @contextlib.contextmanager
