@@ -11,20 +11,21 @@ import numpy as np
 
 def duration(ns: float) -> str:
     """A length of time as people say it: 12.3 µs. Unknown (nan) is a dash."""
-    if np.isnan(ns):
-        return "–"
-    for limit, divisor, unit in ((1e3, 1, "ns"), (1e6, 1e3, "µs"), (1e9, 1e6, "ms")):
-        if abs(ns) < limit:
-            return f"{ns / divisor:.3g} {unit}"
-    return f"{ns / 1e9:.3g} s"
+    return "–" if np.isnan(ns) else _said(ns, (" ns", " µs", " ms", " s"))
 
 
 def amount(number: float) -> str:
     """A large number as people say it: 1.2 M."""
-    for limit, divisor, unit in ((1e3, 1, ""), (1e6, 1e3, " k"), (1e9, 1e6, " M")):
-        if abs(number) < limit:
-            return f"{number / divisor:.3g}{unit}"
-    return f"{number / 1e9:.3g} G"
+    return _said(number, ("", " k", " M", " G"))
+
+
+def _said(number: float, units: tuple[str, ...]) -> str:
+    """Three digits and the unit, each a thousand times the one before, with which they are less than a thousand."""
+    for unit in units[:-1]:
+        if abs(number) < 999.5:  # what is more is 1e+03 in three digits
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g}{units[-1]}" if abs(number) < 999.5 else f"{number:,.0f}{units[-1]}"
 
 
 @dataclass(frozen=True)
@@ -146,14 +147,19 @@ def plot_latencies(latencies: list[Latency], ax: Any = None) -> Any:
 
 def plot_throughputs(throughputs: list[Throughput], ax: Any = None) -> Any:
     """Several throughputs as bars, in messages per second."""
+    from matplotlib.ticker import MaxNLocator
+
     ax = _axes(ax, 7, 0.6 + 0.45 * max(len(throughputs), 1))
     names = [drawable(t.label) or "throughput" for t in throughputs]
     bars = ax.barh(names, [t.messages_per_second for t in throughputs], color=COLOURS[: len(names)], height=0.6)
     ax.bar_label(bars, [f" {amount(t.messages_per_second)}/s" for t in throughputs])
     ax.set(xlabel="messages per second")
     ax.xaxis.set_major_formatter(lambda value, _: amount(value))
-    ax.invert_yaxis()
     ax.margins(x=0.3)
+    most = max((t.messages_per_second for t in throughputs), default=0) or 1
+    ax.set_xticks([tick for tick in MaxNLocator(5).tick_values(0, most) if tick <= most])  # then come the bars' words
+    middle, room = (len(names) - 1) / 2, max(len(names), ax.figure.get_figheight() / INCHES) / 2
+    ax.set_ylim(middle + room, middle - room)
     return Picture(ax)
 
 
@@ -229,6 +235,8 @@ class Comparison:
     HEAD: ClassVar = ("channel", "messages", "half within", "99 % within", "longest", "lost", "messages", "data")
 
 
+INCHES = 0.8
+"""A bar, with the space beside it, is at most so wide."""
 PIXELS = 100
 """To an inch of a picture on a screen."""
 STANDS_IN = "labkit-picture"

@@ -167,13 +167,26 @@ def test_nothing_received_is_no_error():
 
 
 @pytest.mark.parametrize(
-    ("ns", "text"), [(0, "0 ns"), (1, "1 ns"), (999, "999 ns"), (1500, "1.5 µs"), (12.3e6, "12.3 ms"), (4e9, "4 s")]
+    ("ns", "text"),
+    [
+        (0, "0 ns"),
+        (1, "1 ns"),
+        (999, "999 ns"),
+        (999.6, "1 µs"),
+        (1500, "1.5 µs"),
+        (12.3e6, "12.3 ms"),
+        (999_600_000, "1 s"),
+        (4e9, "4 s"),
+        (7.2e12, "7,200 s"),
+    ],
 )
 def test_durations_are_said_as_people_say_them(ns, text):
     assert duration(ns) == text
 
 
-@pytest.mark.parametrize(("number", "text"), [(0, "0"), (12, "12"), (1200, "1.2 k"), (3.4e6, "3.4 M"), (5e9, "5 G")])
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0"), (12, "12"), (1200, "1.2 k"), (3.4e6, "3.4 M"), (999_900, "1 M"), (5e12, "5,000 G")]
+)
 def test_amounts_are_said_as_people_say_them(number, text):
     assert amount(number) == text
 
