@@ -59,6 +59,7 @@ from labkit.sync import (
     PosixSemaphore,
     SysvSemaphores,
 )
+from labkit.sync.barrier import ARRIVED
 
 ROOT = Path(__file__).parent.parent
 
@@ -981,6 +982,34 @@ def test_one_who_is_killed_in_the_middle_of_coming_is_known(parties, calls):
             victim.wait()
         with pytest.raises(RemoteError, match=f"BrokenBarrier.*process {victim.pid} died"):
             job.wait()
+
+
+def test_who_was_overtaken_while_it_came_to_a_barrier_comes_to_the_round_that_is_now():
+    """There are more threads than parties, and others make whole rounds between two steps of the last one."""
+
+    class Overtaken:
+        """The words of a barrier. After somebody has read how many have come, five others come."""
+
+        def __init__(self, words: Any):
+            self.words, self.others = words, 5
+
+        def __getitem__(self, index: int) -> int:
+            value = int(self.words[index])
+            if index == ARRIVED // 8 and self.others:
+                count, self.others = self.others, 0
+                for n in range(count):
+                    threads.append(threading.Thread(target=barrier.wait))
+                    threads[-1].start()
+                    assert eventually(lambda n=n: int(self.words[ARRIVED // 8]) == n + 1)
+            return value
+
+    threads: list[threading.Thread] = []
+    with Barrier(2) as barrier:
+        barrier._words = Overtaken(barrier._words)
+        assert barrier.wait() == 1  # with the fifth of the others
+        for thread in threads:
+            thread.join()
+        assert barrier.waiting == 0
 
 
 def test_aborting_a_barrier_wakes_all():

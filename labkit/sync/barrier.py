@@ -149,7 +149,7 @@ class Barrier(InPage):
             ticket = int(self._words[ARRIVED // 8])
             turn, place = divmod(ticket, self.parties)
             found, us = self._words[PLACES // 8 + place], (turn % _WRAPS) << 32 | threading.get_native_id()
-            is_free = not found or found >> 32 != us >> 32
+            is_free = not found or 0 < (turn - (found >> 32)) % _WRAPS < _WRAPS // 2  # its last user's round is over
             is_ours = is_free and exchange(start + PLACES + 8 * place, found, us) % 2**64 == found
             exchange(start + ARRIVED, ticket, ticket + 1)  # for another, too, who was killed before it did
             if is_ours:
