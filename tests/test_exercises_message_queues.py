@@ -78,6 +78,18 @@ def alarms_only(rx, handle):
         pass
 
 
+def goes_home_when_one_type_has_ended(rx, handle):
+    while True:
+        for kind in 1, 2, 3:
+            try:
+                handle(rx.receive(0, type=kind))
+                break
+            except TimeoutError:
+                pass
+            except Closed:
+                return
+
+
 def does_not_catch_the_end(rx, handle):
     while True:
         handle(rx.receive(type=-3))
@@ -113,6 +125,7 @@ def test_the_most_urgent_first_is_accepted():
         (does_not_catch_the_end, "Catch labkit.Closed"),
         (waits_for_each_type, "your function stopped with"),
         (never_ends, "did not return"),
+        (goes_home_when_one_type_has_ended, "of others there may be"),
     ],
 )
 def test_another_order_is_refused_with_its_reason(solution, reason):

@@ -300,7 +300,7 @@ class SysvReceiver(_SysvEnd, Receiver):
     def receive(self, timeout: float | None = DEFAULT_TIMEOUT, type: int = 0) -> bytes:
         """As Receiver.receive; `type` 0 takes the oldest, n the oldest of that type, -n the lowest type up to n.
 
-        The type of the message that came is in `last_type`.
+        The type of the message that came is in `last_type`. Closed means that nothing of these types will come.
         """
         try:
             message, self.last_type = self._queue.receive(False, type)  # type: ignore[union-attr]

@@ -102,6 +102,11 @@ def _judge_order(handled: list[bytes]) -> Verdict:
         missing = ", ".join(name for name in right if name not in names) or "none"
         twice = ", ".join(sorted({name for name in names if names.count(name) > 1}))
         why = f"not handled: {missing}." + (f" Handled twice: {twice}." if twice else "")
+        if missing != "none":
+            why += (
+                " receive raises labkit.Closed when every sender has closed and nothing of the types that you ask for "
+                "is left; of others there may be: with a negative type you ask for all up to its amount."
+            )
     else:
         why = "the order is another than the most urgent first, and of equal ones the oldest."
     return Verdict(False, f"handled in this order: {got}. {why[0].upper()}{why[1:]}")
