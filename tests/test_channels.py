@@ -265,7 +265,7 @@ def test_a_timeout_is_seconds(kind, wrong):
         rx.receive(timeout=wrong)
 
 
-@pytest.mark.parametrize("timeout", [np.float32(0.01), np.int64(0), Fraction(1, 100), True], ids=repr)
+@pytest.mark.parametrize("timeout", [np.float32(0.01), np.int64(0), Fraction(1, 100)], ids=repr)
 def test_a_timeout_is_any_number(ends, timeout):
     tx, rx = ends
     tx.send(b"x", timeout)
