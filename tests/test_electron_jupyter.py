@@ -429,6 +429,7 @@ def test_parts_of_ipykernel_that_have_changed_cost_only_speed(lab):
     assert (
         lab.run("""
         from ipykernel.subshell_manager import SubshellManager
+        from labkit.electron import jupyter
         create, there = SubshellManager._create_subshell, jupyter._subshell
         def changed(self):
             raise TypeError("this is private")
