@@ -89,8 +89,10 @@ def test_a_thread_that_unblocks_the_signal_loses_nothing_and_mixes_up_nothing(by
 
 
 @pytest.mark.parametrize("late", [0, 1], ids=["a piece before another", "the last piece of a message"])
-def test_a_piece_that_a_thread_gives_back_when_every_sender_has_gone_is_waited_for(late):
+def test_a_piece_that_a_thread_gives_back_when_every_sender_has_gone_is_waited_for(late, monkeypatch):
     """Its handler does that, and a busy machine may stop it in the middle."""
+    monkeypatch.setattr(signals, "GAP_PATIENCE", 60)
+    monkeypatch.setattr(signals, "BEGUN_PATIENCE", 60)
     tx, rx = channel("signal")
     messages = [b"of two" * 2] if late else [b"a word", b"another"]
     launch(roles.send_all, tx, messages).wait()
@@ -131,6 +133,82 @@ def test_pieces_that_a_thread_has_taken_and_put_back_again_and_again_find_their_
     thread.join()
     tx.close()
     assert list(rx) == messages
+    rx.close()
+
+
+@pytest.fixture
+def no_room():
+    """Whoever puts a signal into the queue is told that it is full; kill(2) may still say that there is one."""
+    most, hard = resource.getrlimit(resource.RLIMIT_SIGPENDING)
+
+    @contextlib.contextmanager
+    def full():
+        resource.setrlimit(resource.RLIMIT_SIGPENDING, (0, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_SIGPENDING, (most, hard))
+
+    return full
+
+
+def take(rx, times):
+    """A thread of its own unblocks the signal: its handler takes one piece each time, and blocks it again."""
+
+    def unblock():
+        for _ in range(times):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [rx.number])
+
+    thread = threading.Thread(target=unblock)
+    thread.start()
+    thread.join()
+
+
+def test_pieces_that_find_no_room_in_the_queue_again_are_not_lost(no_room):
+    tx, rx = channel("signal")
+    messages = [b"%03d" % n * 17 for n in range(60)]
+    for message in messages:
+        tx.send(message)
+    with no_room():
+        take(rx, 333)
+    tx.close()
+    assert list(rx) == messages
+    rx.close()
+
+
+def test_who_waits_is_told_of_a_piece_that_found_no_room(no_room, bystander):
+    tx, rx = channel("signal")
+    other, not_his = channel("signal")
+    tx.send(b"one")
+    with no_room():
+        take(rx, 2)  # the second time it takes what tells of the piece
+        assert select.select([rx, not_his], [], [], 0)[0] == [rx]
+        with pytest.raises(TimeoutError):
+            not_his.receive(timeout=0)
+        assert rx.receive(timeout=0) == b"one"
+        with pytest.raises(TimeoutError):
+            rx.receive(timeout=0)
+    for end in (tx, rx, other, not_his):
+        end.close()
+
+
+def test_what_found_no_room_goes_with_its_receiver(no_room):
+    tx, rx = channel("signal")
+    tx.send(b"of a channel that ends")
+    with no_room():
+        take(rx, 1)
+        number = rx.number
+        tx.close()
+        rx.close()
+        tx, rx = channel("signal")
+        assert rx.number == number
+        with pytest.raises(TimeoutError):
+            rx.receive(timeout=0)
+    tx.send(b"of this one")
+    with no_room():
+        take(rx, 2)
+    assert rx.receive() == b"of this one"
+    tx.close()
     rx.close()
 
 

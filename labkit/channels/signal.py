@@ -78,6 +78,7 @@ from labkit.channels.signal_entry import (
     PIDFD,
     PIECE_BYTES,
     PIECES,
+    READS,
     REFUSED,
     SEEN,
     SENT,
@@ -477,7 +478,7 @@ class SignalReceiver(Receiver):
         self.number, self.fd, self._started = listening
         if path:
             _with_names.add(self)
-        self._state[FD // 8] = self.fd
+        self._state[[FD // 8, READS // 8]] = self.fd, self.number
         while self._read() == 0:  # what is left from an earlier channel with this number
             pass
         self._state[END // 8] = 0
@@ -534,7 +535,7 @@ class SignalReceiver(Receiver):
         patience = GAP_PATIENCE if gap else BEGUN_PATIENCE if begun else LAST_PATIENCE
         poller = select.poll()
         poller.register(self.fd, select.POLLIN)
-        return bool(poller.poll(patience * 1000))
+        return bool(poller.poll(patience * 1000) or poller.poll(0))  # who gives it back may have had the interpreter
 
     def _take(self) -> None:
         """Put together what the last read brought.

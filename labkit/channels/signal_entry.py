@@ -10,10 +10,24 @@ import os
 from functools import cache
 from typing import Any
 
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
 from numba import cfunc, njit, types
+from numba.extending import intrinsic
 
 from labkit.libc import SYSCALLS
-from labkit.lockfree.atomics import copy, load_int, load_relaxed, on_stack, store_relaxed
+from labkit.lockfree.atomics import (
+    add,
+    compare_exchange,
+    copy,
+    load_acquire,
+    load_int,
+    load_relaxed,
+    on_stack,
+    store_relaxed,
+    store_release,
+)
 from labkit.lockfree.entry import (
     BUFFER_SIZE,
     BUFFER_START,
@@ -43,6 +57,7 @@ UNSURE = OWN + 56  # 8 + bytes of a piece of which nobody knows whether it was s
 INFO = OWN + 64  # a siginfo_t, 128 bytes: the piece sent last
 END = OWN  # of a receiver: bytes that the last read(2) brought
 FD = OWN + 8
+READS = OWN + 16  # the signal's number
 
 PIECE_BYTES = 7
 FIRST, LAST = 8, 16
@@ -63,8 +78,59 @@ RT_SIGQUEUEINFO = SYSCALLS["rt_sigqueueinfo"]
 INT = types.int32
 call = types.ExternalFunction("syscall", WORD(WORD, WORD, WORD, WORD, WORD))
 read = types.ExternalFunction("read", WORD(INT, WORD, WORD))
+kill = types.ExternalFunction("kill", INT(INT, INT))
 getpid = types.ExternalFunction("getpid", INT())
 errno_location = types.ExternalFunction("__errno_location", WORD())
+
+
+# A piece that finds no room in the queue again, since senders have filled it meanwhile, is put on a shelf of the
+# process: a count of the pieces on it, then the places, each a word (0: free, TAKEN, or the number of the signal that
+# lies there) and a siginfo_t. The signal that then tells of it is one of kill(2), for which there always is room.
+PLACES, PLACE_BYTES, TAKEN = 1024, 8 + INFO_BYTES, -1
+_shelf = np.zeros(1 + PLACES * PLACE_BYTES // 8, np.int64)
+llvm.add_symbol("labkit_signal_shelf", _shelf.ctypes.data)  # for code kept on disk: the address is a process's own
+
+
+@intrinsic
+def shelf_address(typingctx):
+    """Where the shelf of this process is."""
+
+    def code(context, builder, signature, arguments):
+        word, name = ir.IntType(64), "labkit_signal_shelf"
+        there = builder.module.globals.get(name) or ir.GlobalVariable(builder.module, word, name)
+        return builder.ptrtoint(there, word)
+
+    return types.int64(), code
+
+
+@njit
+def put_on_shelf(number, info):
+    """Keep a piece. With more than PLACES of them it is lost."""
+    shelf = shelf_address()
+    for place in range(shelf + 8, shelf + 8 + PLACES * PLACE_BYTES, PLACE_BYTES):
+        if load_relaxed(place) == 0 and compare_exchange(place, 0, TAKEN) == 0:
+            copy(place + 8, info, INFO_BYTES)
+            store_release(place, number)
+            add(shelf, 1)
+            return
+
+
+@njit
+def take_from_shelf(number, room):
+    """Move a piece of this signal to where a read(2) of a signalfd would put it: its bytes, 0 when there is none."""
+    shelf = shelf_address()
+    if load_acquire(shelf) == 0:
+        return 0
+    for place in range(shelf + 8, shelf + 8 + PLACES * PLACE_BYTES, PLACE_BYTES):
+        if load_relaxed(place) == number and compare_exchange(place, number, TAKEN) == number:
+            info = place + 8
+            copy(room + 4, info + 4, 8)  # si_errno and si_code, si_pid and si_uid, si_value: signalfd(2)
+            copy(room + 12, info + 16, 8)
+            copy(room + 48, info + SI_VALUE, 8)
+            store_release(place, 0)
+            add(shelf, -1)
+            return INFO_BYTES
+    return 0
 
 
 @njit
@@ -145,12 +211,16 @@ def _compile(key: str) -> dict[str, Entry]:
 
     @cfunc(BUILTIN, cache=True)
     def signal_read(self, ignored):
-        """read(2) signals from a signalfd: 0, or errno."""
+        """read(2) signals from a signalfd, or what has no place in the queue any more: 0, or errno."""
         key  # see SOURCES
         state = PyLong_AsVoidPtr(self)
-        came = read(load_relaxed(state + FD), load_relaxed(state + RING), load_relaxed(state + RING_BYTES))
+        room = load_relaxed(state + RING)
+        came = read(load_relaxed(state + FD), room, load_relaxed(state + RING_BYTES))
         if came < 0:
-            return PyLong_FromLongLong(load_int(errno_location()))
+            number = load_int(errno_location())
+            came = take_from_shelf(load_relaxed(state + READS), room)
+            if came == 0:
+                return PyLong_FromLongLong(number)
         store_relaxed(state + END, came)
         return PyLong_FromLongLong(0)
 
@@ -169,7 +239,8 @@ def handler() -> Any:
     """The handler of a signal that every thread is to block, a cfunc: `.address` is what sigaction(2) takes.
 
     Whichever thread it interrupts blocks the signal from its return on: the mask that the kernel then restores is in
-    the context. If it has taken a message's piece, that goes back into the queue, where it has lost its place.
+    the context. If it has taken a message's piece, that goes back into the queue, where it has lost its place, or onto
+    the shelf. Whatever it took may have been what told of a piece there.
     """
 
     def compiled(key: str) -> Any:
@@ -178,11 +249,13 @@ def handler() -> Any:
             key  # see SOURCES
             mask = context + MASK
             store_relaxed(mask, load_relaxed(mask) | (1 << (number - 1)))
-            if load_int(info + SI_CODE) <= PIECES:
-                saved = on_stack()
-                copy(saved, errno_location(), 4)
-                call(RT_SIGQUEUEINFO, getpid(), number, info, 0)
-                copy(errno_location(), saved, 4)
+            saved = on_stack()
+            copy(saved, errno_location(), 4)
+            if load_int(info + SI_CODE) <= PIECES and call(RT_SIGQUEUEINFO, getpid(), number, info, 0) != 0:
+                put_on_shelf(number, info)
+            if load_acquire(shelf_address()) != 0:
+                kill(getpid(), number)
+            copy(errno_location(), saved, 4)
 
         return on_signal
 
