@@ -205,26 +205,53 @@ ipc_main.handle("add", lambda event, a, b: a + b)
 ipc_main.handle("echo", lambda event, value: value)
 def window(**options):
     made = BrowserWindow(web_preferences={{"preload": "preload.js"}}, **options)
-    made.load_file("page.html").result(30)
+    made.load_file("page.html").result(60)
     return made
 def eventually(condition):
-    deadline = time.time() + 30
-    while not condition() and time.time() < deadline:
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
     return condition()
 def js(script, window=None):
-    return (window or win).web_contents.execute_java_script(script).result(30)
+    return (window or win).web_contents.execute_java_script(script).result(60)
+names = {{*globals(), "names"}}
+"""
+WINDOW = """
 win = window(title="not seen for long")
 win.web_contents.send("news", "first")
 print(win.web_contents._transport.answers_while_busy, js("origin"), js("document.title"))
 """
+AS_BEFORE = """
+for each in BrowserWindow.get_all_windows():
+    each.destroy()
+ipc_main.remove_all_listeners()
+for name in [name for name in globals() if name not in names and not name.startswith("_")]:
+    del globals()[name]
+"""
+TALL = {"width": 1280, "height": 1600}
 
 
 @pytest.fixture(scope="module")
-def lab(browser, tmp_path_factory):
-    with notebook(browser, tmp_path_factory.mktemp("lab"), viewport={"width": 1280, "height": 1600}) as it:
-        assert it.run(FIRST) == "True null The page\n"
+def first_cell(browser, tmp_path_factory):
+    with notebook(browser, tmp_path_factory.mktemp("lab"), viewport=TALL) as it:
+        assert it.run(FIRST) == ""
         yield it
+
+
+@pytest.fixture
+def lab(first_cell):
+    """A notebook with one window, and nothing that another test has left: neither names nor outputs nor listeners."""
+    first_cell.page.complaints.clear()
+    assert first_cell.run(WINDOW) == "True null The page\n"
+    yield first_cell
+    assert first_cell.run(AS_BEFORE) == ""
+    first_cell.page.evaluate("""() => {
+        const cells = jupyterapp.shell.currentWidget.content.model.sharedModel;
+        cells.deleteCellRange(1, cells.cells.length);
+    }""")
+    # The browser itself writes down each thing that the wall has stopped.
+    walls = "Content Security Policy|sandboxed|Failed to load resource|violates"
+    assert [text for text in first_cell.page.complaints if not re.search(walls, text)] == []
 
 
 def windows(lab: Notebook) -> list[dict[str, Any]]:
@@ -235,7 +262,7 @@ def windows(lab: Notebook) -> list[dict[str, Any]]:
     )
 
 
-def until(lab: Notebook, condition: Any, what: str, seconds: float = 30) -> None:
+def until(lab: Notebook, condition: Any, what: str, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"never {what}; there are {windows(lab)}"
@@ -313,18 +340,19 @@ def test_send_sync_is_one_error_that_says_what_to_do(lab):
 
 @in_browser
 def test_the_notebook_stays_responsive_while_a_page_spins(lab):
-    lab.start("js('const end = Date.now() + 3000; while (Date.now() < end); 1')")
-    worst = lab.page.evaluate("""async () => {
-        let worst = 0;
-        for (let i = 0, last = performance.now(); i < 100; i++) {
+    lab.start("print(js('const begin = Date.now(); while (Date.now() < begin + 3000); [begin, begin + 3000]'))")
+    ticks = lab.page.evaluate("""async () => {
+        const ticks = [];
+        let over = false;
+        window.ran.then(() => { over = true; });
+        while (!over) {
+            ticks.push(Date.now());
             await new Promise((done) => setTimeout(done, 10));
-            worst = Math.max(worst, performance.now() - last);
-            last = performance.now();
         }
-        return worst;
+        return ticks;
     }""")
-    lab.end()
-    assert worst < 2500  # the page's spin of three seconds is not the notebook's
+    begin, end = json.loads(lab.end())
+    assert sum(begin < tick < end for tick in ticks) > 3  # in one thread with the page there would be none
 
 
 @in_browser
@@ -389,9 +417,9 @@ def test_what_a_listener_opens_and_prints_is_output_of_its_window_s_cell(lab):
         opened = []
         ipc_main.once("open", listener)
         outer = window()
-        outer.web_contents.execute_java_script("api.send('open'); console.log('logged')").result(30)
+        outer.web_contents.execute_java_script("api.send('open'); console.log('logged')").result(60)
         eventually(lambda: opened)
-        ignored = opened[0].web_contents.execute_java_script("1").result(30)
+        ignored = opened[0].web_contents.execute_java_script("1").result(60)
     """)
         .split("[window")[0]
         .strip()
@@ -532,23 +560,22 @@ def test_a_listener_of_close_may_be_against_it_and_the_second_click_is_for_good(
 def test_a_page_is_loaded_in_place_of_another(lab):
     assert (
         lab.run("""
-        win.load_url("data:text/html,<title>Other</title><p>other</p>").result(30)
+        win.load_url("data:text/html,<title>Other</title><p>other</p>").result(60)
         print(js("document.title"), js("typeof api"))
-        win.load_file("page.html").result(30)
+        win.load_file("page.html").result(60)
         print(js("api.invoke('add', 4, 4)"))
     """)
         == "Other object\n8\n"
     )
-    # The browser itself writes down each thing that the wall has stopped.
-    walls = "Content Security Policy|sandboxed|Failed to load resource|violates"
-    assert [text for text in lab.page.complaints if not re.search(walls, text)] == []
 
 
 @in_browser
-def test_a_kernel_that_restarts_leaves_no_frame_behind(lab):
-    lab.page.evaluate("jupyterapp.shell.currentWidget.sessionContext.restartKernel()")
-    until(lab, lambda: windows(lab)[0]["over"] == "its kernel has gone", "saw the kernel go")
-    assert lab.page.locator(".labkit-window iframe").count() == 0
+def test_a_kernel_that_restarts_leaves_no_frame_behind(browser, tmp_path):
+    with notebook(browser, tmp_path) as lab:
+        assert lab.run(FIRST + WINDOW) == "True null The page\n"
+        lab.page.evaluate("jupyterapp.shell.currentWidget.sessionContext.restartKernel()")
+        until(lab, lambda: windows(lab)[0]["over"] == "its kernel has gone", "saw the kernel go")
+        assert lab.page.locator(".labkit-window iframe").count() == 0
 
 
 # ------------------------------------------------------------------------------------------------------ in a report
@@ -575,11 +602,11 @@ Path("page.html").write_text('''<!DOCTYPE html><title>Reported</title>
 <button>add</button> <output>?</output> <p>no news</p> <script src="./renderer.js"></script>''')
 ipc_main.handle("add", lambda event, a, b: a + b)
 window = BrowserWindow(web_preferences={"preload": "preload.js"})
-window.load_file("page.html").result(30)
+window.load_file("page.html").result(60)
 window.web_contents.send("news", "from main, at home in " + os.path.expanduser("~"))
-window.web_contents.execute_java_script("document.querySelector('button').click()").result(30)
+window.web_contents.execute_java_script("document.querySelector('button').click()").result(60)
 silent = BrowserWindow(title="Silent", web_preferences={"preload": "preload.js"})
-silent.load_file("page.html").result(30)
+silent.load_file("page.html").result(60)
 """
 
 
@@ -654,7 +681,7 @@ def test_a_recording_keeps_the_first_messages_of_the_last_page_and_counts_the_ot
 @in_browser
 def test_a_saved_notebook_shows_its_window_without_its_kernel(browser, tmp_path):
     with notebook(browser, tmp_path) as lab:
-        lab.run(FIRST)
+        lab.run(FIRST + WINDOW)
         frame_of(lab).locator("button").click()
         frame_of(lab).locator("output", has_text="5").wait_for()
 
@@ -713,7 +740,7 @@ print(json.dumps(made))
 @pytest.fixture(scope="module")
 def lines(browser, tmp_path_factory):
     """What each line gives in a frame, and what it should, from a kernel that has done nothing else."""
-    with notebook(browser, tmp_path_factory.mktemp("golden"), viewport={"width": 1280, "height": 1600}) as lab:
+    with notebook(browser, tmp_path_factory.mktemp("golden"), viewport=TALL) as lab:
         return json.loads(lab.run(GOLDEN))
 
 
