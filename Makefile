@@ -19,7 +19,8 @@ CORE_TESTS := $(shell grep -l '^pytestmark = .*every_python' tests/test_*.py)
 PYENV      := $(or $(PYENV_ROOT),$(HOME)/.pyenv)
 CORE_NEEDS := cffi dill multiprocess numba numpy posix_ipc pyzmq sysv_ipc hypothesis pytest pytest-timeout pytest-xdist
 # Side by side, where the kernel allows it: tests/lane.py. Whoever becomes idle takes tests over from the others.
-IN_LANES   := -n auto --dist worksteal
+# What fails is run once more, and shown: tests/again.py.
+IN_LANES   := -n auto --dist worksteal -p tests.again
 
 .PHONY: help lab test report pictures clean distclean lint pythons test-pythons browser fonts spin
 .DEFAULT_GOAL := help
