@@ -14,10 +14,8 @@ Signals go to a process, so the ends must know which. They share a page of memor
 A receiver that travels sets word 0 to 0, takes what has come along, and writes itself in where it arrives; meanwhile
 senders wait. They send through a pidfd, pidfd_send_signal(2), which can never hit a process that got the same pid.
 
-The receiver reads its signals from a descriptor, signalfd(2). For this every thread of its process must block them: one
-that does not would be interrupted, and the default action of a real-time signal is to end the process. No thread can
-set another one's mask. But a handler can: each thread that has not blocked the signal gets one, and the handler
-(labkit.channels.signal_entry) adds it to the mask that the thread returns to. New threads inherit it.
+The receiver reads its signals from a descriptor, signalfd(2), while every thread of its process blocks them
+(labkit.channels.blocked_signal).
 """
 
 from __future__ import annotations
@@ -36,7 +34,6 @@ import select
 import signal
 import struct
 import threading
-import time
 import weakref
 from collections import deque
 from pathlib import Path
@@ -64,6 +61,7 @@ from labkit.channels.base import (
     one_word,
     travelling,
 )
+from labkit.channels.blocked_signal import listen, release
 from labkit.channels.signal_entry import (
     DONE,
     END,
@@ -85,10 +83,8 @@ from labkit.channels.signal_entry import (
     SEQUENCE,
     SEQUENCES,
     UNSURE,
-    handler,
     signal_entries,
 )
-from labkit.libc import SYSCALLS, failed, ffi, libc
 from labkit.lockfree.entry import MOST, new_state
 
 MAX_MESSAGE = 1024
@@ -101,7 +97,6 @@ FIELDS = struct.Struct("=4xiiII28xQ")  # of a signalfd_siginfo: ssi_errno, ssi_c
 GAP_PATIENCE, BEGUN_PATIENCE, LAST_PATIENCE = 5.0, 0.5, 0.002
 """Seconds for a piece that is missing when every sender has gone: one before others that are here was sent for
 certain, the rest of a message unless its sender was killed, and after a whole message there may have been no other."""
-THREAD_PATIENCE = 1.0  # seconds for all threads to block a signal; one that is stopped does it when it goes on
 
 FACTS = Facts(
     boundaries=True,
@@ -138,7 +133,7 @@ def open() -> tuple[SignalSender, SignalReceiver]:
         left, right = Lifeline.pair()
         undo.callback(left.close)
         undo.callback(right.close)
-        listening = _listen()
+        listening = listen()
         undo.pop_all()
     return SignalSender(other, second, left), SignalReceiver(memory, page, right, listening)
 
@@ -216,7 +211,7 @@ def open_receiver(name: str, create: bool = False) -> SignalReceiver:
             failing.callback(os.close, memory)
             failing.callback(path.unlink)
             _locked(memory, fcntl.LOCK_EX)
-            page, listening = _new_page(memory), _listen()
+            page, listening = _new_page(memory), listen()
             failing.pop_all()
         return SignalReceiver(memory, page, None, listening, str(path))
 
@@ -461,7 +456,7 @@ class SignalReceiver(Receiver):
         memory: int,
         page: np.ndarray,
         lifeline: Lifeline | None,
-        listening: tuple[int, int, int],
+        listening: tuple[int, int],
         path: str | None = None,
         ready: tuple[bytes, ...] = (),
         senders: dict[tuple[int, int, int], Flow] | None = None,
@@ -475,7 +470,7 @@ class SignalReceiver(Receiver):
         self._state = new_state(room.ctypes.data, len(room), 0)
         self._read = signal_entries()["signal_read"].builtin(self._state, room)
         self._at = 0  # where in the room the next signal is that has not been looked at
-        self.number, self.fd, self._started = listening
+        self.number, self.fd = listening
         if path:
             _with_names.add(self)
         self._state[[FD // 8, READS // 8]] = self.fd, self.number
@@ -486,7 +481,7 @@ class SignalReceiver(Receiver):
 
     def _publish(self) -> None:
         """Tell the senders to send to us. The number and the pid are one word, so that they read both or neither."""
-        self._page[STARTED], self._page[NAMESPACE] = self._started, _namespace()
+        self._page[STARTED], self._page[NAMESPACE] = _start_time(os.getpid()), _namespace()
         self._who = self.number << 32 | os.getpid()
         self._page[WHO] = self._who
 
@@ -597,7 +592,7 @@ class SignalReceiver(Receiver):
         os.close(self.memory)
         self._read, self._page = _refuse, _no_page
         self._ready.clear()
-        _numbers_in_use.discard(self.number)
+        release(self.number)
         if self.lifeline:
             self.lifeline.close()
 
@@ -638,80 +633,4 @@ def _sender_arrives(memory: Any, lifeline: Any) -> SignalSender:
 def _receiver_arrives(memory: Any, lifeline: Any, path: str | None, ready: tuple[bytes, ...], senders: Any) -> Any:
     fd = arrived(memory)
     here = lifeline and arrived_lifeline(lifeline)
-    return SignalReceiver(fd, _page(fd), here, _listen(), path, ready, senders)
-
-
-# --- signals that every thread of this process blocks ----------------------------------------------------------------
-
-_numbers_in_use: set[int] = set()
-_taking = threading.Lock()
-SA_SIGINFO, SA_ONSTACK, SA_RESTART = 0x4, 0x08000000, 0x10000000
-SFD_CLOEXEC, SFD_NONBLOCK = os.O_CLOEXEC, os.O_NONBLOCK
-
-
-def _take_number() -> int:
-    """A real-time signal that nobody else uses in this process, with our handler, and blocked by every thread.
-
-    Raises:
-        OSError: EAGAIN, all are in use; or /proc cannot be read.
-    """
-    action, ours = ffi.new("struct sigaction *"), ffi.new("struct sigaction *")
-    ours.sa_handler = ffi.cast("void *", handler().address)
-    ours.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART
-    with _taking:
-        for number in range(signal.SIGRTMIN + 1, signal.SIGRTMAX + 1):  # programs like the first one
-            if number in _numbers_in_use or libc.sigaction(number, ffi.NULL, action) != 0:
-                continue
-            if action.sa_handler == ffi.NULL and libc.sigaction(number, ours, ffi.NULL) != 0:
-                continue
-            if action.sa_handler in (ffi.NULL, ours.sa_handler):
-                _block_in_all_threads(number)
-                _numbers_in_use.add(number)
-                return number
-    raise OSError(
-        errno.EAGAIN,
-        f"all {signal.SIGRTMAX - signal.SIGRTMIN} real-time signals of this process are in use: close a receiver first",
-    )
-
-
-def _block_in_all_threads(number: int) -> None:
-    """Every thread blocks the signal when this returns; one that is stopped will as soon as it goes on."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, (number,))
-    pause = 0.0005
-    deadline = time.monotonic() + THREAD_PATIENCE
-    while (lacking := _threads_lacking(number)) and time.monotonic() < deadline:
-        for thread in lacking:
-            libc.syscall(
-                SYSCALLS["tgkill"], ffi.cast("long", os.getpid()), ffi.cast("long", thread), ffi.cast("long", number)
-            )
-        time.sleep(pause)
-        pause *= 2
-
-
-def _threads_lacking(number: int) -> list[int]:
-    """The threads of this process that do not block a signal: SigBlk in proc_pid_status(5)."""
-    lacking = []
-    for thread in os.listdir("/proc/self/task"):
-        with contextlib.suppress(OSError):
-            status = Path("/proc/self/task", thread, "status").read_text()
-            blocked = int(status.partition("SigBlk:")[2].split(maxsplit=1)[0], 16)
-            if not blocked >> (number - 1) & 1:
-                lacking.append(int(thread))
-    return lacking
-
-
-def _listen() -> tuple[int, int, int]:
-    """A signal for one receiver, the descriptor to read it from, and the start time of this process."""
-    number = _take_number()
-    try:
-        started = _start_time(os.getpid())
-        wanted = ffi.new("sigset_t *")
-        libc.sigemptyset(wanted)
-        libc.sigaddset(wanted, number)
-        fd = libc.signalfd(-1, wanted, SFD_CLOEXEC | SFD_NONBLOCK)
-        if fd < 0:
-            raise failed("signalfd")
-        return number, fd, started
-    except BaseException:
-        _numbers_in_use.discard(number)
-        raise
+    return SignalReceiver(fd, _page(fd), here, listen(), path, ready, senders)
