@@ -57,9 +57,13 @@ def chromium() -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def opened(browser: Any, url: str, offline: bool = True, **options: Any) -> Iterator[Any]:
-    """A page in a context of its own; `page.complaints` collects console errors and, offline, requests to a network."""
+def opened(browser: Any, url: str, offline: bool = True, clock: bool = False, **options: Any) -> Iterator[Any]:
+    """A page in a context of its own; `page.complaints` collects console errors and, offline, requests to a network.
+
+    With `clock` the page has one that `stop_time()` can stop.
+    """
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | options)
+    context.set_default_timeout(60_000)
     if offline:
         context.set_offline(True)
     page = context.new_page()
@@ -70,11 +74,18 @@ def opened(browser: Any, url: str, offline: bool = True, **options: Any) -> Iter
         page.on(
             "request", lambda r: page.complaints.append(r.url) if not re.match("file:|data:|blob:", r.url) else None
         )
+    if clock:
+        page.clock.install()
     try:
         page.goto(url)
         yield page
     finally:
         context.close()
+
+
+def stop_time(page: Any) -> None:
+    """From now on time passes in this page only when the test says page.clock.run_for(milliseconds)."""
+    page.clock.pause_at(page.evaluate("Date.now()") + 3_600_000)
 
 
 def state(page: Any, number: int = 0) -> dict[str, Any]:
@@ -90,7 +101,7 @@ def state(page: Any, number: int = 0) -> dict[str, Any]:
     )
 
 
-def until(page: Any, condition: Any, what: str, seconds: float = 30, number: int = 0) -> dict[str, Any]:
+def until(page: Any, condition: Any, what: str, seconds: float = 60, number: int = 0) -> dict[str, Any]:
     """Wait until condition(state of the view) holds, and return that state."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -106,7 +117,7 @@ def picture(page: Any, number: int = 0) -> str:
     return str(page.locator(".labkit-flow .stage canvas").nth(number).evaluate("canvas => canvas.toDataURL()"))
 
 
-def moves(page: Any, look: Callable[[Any], str], first: str = "", seconds: float = 30) -> bool:
+def moves(page: Any, look: Callable[[Any], str], first: str = "", seconds: float = 60) -> bool:
     """Whether a page comes to look otherwise than now, or than it did first."""
     first, deadline = first or look(page), time.monotonic() + seconds
     while look(page) == first:
@@ -116,7 +127,7 @@ def moves(page: Any, look: Callable[[Any], str], first: str = "", seconds: float
     return True
 
 
-def rests(page: Any, look: Callable[[Any], str], seconds: float = 30) -> bool:
+def rests(page: Any, look: Callable[[Any], str], seconds: float = 60) -> bool:
     """Whether a page comes to look the same for a while: what was on its way may arrive first."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

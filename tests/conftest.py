@@ -252,9 +252,9 @@ def warm_up() -> Iterator[None]:
     stop_all()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def forkserver(warm_up: None) -> None:
-    """That of multiprocessing, which lives as long as the session, like multiprocess's own."""
+    """That of multiprocessing, which lives on until the session ends, or a module of tests that has stopped it."""
     import multiprocessing.forkserver
 
     multiprocessing.set_forkserver_preload(["labkit.preload"])

@@ -36,11 +36,15 @@ def until(condition, what, seconds=60):
         time.sleep(0.05)
 
 
-def test_functions_run_on_the_engines_with_what_they_refer_to(two):
+def test_functions_run_on_the_engines_with_what_they_refer_to(two, tmp_path):
     offset = 10
 
     def f(n, word):
-        time.sleep(0.05)
+        (tmp_path / str(os.getpid())).touch()
+        for _ in range(6000):  # so that the other engine has its share, however slow it is
+            if len(list(tmp_path.iterdir())) == 2:
+                break
+            time.sleep(0.01)
         return os.getpid(), word * n + str(offset)
 
     results = two.map(f, [1, 2, 3, 4], "abcd", progress=False)

@@ -8,7 +8,7 @@ import pytest
 from labkit.explore import Explorer, acquire, release
 from labkit.page import Page
 from labkit.views.explorer import Steps
-from tests.browser import chromium, in_browser, jupyterlab, opened, state, until
+from tests.browser import chromium, in_browser, jupyterlab, opened, state, stop_time, until
 from tests.roles import eventually
 
 
@@ -141,16 +141,21 @@ def test_keys_choose_undo_restart_and_stay_in_the_view(browser, pages):
 
 @in_browser
 def test_the_shortest_is_played_step_by_step_and_stops_when_the_reader_takes_over(browser, pages):
-    with opened(browser, pages["deadlock"]) as page:
+    with opened(browser, pages["deadlock"], clock=True) as page:
         ready(page)
+        stop_time(page)
         page.get_by_role("button", name="Show the shortest that breaks").click()
-        assert state(page)["playing"]
-        until(page, lambda s: s["chosen"] == ["Plato"], "played the first step")
+        assert state(page)["playing"] and state(page)["chosen"] == []
+        page.clock.run_for(1_000)
+        assert state(page)["playing"] and state(page)["chosen"] == ["Plato"]
         page.get_by_role("button", name="Undo").click()
         assert not state(page)["playing"] and state(page)["chosen"] == []
+        page.clock.run_for(10_000)
+        assert state(page)["chosen"] == []
         page.keyboard.press("s")
-        now = until(page, lambda s: s["verdict"] == "wrong", "played to the end")
-        assert now["chosen"] == ["Plato", "Zeno"] and not now["playing"]
+        page.clock.run_for(10_000)
+        now = state(page)
+        assert now["verdict"] == "wrong" and now["chosen"] == ["Plato", "Zeno"] and not now["playing"]
 
 
 @in_browser

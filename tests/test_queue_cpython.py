@@ -28,7 +28,7 @@ DIFFERENT = {
 
 @pytest.fixture(scope="module", autouse=True)
 def with_multiprocessings_forkserver(forkserver):
-    """It lives as long as the session."""
+    """Its processes and descriptors are there before the first test."""
 
 
 @pytest.fixture(autouse=True)

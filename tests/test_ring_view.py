@@ -22,7 +22,7 @@ from labkit.page import render
 from labkit.report import run
 from labkit.shared_array import SharedArray
 from labkit.views.ring import MOST_FRAMES, Layout, Ring
-from tests.browser import chromium, in_browser, jupyterlab, opened, state, until
+from tests.browser import chromium, in_browser, jupyterlab, opened, state, stop_time, until
 
 
 @pytest.fixture
@@ -330,19 +330,22 @@ def test_a_report_shows_the_history_and_steps_through_it(browser, exported, sche
 
 @in_browser
 def test_play_replays_it_from_the_beginning_and_stops_at_the_end(browser, exported):
-    with opened(browser, exported) as page:
+    with opened(browser, exported, clock=True) as page:
         loaded(page)
-        speed = page.get_by_role("combobox", name="Speed").first
-        speed.select_option("1/s")
+        stop_time(page)
+        page.get_by_role("combobox", name="Speed").first.select_option("1/s")
         page.get_by_role("button", name="Play").first.click()
-        assert state(page)["at"] < 3 and state(page)["playing"]
+        assert state(page)["at"] == 0 and state(page)["playing"]
+        page.clock.run_for(1_500)
+        assert state(page)["at"] == 1 and state(page)["playing"]
         page.get_by_role("button", name="Pause").first.click()
-        before = state(page)["at"]
-        page.wait_for_timeout(1300)
-        assert state(page)["at"] == before and not state(page)["playing"]
-        speed.select_option("20/s")
+        page.clock.run_for(10_000)
+        assert state(page)["at"] == 1 and not state(page)["playing"]
+        page.get_by_role("combobox", name="Speed").first.select_option("20/s")
         page.get_by_role("button", name="Play").first.click()
-        now = until(page, lambda s: s["at"] == 3 and not s["playing"], "came to the end")
+        page.clock.run_for(10_000)
+        now = state(page)
+        assert now["at"] == 3 and not now["playing"]
         assert now["label"] == "received" and page.complaints == []
 
 
