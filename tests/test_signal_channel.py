@@ -22,6 +22,7 @@ import roles
 from labkit import Closed, channel, launch, receiver, sender, unlink
 from labkit.channels import signal as signals
 from labkit.channels.base import kind_dir
+from labkit.channels.signal_entry import handler
 from labkit.libc import SYSCALLS, ffi, libc
 
 pytestmark = pytest.mark.every_python
@@ -412,7 +413,7 @@ def test_the_handler_is_where_the_kernel_calls_it():
     tx, rx = channel("signal")
     action = ffi.new("struct sigaction *")
     assert libc.sigaction(rx.number, ffi.NULL, action) == 0
-    assert int(ffi.cast("intptr_t", action.sa_handler)) == signals.handler().address
+    assert int(ffi.cast("intptr_t", action.sa_handler)) == handler().address
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [rx.number])
     signal.pthread_kill(threading.get_ident(), rx.number)  # runs at once, in this thread
     assert blocked(threading.get_native_id(), rx.number)

@@ -133,7 +133,7 @@ def open() -> tuple[SignalSender, SignalReceiver]:
         left, right = Lifeline.pair()
         undo.callback(left.close)
         undo.callback(right.close)
-        listening = listen()
+        listening = _listen()
         undo.pop_all()
     return SignalSender(other, second, left), SignalReceiver(memory, page, right, listening)
 
@@ -211,7 +211,7 @@ def open_receiver(name: str, create: bool = False) -> SignalReceiver:
             failing.callback(os.close, memory)
             failing.callback(path.unlink)
             _locked(memory, fcntl.LOCK_EX)
-            page, listening = _new_page(memory), listen()
+            page, listening = _new_page(memory), _listen()
             failing.pop_all()
         return SignalReceiver(memory, page, None, listening, str(path))
 
@@ -456,7 +456,7 @@ class SignalReceiver(Receiver):
         memory: int,
         page: np.ndarray,
         lifeline: Lifeline | None,
-        listening: tuple[int, int],
+        listening: tuple[int, int, int],
         path: str | None = None,
         ready: tuple[bytes, ...] = (),
         senders: dict[tuple[int, int, int], Flow] | None = None,
@@ -470,7 +470,7 @@ class SignalReceiver(Receiver):
         self._state = new_state(room.ctypes.data, len(room), 0)
         self._read = signal_entries()["signal_read"].builtin(self._state, room)
         self._at = 0  # where in the room the next signal is that has not been looked at
-        self.number, self.fd = listening
+        self._started, self.number, self.fd = listening
         if path:
             _with_names.add(self)
         self._state[[FD // 8, READS // 8]] = self.fd, self.number
@@ -481,7 +481,7 @@ class SignalReceiver(Receiver):
 
     def _publish(self) -> None:
         """Tell the senders to send to us. The number and the pid are one word, so that they read both or neither."""
-        self._page[STARTED], self._page[NAMESPACE] = _start_time(os.getpid()), _namespace()
+        self._page[STARTED], self._page[NAMESPACE] = self._started, _namespace()
         self._who = self.number << 32 | os.getpid()
         self._page[WHO] = self._who
 
@@ -607,6 +607,11 @@ class SignalReceiver(Receiver):
         return _receiver_arrives, (travelling(self.memory), lifeline, self.path, tuple(self._ready), self._senders)
 
 
+def _listen() -> tuple[int, int, int]:
+    """When this process was started, and its signal and descriptor: all that a receiver needs that may fail."""
+    return _start_time(os.getpid()), *listen()
+
+
 _with_names: weakref.WeakSet[SignalReceiver] = weakref.WeakSet()
 
 
@@ -633,4 +638,4 @@ def _sender_arrives(memory: Any, lifeline: Any) -> SignalSender:
 def _receiver_arrives(memory: Any, lifeline: Any, path: str | None, ready: tuple[bytes, ...], senders: Any) -> Any:
     fd = arrived(memory)
     here = lifeline and arrived_lifeline(lifeline)
-    return SignalReceiver(fd, _page(fd), here, listen(), path, ready, senders)
+    return SignalReceiver(fd, _page(fd), here, _listen(), path, ready, senders)
