@@ -379,8 +379,8 @@ def must_be_starting() -> tuple[str, Any]:
     start = starting()
     if start is None:
         raise TypeError(
-            "the end of a channel cannot be pickled, copied or reached through a global variable of the function: "
-            "hand it over as an argument, launch(f, tx)"
+            "what processes talk through (an end, a queue, a lock) cannot be pickled, copied or reached through a "
+            "global variable of the function: hand it over as an argument, launch(f, tx)"
         )
     return start
 

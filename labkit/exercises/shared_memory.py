@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,14 @@ def check_transfer(f: Callable[..., Any]) -> Verdict:
     )
 
 
+@contextlib.contextmanager
+def _bank(*balances: int) -> Iterator[tuple[SharedArray, PosixSemaphore]]:
+    """Three accounts in memory that processes share, and their mutex."""
+    with contextlib.closing(_new_words()) as words, contextlib.closing(PosixSemaphore(1)) as mutex:
+        words.array[:3] = balances
+        yield words, mutex
+
+
 def _call(f: Callable[..., Any], words: SharedArray, mutex: Any, *arguments: Any) -> Any:
     """f once, in a process of its own, which must not end with the mutex in its hand."""
     job = launch(_once, f, words, mutex, *arguments, name=_name(f))
@@ -70,9 +79,7 @@ def _once(f: Callable[..., Any], words: SharedArray, mutex: Any, *arguments: Any
 
 
 def _alone(f: Callable[..., Any]) -> str:
-    words, mutex = _new_words(), PosixSemaphore(1)
-    try:
-        words.array[:3] = 100, 50, 0
+    with _bank(100, 50, 0) as (words, mutex):
         moved = _call(f, words, mutex, 0, 1, 30)
         found = [int(n) for n in words.array[:3]]
         if moved is None or moved is ...:
@@ -84,15 +91,10 @@ def _alone(f: Callable[..., Any]) -> str:
         if mutex.value != 1:
             return "after the transfer the mutex was still taken: give it back, or use `with mutex:`."
         return ""
-    finally:
-        words.close()
-        mutex.close()
 
 
 def _all_of_it(f: Callable[..., Any]) -> str:
-    words, mutex = _new_words(), PosixSemaphore(1)
-    try:
-        words.array[:3] = 30, 0, 0
+    with _bank(30, 0, 0) as (words, mutex):
         moved = _call(f, words, mutex, 0, 1, 30)
         found = [int(n) for n in words.array[:3]]
         if found != [0, 30, 0] or moved is not True:
@@ -101,15 +103,10 @@ def _all_of_it(f: Callable[..., Any]) -> str:
                 f"return {moved!r}. An account may be empty, it may not be below zero."
             )
         return ""
-    finally:
-        words.close()
-        mutex.close()
 
 
 def _refused(f: Callable[..., Any]) -> str:
-    words, mutex = _new_words(), PosixSemaphore(1)
-    try:
-        words.array[:3] = 20, 0, 0
+    with _bank(20, 0, 0) as (words, mutex):
         moved = _call(f, words, mutex, 0, 1, 30)
         found = [int(n) for n in words.array[:3]]
         if found != [20, 0, 0] or moved is not False:
@@ -120,9 +117,6 @@ def _refused(f: Callable[..., Any]) -> str:
         if mutex.value != 1:
             return "when nothing was moved the mutex was still taken: give it back on every way out."
         return ""
-    finally:
-        words.close()
-        mutex.close()
 
 
 def _wrong(found: list[int], before: int, lowest: int, who: str) -> str:
@@ -143,8 +137,7 @@ def _wrong(found: list[int], before: int, lowest: int, who: str) -> str:
 
 def _interrupted(f: Callable[..., Any]) -> str:
     """Another transfer at each moment at which the mutex is free, one after the other: nothing is left to luck."""
-    words, mutex = _new_words(), PosixSemaphore(1)
-    try:
+    with _bank(40, 0, 0) as (words, mutex):
         job = launch(_at_every_moment, f, words, mutex, name=_name(f))
         try:
             ends = job.wait(PATIENCE)
@@ -154,9 +147,6 @@ def _interrupted(f: Callable[..., Any]) -> str:
         # What was lost says more than what went below zero, which may come of the same.
         lost = [why for why, (found, _) in zip(whys, ends, strict=True) if sum(found) != 40]
         return next((why for why in lost + whys if why), "")
-    finally:
-        words.close()
-        mutex.close()
 
 
 def _at_every_moment(f: Callable[..., Any], words: SharedArray, mutex: Any) -> list[tuple[list[int], int]]:
@@ -225,20 +215,17 @@ class Guarded:
 
 
 def _together(f: Callable[..., Any]) -> str:
-    words, mutex = _new_words(), PosixSemaphore(1)
-    words.array[:3] = 40
     jobs: list[Job] = []
-    try:
-        jobs = [launch(_many, f, words, mutex, number, name=_name(f)) for number in range(PROCESSES)]
-        deadline = time.monotonic() + PATIENCE
-        lowest = min(job.wait(max(0.01, deadline - time.monotonic())) for job in jobs)
-        found = [int(n) for n in words.array[:3]]
-        return _wrong(found, 120, lowest, f"{PROCESSES} processes")
-    finally:
-        for job in jobs:
-            job.kill()
-        words.close()
-        mutex.close()
+    with _bank(40, 40, 40) as (words, mutex):
+        try:
+            jobs += (launch(_many, f, words, mutex, number, name=_name(f)) for number in range(PROCESSES))
+            deadline = time.monotonic() + PATIENCE
+            lowest = min(job.wait(max(0.01, deadline - time.monotonic())) for job in jobs)
+            found = [int(n) for n in words.array[:3]]
+            return _wrong(found, 120, lowest, f"{PROCESSES} processes")
+        finally:
+            for job in jobs:
+                job.kill()
 
 
 def _many(f: Callable[..., Any], words: SharedArray, mutex: Any, seed: int) -> int:
