@@ -1,6 +1,8 @@
 """The checks of notebook 07-signals-and-events accept right solutions and refuse typical wrong ones with the reason."""
 
+import asyncio
 import os
+import select
 import signal
 import sys
 import time
@@ -31,6 +33,36 @@ def right(rx, work):
             pass
         except Closed:
             return
+
+
+def an_event_loop(rx, work):
+    async def served():
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+        # loop.add_signal_handler() might call us after the next message
+        signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(done.set))
+
+        def ready():
+            try:
+                done.is_set() or work(rx.receive(timeout=0))
+            except Closed:
+                done.set()
+
+        loop.add_reader(rx, ready)
+        await done.wait()
+
+    asyncio.run(served())
+
+
+def a_pipe_to_himself(rx, work):
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.set_wakeup_fd(writes)
+    try:
+        while reads not in select.select([rx, reads], [], [])[0]:
+            work(rx.receive(timeout=0))
+    except Closed:
+        pass
 
 
 def not_written(rx, work): ...
@@ -100,7 +132,8 @@ def misses_end_of_file(rx, work):
         work(rx.receive())
 
 
-def test_a_graceful_shutdown_is_accepted():
+@pytest.mark.parametrize("right", [right, an_event_loop, a_pipe_to_himself])
+def test_a_graceful_shutdown_is_accepted(right):
     verdict = check_shutdown(right)
     assert verdict.right, verdict
 

@@ -46,7 +46,7 @@ class _Worker:
     """The learner's function in a process of its own, and what it reports."""
 
     def __init__(self, f: Callable[..., Any], messages: int, held: int = 0):
-        self.tx, rx = channel("pipe")
+        self.tx, rx = channel("unix_seqpacket")  # who selects has one message each time: a pipe may bring several
         self.go_on, go = channel("pipe")
         for number in range(1, messages + 1):
             self.tx.send(b"%d" % number)
