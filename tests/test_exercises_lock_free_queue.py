@@ -13,6 +13,7 @@ from labkit.exercises.lock_free_queue import (
     check_receive_many,
 )
 from labkit.lockfree.atomics import (
+    acquire_fence,
     fence,
     load_acquire,
     load_plain,
@@ -266,12 +267,38 @@ def take_relaxed(ring, to, most):
     return count
 
 
+def take_with_fences(ring, to, most):
+    read = load_relaxed(ring + READ_POSITION)
+    count = min(most, load_relaxed(ring + WRITE_POSITION) - read)
+    acquire_fence()
+    for n in range(count):
+        store_relaxed(to + 8 * n, load_relaxed(ring + FIRST_SLOT + (read + n) % CAPACITY * 8))
+    if count > 0:
+        release_fence()
+        store_relaxed(ring + READ_POSITION, read + count)
+    return count
+
+
+def take_before_looking(ring, to, most):
+    read = load_relaxed(ring + READ_POSITION)
+    first = load_relaxed(ring + FIRST_SLOT + read % CAPACITY * 8)
+    count = min(most, load_acquire(ring + WRITE_POSITION) - read)
+    if count == 0:
+        return 0
+    store_relaxed(to, first)
+    for n in range(1, count):
+        store_relaxed(to + 8 * n, load_relaxed(ring + FIRST_SLOT + (read + n) % CAPACITY * 8))
+    store_release(ring + READ_POSITION, read + count)
+    return count
+
+
 def take_nothing(ring, to, most):
     return 0
 
 
-def test_a_batch_with_one_acquire_and_one_release_is_right():
-    verdict = check_receive_many(take_many)
+@pytest.mark.parametrize("function", [take_many, take_with_fences])
+def test_a_batch_with_one_acquire_and_one_release_is_right(function):
+    verdict = check_receive_many(function)
     assert verdict.right, verdict
     assert "looks at write_position once and moves read_position once" in verdict.why
 
@@ -284,6 +311,7 @@ def test_a_batch_with_one_acquire_and_one_release_is_right():
         (take_too_many, "it has to return 8, not 18"),
         (take_releases_first, "before it has read the last slot"),
         (take_relaxed, "has to acquire"),
+        (take_before_looking, "before it has looked at write_position"),
         (take_nothing, "it has to return 3, not 0"),
         (lambda ring, to, most: None, "it returns nothing"),
     ],

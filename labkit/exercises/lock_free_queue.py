@@ -207,13 +207,8 @@ def _wrong_edge(sends: bool, steps: list[Step], own: int, other: int) -> str | N
     if steps[told].order == "plain" or steps[looked].order == "plain":
         plain = NAMES[own] if steps[told].order == "plain" else NAMES[other]
         return f"{who} touches {plain} by a plain access, which the compiler may keep in a register: use an atomic one."
-    fences = [(n, step.order) for n, step in enumerate(steps) if step.kind == "fence"]
-    released = steps[told].order in ("release", "seq_cst") or any(
-        slot < n < told and order in ("release", "seq_cst") for n, order in fences
-    )
-    acquired = steps[looked].order in ("acquire", "seq_cst") or any(
-        looked < n < slot and order in ("acquire", "seq_cst") for n, order in fences
-    )
+    released = _has(steps, told, "release", between=(slot, told))
+    acquired = _has(steps, looked, "acquire", between=(looked, slot))
     slot_access = "store to" if sends else "load of"
     if not released:
         return (
@@ -225,7 +220,7 @@ def _wrong_edge(sends: bool, steps: list[Step], own: int, other: int) -> str | N
             f"edge {'B' if sends else 'A'} ends in {who}, and {who} does not acquire: nothing keeps the {slot_access} "
             f"the slot behind the load of {NAMES[other]}. {_ACQUIRE[sends]}"
         )
-    if steps[told].order == "seq_cst" or any(order == "seq_cst" for _, order in fences):
+    if steps[told].order == "seq_cst" or any(step.kind == "fence" and step.order == "seq_cst" for step in steps):
         return (
             f"it is right, but {who} pays for an order that nobody needs: a sequentially consistent store or fence "
             "empties the store buffer, some ten nanoseconds each time. A release is enough."
@@ -237,6 +232,12 @@ def _wrong_edge(sends: bool, steps: list[Step], own: int, other: int) -> str | N
                 f"{'it is yours alone at that moment' if step.in_slot else 'only you write it'}. On AArch64 it costs."
             )
     return None
+
+
+def _has(steps: list[Step], access: int, order: str, between: tuple[int, int]) -> bool:
+    """Whether an access has this order itself, or by a fence between two steps."""
+    fences = [step for step in steps[between[0] : between[1]] if step.kind == "fence"]
+    return any(step.order in (order, "seq_cst") for step in (steps[access], *fences))
 
 
 def _does_not_work(ends: Ends) -> str | None:
@@ -332,9 +333,11 @@ def _wrong_batch_order(steps: list[Step], what: str, wanted: int) -> str | None:
         return f"{what}: it moves read_position before it has read the last slot, which the sender may overwrite now."
     if len(looks) > 1 and wanted > 1:
         return f"{what}: it looks at write_position {len(looks)} times. Once tells how many items there are."
-    if steps[looks[0]].order not in ("acquire", "seq_cst"):
+    if looks[0] > slots[0]:
+        return f"{what}: it reads a slot before it has looked at write_position: the item may not be there yet."
+    if not _has(steps, looks[0], "acquire", between=(looks[0], slots[0])):
         return "the load of write_position has to acquire: it is edge A, for all the items at once."
-    if steps[moves[0]].order not in ("release", "seq_cst"):
+    if not _has(steps, moves[0], "release", between=(slots[-1], moves[0])):
         return "the store of read_position has to release: it is edge B, for all the slots at once."
     return None
 
