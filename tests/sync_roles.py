@@ -53,7 +53,7 @@ def take_two_and_die(semaphores: Any, undo: bool) -> None:
 
 
 def wait_for_change(word: Any) -> bool:
-    return word.wait(0, timeout=20)
+    return word.wait(0, timeout=60)
 
 
 def add_many(word: Any, times: int) -> None:

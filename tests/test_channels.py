@@ -210,7 +210,7 @@ def test_another_thread_may_close_an_end_that_waits(kind, doing):
         closing = threading.Timer(0.2, end.close)
         closing.start()
         try:
-            waits(timeout=30)  # at its deadline it would be a TimeoutError
+            waits(timeout=60)  # at its deadline it would be a TimeoutError
         except Exception as reason:
             said = type(reason), str(reason)
         else:
@@ -526,7 +526,7 @@ def test_a_sender_that_waits_goes_on_as_soon_as_its_message_fits(ends):
     sending.start()
     for _ in range(4 if tx.facts.handed_over else tx.capacity.amount):  # a pipe frees whole pages, zmq half a queue
         rx.receive()
-    sending.join(10)  # nobody receives any more
+    sending.join(60)  # nobody receives any more
     woke = not sending.is_alive()
     while sending.is_alive():
         rx.receive()
@@ -559,9 +559,9 @@ def test_ctrl_c_ends_a_wait_and_loses_nothing(ends, doing):
         while (
             doing == "sending"
         ):  # it is full, but where threads or other processes of this user make room, not for ever
-            tx.send(b"x", timeout=30)
+            tx.send(b"x", timeout=60)
             more += 1
-        rx.receive(timeout=30)
+        rx.receive(timeout=60)
     timer.join()
     left = what_is_left(tx, rx)
     assert left == [b"x"] * len(left)
@@ -625,7 +625,7 @@ def test_reliable_what_was_accepted_arrives_or_is_dropped_without_a_word(kind, f
     received = []
     with contextlib.suppress(TimeoutError):
         while fact.reliable and len(received) < sent:  # a thread may have to move it on first
-            received.append(int(rx.receive(timeout=30)))
+            received.append(int(rx.receive(timeout=60)))
         while True:
             received.append(int(rx.receive(timeout=0.05)))
     assert (received == list(range(sent))) == fact.reliable
@@ -697,7 +697,7 @@ def test_a_sender_that_waits_learns_that_the_receiver_was_killed(ends):
     killer = threading.Timer(0.1, job.kill)
     killer.start()
     with pytest.raises(Closed):
-        tx.send(b"y" * 100, timeout=30)
+        tx.send(b"y" * 100, timeout=60)
     killer.join()
 
 
@@ -800,7 +800,7 @@ def test_tells_close_the_kernel_tells_both_sides_or_does_not(kind, fact, a_name)
         receiver_told = False
     else:
         with pytest.raises((Closed, TimeoutError)) as caught:
-            rx.receive(timeout=30 if fact.tells_close else 0.02)
+            rx.receive(timeout=60 if fact.tells_close else 0.02)
         receiver_told = caught.type is Closed
     rx.close()
     if name:
@@ -1578,7 +1578,7 @@ def test_two_threads_that_share_an_end_do_no_harm_to_the_process(ends):
     time.sleep(0.3)
     stop.set()
     for user in users:
-        user.join(20)
+        user.join(60)
         assert not user.is_alive()
 
 
@@ -1611,7 +1611,7 @@ def test_a_channel_behaves_like_a_deque(kind, operations):
                 model.append(message)
         elif what == "receive":
             try:  # what was sent may be on its way still
-                received = rx.receive(timeout=10 if model else 0)
+                received = rx.receive(timeout=60 if model else 0)
             except TimeoutError:
                 assert not model
             else:

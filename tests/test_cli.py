@@ -100,7 +100,7 @@ def first_answer(address: str, server: subprocess.Popen, deadline: float) -> tup
     """Status and page of a server that has told its address, which it may do before it listens."""
     while True:
         try:
-            with urllib.request.urlopen(address, timeout=20) as answer:
+            with urllib.request.urlopen(address, timeout=60) as answer:
                 return answer.status, answer.read()
         except urllib.error.HTTPError:
             raise

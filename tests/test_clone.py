@@ -84,7 +84,7 @@ def node() -> Iterator[Peer]:
             yield Peer(process)
         finally:
             process.stdin.close()
-            process.wait(30)
+            process.wait(60)
 
 
 @pytest.fixture

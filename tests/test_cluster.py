@@ -179,8 +179,8 @@ def test_a_profile_says_how_many_engines_start_and_how(ipython_dir):
 def test_engines_that_never_come_are_given_up_with_what_to_check(ipython_dir):
     broken = f"c.LocalEngineLauncher.engine_cmd = [{sys.executable!r}, '-c', 'import no_such_package']\n"
     make_profile(ipython_dir, "broken", broken + "c.LocalEngineSetLauncher.delay = 0\n")
-    with pytest.raises(TimeoutError, match=r"not up within 5 s(.|\n)*What to check:(.|\n)*firewall") as error:
-        cluster(n=1, profile="broken", timeout=5)
+    with pytest.raises(TimeoutError, match=r"not up within \d+ s(.|\n)*What to check:(.|\n)*firewall") as error:
+        cluster(n=1, profile="broken", timeout=round(roles.patience(5)))
     assert "no_such_package" in str(error.value)
 
 

@@ -46,7 +46,7 @@ def receive_within(q, timeout):
     return q.receive(timeout)
 
 
-def receive(q, timeout=30.0):
+def receive(q, timeout=60.0):
     """With and without a timeout the same compiled function: to Numba a default is another type."""
     return receive_within(q, timeout)
 

@@ -67,7 +67,7 @@ def test_a_receiver_goes_on_with_the_next_sender(a_name):
 
 def test_a_sender_waits_until_somebody_receives(a_name):
     came = []
-    waiting = threading.Thread(target=lambda: came.append(sender("fifo", a_name, create=True, timeout=30)))
+    waiting = threading.Thread(target=lambda: came.append(sender("fifo", a_name, create=True, timeout=60)))
     waiting.start()
     assert roles.eventually(path_of(a_name).is_fifo)
     rx = receiver("fifo", a_name)

@@ -90,7 +90,7 @@ def test_it_works_in_a_thread_that_blocks_every_signal_and_leaves_its_mask_alone
 
     thread = threading.Thread(target=attempt)
     thread.start()
-    thread.join(10)
+    thread.join(60)
     assert len(masks) == 2
     assert masks[0] == masks[1]
 
@@ -165,7 +165,7 @@ def test_waiting_sleeps(locked):
         assert eventually(lambda: sleeping(thread.native_id))
     finally:
         fcntl.flock(locked[0], fcntl.LOCK_UN)
-        thread.join(10)
+        thread.join(60)
 
 
 def test_a_thousand_waits_leave_no_timer(locked):

@@ -62,7 +62,7 @@ def test_output_appears_while_the_cell_runs(alice, capsys):
     until(lambda: seen.append(capsys.readouterr().out) or "one" in "".join(seen), "printed one")
     assert not cell.done and alice.state.startswith("busy for")
     tx.send(b"go on")
-    cell.wait(30)
+    cell.wait(60)
     tx.close()
     assert "".join(seen) + capsys.readouterr().out == "one\ntwo\n"
 
@@ -110,7 +110,7 @@ def test_a_busy_kernel_takes_no_second_cell_and_says_what_one_can_do(alice):
     with pytest.raises(TimeoutError, match="still runs after 0.01 s"):
         cell.wait(0.01)
     tx.send(b"go on")
-    alice.wait(30)
+    alice.wait(60)
     tx.close()
     assert alice.state == "idle"
 
@@ -120,7 +120,7 @@ def test_an_interrupted_cell_ends_and_the_kernel_lives_on(alice, capsys):
     until(lambda: "asleep" in capsys.readouterr().out, "slept")
     alice.interrupt()
     with pytest.raises(KernelError, match="KeyboardInterrupt"):
-        cell.wait(30)
+        cell.wait(60)
     alice.run("print('well')")
     assert capsys.readouterr().out == "well\n"
 
@@ -180,7 +180,7 @@ def test_the_ends_of_every_mechanism_travel_and_are_gone_here(kind, alice):
     assert tx.closed
     cell = alice.run("tx.send(b'from afar')\ntx.close()", wait=False)
     assert list(rx) == [b"from afar"]
-    cell.wait(30)
+    cell.wait(60)
     rx.close()
 
     tx, rx = channel(kind)
@@ -189,7 +189,7 @@ def test_the_ends_of_every_mechanism_travel_and_are_gone_here(kind, alice):
     cell = alice.run("got = list(rx)\nrx.close()", wait=False)
     tx.send(b"to her")
     tx.close()
-    cell.wait(30)
+    cell.wait(60)
     assert alice.pull("got") == [b"to her"]
 
 
@@ -356,7 +356,7 @@ def test_who_waits_for_the_cell_of_a_killed_kernel_is_told(bob, capsys):
     until(lambda: "asleep" in capsys.readouterr().out, "slept")
     os.kill(bob.pid, signal.SIGKILL)
     with pytest.raises(KernelError, match="was killed by SIGKILL, and its cell did not end.*restart"):
-        cell.wait(30)
+        cell.wait(60)
     until(lambda: not bob.alive, "was found dead")
     for use in (lambda: bob.run("1"), lambda: bob.push(x=1), lambda: bob.pull("x")):
         with pytest.raises(KernelError, match="its variables are gone.*restart"):

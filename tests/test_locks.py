@@ -24,7 +24,7 @@ def trace():
         yield trace
 
 
-def until(condition, seconds=20):
+def until(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it never came to that"
@@ -228,7 +228,7 @@ def test_a_killed_holder_keeps_a_posix_semaphore_and_loses_one_with_undo(trace):
                 lock.acquire(timeout=0)
         else:
             assert row.held_by == ()
-            lock.acquire(timeout=5)
+            lock.acquire(timeout=60)
             assert trace.locks()[-1].most_at_once == 1
             lock.release()
         ready.close()
@@ -319,7 +319,7 @@ def test_the_collector_works_while_a_deadlock_is_looked_for(trace, monkeypatch):
     free = []
 
     def look(*_):
-        other = threading.Thread(target=lambda: free.append(trace._lock.acquire(timeout=5) and trace._lock.release()))
+        other = threading.Thread(target=lambda: free.append(trace._lock.acquire(timeout=60) and trace._lock.release()))
         other.start()
         other.join()
 

@@ -311,9 +311,9 @@ def test_what_cannot_be_put_together_is_an_error_of_get_and_others_come(q):
     assert q.get() == 1
     with pytest.raises(ValueError, match="no number"):
         q.get()
-    assert q.get(timeout=1) == 2
+    assert q.get(timeout=SOON) == 2
     with pytest.raises(TimeoutError, match="mine"):
-        q.get(timeout=1)
+        q.get(timeout=SOON)
     with pytest.raises(ValueError, match="no number"):
         q.get()
     assert q.get() == 3

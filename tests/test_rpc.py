@@ -54,7 +54,7 @@ def server(request):
 
 @pytest.fixture
 def stub(server):
-    with server.stub(timeout=20) as stub:
+    with server.stub(timeout=60) as stub:
         yield stub
 
 
@@ -84,12 +84,14 @@ def test_wrong_names_of_values_are_an_error(stub):
 
 def test_a_deadline_ends_the_waiting_and_not_the_work(stub, tmp_path):
     assert stub.mean(day="1")["hours"] == 24
-    with pytest.raises(TimeoutError, match=r"within 0.5 s. Whether it was run is unknown"):
-        stub.report(request=str(tmp_path / "done"), celsius=50.0, timeout=0.5)
+    begun = (tmp_path / "done").exists
+    while not begun():  # on a busy machine the time may be over before the work begins
+        with pytest.raises(TimeoutError, match=r"within 0.5 s. Whether it was run is unknown"):
+            stub.report(request=str(tmp_path / "done"), celsius=50.0, timeout=0.5)
+        eventually(begun, 1)
     (tmp_path / "done may end").touch()
-    assert stub.mean(day="1", timeout=20)["hours"] == 24  # the late answer is not taken for this one
-    assert eventually((tmp_path / "done").exists)
-    assert eventually(lambda: (tmp_path / "done").read_text() == "x")
+    assert stub.mean(day="1", timeout=60)["hours"] == 24  # the late answer is not taken for this one
+    assert eventually(lambda: (tmp_path / "done").read_text().startswith("x"))
 
 
 def test_an_answer_that_comes_by_drops_keeps_to_the_deadline():
@@ -143,7 +145,7 @@ def test_at_least_once_counts_twice_what_a_killed_server_had_done(proto, tmp_pat
             os.kill(os.getpid(), signal.SIGKILL)
         return {"readings": len(done.read_text())}
 
-    with serve({"mean": mean, "report": once_killed}, proto) as server, server.stub(20) as stub:
+    with serve({"mean": mean, "report": once_killed}, proto) as server, server.stub(60) as stub:
         with pytest.raises(Closed):
             stub.report(request="1", celsius=1.0)
         server.restart()
@@ -222,7 +224,7 @@ def test_a_request_that_would_be_too_large_is_refused_before_it_is_read():
 
 def raw(server, request):
     """What a server of JSON answers to these bytes, until it hangs up."""
-    with socket.create_connection((server.host, server.port), 20) as peer:
+    with socket.create_connection((server.host, server.port), 60) as peer:
         peer.sendall(request)
         return peer.makefile("rb").read()
 
@@ -300,7 +302,7 @@ def wordless():
 
 
 def test_what_went_wrong_in_a_procedure_is_told_and_not_taken_for_the_server_s_end():
-    with serve({f.__name__: f for f in (nothing, a_set, größe, leaves, wordless)}) as server, server.stub(20) as stub:
+    with serve({f.__name__: f for f in (nothing, a_set, größe, leaves, wordless)}) as server, server.stub(60) as stub:
         for f, says in (
             (nothing, "nothing returned a NoneType, and a procedure returns a dictionary"),
             (a_set, "set is not JSON serializable"),
@@ -313,7 +315,7 @@ def test_what_went_wrong_in_a_procedure_is_told_and_not_taken_for_the_server_s_e
 
 
 def test_a_request_that_is_too_large_is_not_sent(tmp_path):
-    with serve(WEATHER) as server, server.stub(20) as stub:
+    with serve(WEATHER) as server, server.stub(60) as stub:
         with pytest.raises(ValueError, match=r"report was not run: its values take 1,048,6\d\d bytes, of at most"):
             stub.report(request="x" * LARGEST, celsius=1.0)
         assert stub.mean(day="1")["hours"] == 24
@@ -397,7 +399,7 @@ def test_two_network_namespaces_talk(proto):
         with serve(WEATHER, proto, host="10.77.0.2", inside=there) as server:
             assert here.run(ask, server.host, server.port, proto) == {"celsius": 10.0, "hours": 24}
             with pytest.raises((OSError, RemoteError), match="unreachable|nobody listens|within|ended"):
-                launch(ask, server.host, server.port, None).wait(20)  # from outside nothing leads there
+                launch(ask, server.host, server.port, None).wait(60)  # from outside nothing leads there
     assert not any("10.77.0" in line for line in Path("/proc/net/fib_trie").read_text().splitlines())
 
 

@@ -61,7 +61,7 @@ def expected(source, *services):
 EXPECTED = expected(*SERVICES)
 
 
-def until(true, seconds=20):
+def until(true, seconds=60):
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "it did not happen"

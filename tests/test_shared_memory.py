@@ -89,17 +89,17 @@ def test_a_sender_killed_at_any_step_blocks_nobody_and_leaves_whole_messages(kin
         expected.append(b"last")  # its position was written: it is in the buffer
     sent = 0
     while len(expected) < 4:  # what the dead one had taken is to be had again
-        tx.send(b"new %d" % sent, timeout=5)
+        tx.send(b"new %d" % sent, timeout=60)
         expected.append(b"new %d" % sent)
         sent += 1
     with pytest.raises(TimeoutError):
         tx.send(b"one too many", timeout=0.1)
-    assert [rx.receive(timeout=5) for _ in expected] == expected
+    assert [rx.receive(timeout=60) for _ in expected] == expected
     with pytest.raises(TimeoutError):
         rx.receive(timeout=0.1)
     for number in range(20):  # several times round
-        tx.send(b"%d" % number, timeout=5)
-        assert rx.receive(timeout=5) == b"%d" % number
+        tx.send(b"%d" % number, timeout=60)
+        assert rx.receive(timeout=60) == b"%d" % number
     if kind == "sysv_shm":
         assert semaphores(tx) == [4, 0, 1]
     tx.close()
@@ -118,12 +118,12 @@ def test_a_receiver_killed_at_any_step_blocks_nobody(kind, steps, there, a_name)
     expected = [b"%d" % number for number in range(there)]
     if steps == 2 and kind in FILES:
         expected.pop(0)  # its position was written: it had been received
-    assert [rx.receive(timeout=5) for _ in expected] == expected
+    assert [rx.receive(timeout=60) for _ in expected] == expected
     with pytest.raises(TimeoutError):
         rx.receive(timeout=0.1)
     for number in range(4):
-        tx.send(b"new %d" % number, timeout=5)
-    assert [rx.receive(timeout=5) for _ in range(4)] == [b"new %d" % number for number in range(4)]
+        tx.send(b"new %d" % number, timeout=60)
+    assert [rx.receive(timeout=60) for _ in range(4)] == [b"new %d" % number for number in range(4)]
     tx.close()
     rx.close()
 
@@ -168,7 +168,7 @@ def test_senders_killed_at_random_lose_nothing_that_was_sent_and_tear_nothing(ki
         job.kill()
         killed(job)
         while positions(rx)[0] != positions(rx)[1]:
-            message = rx.receive(timeout=5)
+            message = rx.receive(timeout=60)
             assert (int(message[:8]), is_numbered(message)) == (expected, True)
             expected += 1
     rx.close()
@@ -198,8 +198,8 @@ def test_system_v_users_killed_at_random_give_everything_back(a_name):
                 assert is_numbered(rx.receive(timeout=0))
             except TimeoutError:
                 break
-        tx.send(b"00000001", timeout=5)
-        assert rx.receive(timeout=5) == b"00000001"
+        tx.send(b"00000001", timeout=60)
+        assert rx.receive(timeout=60) == b"00000001"
         assert semaphores(tx) == [5, 0, 1]
     tx.close()
     rx.close()

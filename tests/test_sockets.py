@@ -370,11 +370,11 @@ def test_a_receiver_without_descriptors_says_that_somebody_waits_and_loses_nothi
         except OSError:
             pass
         try:
-            rx.receive(timeout=5)
+            rx.receive(timeout=60)
         except OSError as reason:
             told = reason.errno, str(reason)
         os.close(taken[0])
-        return told, rx.receive(timeout=5)
+        return told, rx.receive(timeout=60)
 
     rx = receiver(kind, a_name, create=True)
     tx = sender(kind, a_name)
@@ -394,7 +394,7 @@ def test_a_sender_that_finds_the_queue_full_waits_and_times_out(a_name, kind, mo
     for timeout in (0, 0.05):
         with pytest.raises(TimeoutError, match="accepts nobody"):
             sender(kind, a_name, timeout=timeout)
-    coming = threading.Thread(target=lambda: waiting.append(sender(kind, a_name, timeout=30)))
+    coming = threading.Thread(target=lambda: waiting.append(sender(kind, a_name, timeout=60)))
     coming.start()
     with pytest.raises(TimeoutError):
         rx.receive(timeout=0.02)  # which accepts

@@ -479,7 +479,7 @@ def test_a_blocked_receiver_wakes_for_each_message_and_uses_no_processor(queue):
     for number in range(20):
         time.sleep(0.02)
         queue.send(b"%d" % number)
-    thread.join(30)
+    thread.join(60)
     assert got == [b"%d" % number for number in range(20)]
     assert used[0] < 0.2
 

@@ -355,7 +355,7 @@ def test_a_line_of_four_processes_is_seen_whole(browser, tmp_path, width):
     jobs = [launch(list, ends[2][1]), launch(between, ends[1][1], ends[2][0])]
     jobs += [launch(between, ends[0][1], ends[1][0]), launch(first, ends[0][0])]
     for job in jobs:
-        job.wait(30)
+        job.wait(60)
     trace.close()
     with opened(
         browser, report(trace, tmp_path / "line.html").as_uri(), viewport={"width": width, "height": 900}
@@ -380,7 +380,7 @@ def test_a_report_written_while_processes_still_ran_is_replayed(browser, tmp_pat
         url = report(trace, tmp_path / "run.html").as_uri()
         assert job.alive
         end.close()
-        job.wait(30)
+        job.wait(60)
     with opened(browser, url) as page:
         until(page, lambda s: s["mode"] == "replay", "took its recording for the whole")
 
