@@ -428,7 +428,8 @@ def test_what_a_listener_opens_and_prints_is_output_of_its_window_s_cell(lab):
     assert lab.run("outer.close(); opened[0].close()") == ""
     cells = lab.page.locator(".jp-CodeCell", has_text="heard")
     until(lab, lambda: cells.get_by_text("logged").count() > 0, "showed what the page has logged")
-    assert cells.locator(".labkit-window h3").all_inner_texts() == ["The page", "opened by a listener"]
+    titles = ["The page", "opened by a listener"]
+    until(lab, lambda: cells.locator(".labkit-window h3").all_inner_texts() == titles, "showed both windows")
 
 
 @in_browser
