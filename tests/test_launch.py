@@ -489,6 +489,7 @@ def test_ctrl_c_while_a_child_is_being_started_leaves_none():
             until = time.monotonic() + delay + 1  # Python loses a Ctrl-C that comes in the middle of some __del__
             while time.monotonic() < until:
                 launch(int)
+            timer.join()
         except KeyboardInterrupt:
             pass
         timer.join()

@@ -35,7 +35,7 @@ def test_the_notebook_runs_from_top_to_bottom_and_its_folded_solutions_are_right
             notebook.cells.insert(notebook.cells.index(cell) + 1, solved[call])
     assert solved and unfolded == set(folded.values())
 
-    assert run(path, notebook, timeout=60) == []
+    assert run(path, notebook, timeout=150) == []
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert [output.text for output in outputs if output.get("name") == "stderr"] == [], "a newcomer would see red"
     for call, cell in solved.items():

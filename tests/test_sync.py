@@ -651,7 +651,7 @@ def test_who_waits_is_counted():
     semaphores = SysvSemaphores((1, 0), undo=False)
     job = launch(wait_in_child, semaphores, "acquire", 0)
     job.wait()
-    waiter = threading.Thread(target=semaphores.acquire, args=(1, 10))
+    waiter = threading.Thread(target=semaphores.acquire, args=(1, 60))
     waiter.start()
     assert eventually(lambda: semaphores.waiting == (0, 1))
     semaphores.release(1)
@@ -661,12 +661,17 @@ def test_who_waits_is_counted():
 
 def test_removing_a_set_ends_the_wait_for_it():
     semaphores = SysvSemaphores((0,), name=a_name())
-    soon = threading.Timer(0.2, SysvSemaphores.unlink, (semaphores.name,))
-    soon.start()
+
+    def remove():
+        eventually(lambda: semaphores.waiting == (1,))
+        SysvSemaphores.unlink(semaphores.name)
+
+    other = threading.Thread(target=remove)
+    other.start()
     with pytest.raises(OSError, match="somebody has removed these semaphores") as removed:
         semaphores.acquire()
     assert removed.value.errno == errno.EIDRM
-    soon.join()
+    other.join()
     with pytest.raises(OSError, match="removed") as removed:
         semaphores.release()
     assert removed.value.errno == errno.EINVAL
