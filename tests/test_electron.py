@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import math
@@ -39,6 +40,7 @@ from labkit.electron import (
 )
 from labkit.electron.clone import Map, encode
 from labkit.electron.frames import Kind, pack
+from labkit.electron.loop import main_loop
 
 WAIT = 60
 OPEN = {"contextIsolation": False}
@@ -1292,14 +1294,204 @@ def test_a_flood_of_a_chromium_arrives_in_order_and_main_is_not_flooded(tab):
     assert most < 20000
 
 
+WAITS_WHEN_TOLD = "ipcRenderer.on('go', () => ipcRenderer.sendSync('wait')); undefined"
+
+
 @pytest.mark.browser
 def test_a_page_of_a_chromium_that_waits_in_sendsync_can_be_left(tab):
     kept = []
     ipc_main.on("wait", kept.append)
-    run(tab, WAITS)
+    run(tab, WAITS_WHEN_TOLD)
+    tab.web_contents.send("go")
     eventually(lambda: kept)
     tab.load_url(EMPTY).result(WAIT)
     assert run(tab, "1") == 1
+
+
+class Overtaken:
+    """A lock; at its n-th step the thread of main is overtaken: before it takes the lock another does something."""
+
+    def __init__(self, lock: Any, step: int, act: Callable[[], Any]):
+        self.lock, self.left, self.act, self.depth = lock, step, act, 0
+
+    def __enter__(self) -> None:
+        if main_loop.here():
+            if not self.depth:
+                self.left -= 1
+                if self.left == 0:
+                    other = threading.Thread(target=self.act)
+                    other.start()
+                    other.join()
+            self.depth += 1
+        self.lock.acquire()
+
+    def __exit__(self, *_: Any) -> None:
+        self.lock.release()
+        if main_loop.here():
+            self.depth -= 1
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("step", [1, 2], ids=["is told of the message", "is told that the page waits"])
+def test_a_page_of_a_chromium_can_be_left_just_before_main(tab, monkeypatch, step):
+    ipc_main.on("answer", lambda event: setattr(event, "return_value", 7))
+    loading, kept = [], []
+    ipc_main.on("wait", kept.append)  # unanswered, for who answers holds the window's lock
+    run(tab, WAITS_WHEN_TOLD)
+    transport = tab.web_contents._transport
+    lock = Overtaken(transport._lock, step, lambda: loading.append(tab.load_url(EMPTY)))
+    monkeypatch.setattr(transport, "_lock", lock)
+    tab.web_contents.send("go")
+    eventually(lambda: loading)[0].result(WAIT)
+    assert run(tab, "ipcRenderer.sendSync('answer')") == 7
+
+
+@pytest.mark.browser
+def test_the_answer_to_a_page_of_a_chromium_that_has_been_left_is_none_to_the_next(tab):
+    kept = []
+    ipc_main.on("answer", kept.append)
+    loading = tab.load_url(EMPTY)
+    tab.web_contents._received(pack(Kind.SEND_SYNC, encode(["wait"]), number=1, document=1))  # it has waited in main
+    loading.result(WAIT)
+    script = tab.web_contents.execute_java_script("ipcRenderer.sendSync('answer')")  # number 1 of this page
+    eventually(lambda: script.done() or (kept and tab.web_contents._transport._requests))
+    kept.pop().return_value = 7
+    assert script.result(WAIT) == 7
+
+
+PLAIN = {
+    "undefined": undefined, "null": None, "true": True, "1": 1, "1.5": 1.5, "-0": -0.0, "NaN": math.nan, "2**40": 2**40,
+    "2**60": 2.0**60, "-Infinity": -math.inf, "'text'": "text", "'\\ud800'": "\ud800", "''": "",
+}  # fmt: skip
+
+
+@pytest.mark.browser
+def test_what_a_script_returns_is_told_by_a_chromium_though_its_page_waits_in_sendsync_by_then(tab, monkeypatch):
+    kept, late = [], []
+    ipc_main.on("wait", kept.append)
+    transport = tab.web_contents._transport
+    take = transport._message
+    is_answer = lambda message: message.get("id") in transport._calls  # noqa: E731
+    monkeypatch.setattr(transport, "_message", lambda each: late.append(each) if is_answer(each) else take(each))
+    for code, value in PLAIN.items():
+        script = tab.web_contents.execute_java_script(f"setTimeout(() => ipcRenderer.sendSync('wait')); {code}")
+        eventually(lambda: kept and late)
+        main_loop.call(take, late.pop())
+        assert repr(script.result(WAIT)) == repr(value)
+        kept.pop().return_value = None
+    monkeypatch.setattr(transport, "_message", take)
+    with pytest.raises(Error, match="thrown"):
+        run(tab, "throw 'thrown'")
+
+
+@pytest.fixture
+def two_pages(tmp_path):
+    (tmp_path / "preload.js").write_text(
+        "const { contextBridge, ipcRenderer } = require('electron'); ipcRenderer.send('preload', location.hash);"
+        "contextBridge.exposeInMainWorld('api', { ask: () => ipcRenderer.invoke('ask') });"
+    )
+    for name in "ab":
+        (tmp_path / f"{name}.html").write_text(f"<title>{name}</title><script>globalThis.ofPage = true</script>")
+    ipc_main.handle("ask", lambda event: "answered")
+    preferences = {"preload": tmp_path / "preload.js"}
+    with BrowserWindow(web_preferences=preferences, transport="chromium") as win:
+        yield win, tmp_path / "a.html", tmp_path / "b.html"
+
+
+ASKS = "api.ask().then((answer) => [document.title, ofPage, typeof wrong, answer])"
+
+
+@pytest.mark.browser
+def test_of_two_pages_that_a_chromium_is_to_show_the_last_is_shown_whenever_it_was_asked_for(two_pages, monkeypatch):
+    win, a, b = two_pages
+    contents = win.web_contents
+    win.load_file(a)
+    contents.execute_java_script("globalThis.wrong = 'of the first page'")
+    win.load_file(b)
+    assert contents.execute_java_script(ASKS).result(WAIT) == ["b", True, "undefined", "answered"]
+    transport, loads, left = contents._transport, [], 0
+    take = transport._message
+
+    def message(message):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            loads.append((win.load_file(b), contents.execute_java_script(ASKS)))
+        take(message)
+
+    monkeypatch.setattr(transport, "_message", message)
+
+    def begin():  # in main's thread: no message comes between
+        nonlocal left
+        left = step
+        first.append(win.load_file(a, {"hash": "a"}))
+
+    first, preloads = [], []
+    ipc_main.on("preload", lambda event, where: preloads.append(where))
+    for step in range(1, 100):
+        preloads.clear()
+        main_loop.call(begin)
+        if eventually(lambda: first).pop().exception(WAIT) is None:
+            break  # it was there before so many messages had come
+        loaded, asked = eventually(lambda: loads).pop()
+        loaded.result(WAIT)
+        assert asked.result(WAIT) == ["b", True, "undefined", "answered"], step
+        assert preloads.count("") == 1
+        assert preloads.count("#a") <= 1
+    assert step > 10
+
+
+@pytest.mark.browser
+def test_a_chromium_goes_to_another_place_of_its_page_and_loads_it_again(tab, tmp_path):
+    (tmp_path / "index.html").write_text("<title>page</title><iframe srcdoc='inner'></iframe>")
+    for place in ("one", "two"):
+        tab.load_file(tmp_path / "index.html", {"hash": place}).result(WAIT)
+        assert run(tab, "[location.hash, document.title, window === top, typeof mark]") == [
+            f"#{place}", "page", True, "undefined",
+        ]  # fmt: skip
+        run(tab, "globalThis.mark = 1")
+        tab.web_contents.reload().result(WAIT)
+        assert run(tab, "typeof mark") == "undefined"
+        run(tab, "globalThis.mark = 1")
+
+
+@pytest.mark.browser
+def test_what_a_chromium_does_not_show_is_told_and_the_page_before_can_still_be_left(tab):
+    failed = []
+    tab.web_contents.on("did-fail-load", lambda event, number, name, url: failed.append(name))
+    with pytest.raises(LoadError, match="ERR_ABORTED"):
+        tab.load_url("data:application/zip,none").result(WAIT)
+    assert eventually(lambda: failed) == ["ERR_ABORTED"]
+    tab.load_url("data:text/html,<title>next</title>").result(WAIT)
+    assert run(tab, "document.title") == "next"
+
+
+@pytest.mark.browser
+def test_a_chromium_has_nobody_who_answers_a_dialog_and_waits_for_nobody(tab):
+    said = []
+    tab.web_contents.on("console-message", lambda message: said.append(message.message))
+    assert run(tab, "[alert('look'), confirm('sure?'), prompt('name?')]") == [undefined, False, None]
+    assert said == ["alert: look", "confirm: sure?", "prompt: name?"]
+    run(tab, "onbeforeunload = (event) => { event.preventDefault(); event.returnValue = 'stay'; }; undefined")
+    tab.load_url("data:text/html,<title>next</title>").result(WAIT)
+    assert run(tab, "document.title") == "next"
+
+
+@pytest.mark.browser
+def test_a_page_s_process_of_a_chromium_that_is_killed_is_a_renderer_that_has_gone(tab):
+    gone = []
+    tab.web_contents.on("render-process-gone", lambda event, details: gone.append(details["reason"]))
+    waiting = tab.web_contents.execute_java_script("new Promise(() => {})")
+    group = tab.web_contents.get_os_process_id()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if _group(pid) == group and b"--type=renderer" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(int(pid), signal.SIGKILL)
+    with pytest.raises(Error, match="disposed"):
+        waiting.result(WAIT)
+    assert eventually(lambda: gone) == ["crashed"]
+    with pytest.raises(LoadError, match="ERR_FAILED"):
+        tab.load_url(EMPTY).result(WAIT)
 
 
 def test_ports_connect_a_chromium_and_a_node(tab, win):

@@ -171,8 +171,10 @@ export function mainWorld({ secret }) {
   });
 }
 
-/** For main's scripts: a value, or what was thrown, as a clone in text. */
-export function helper({ helper }) {
+/** For main's scripts: a value, or what was thrown, as a clone in text. The first of all: it tells that the page is there. */
+export function helper({ here, helper }) {
+  globalThis[here]("");
+  delete globalThis[here];
   const hidden = (value) => ({ value, writable: false, enumerable: false, configurable: true });
   Object.defineProperty(globalThis, helper, hidden((done, value) => {
     try {

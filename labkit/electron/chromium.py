@@ -19,13 +19,14 @@ import signal
 import socket
 import subprocess
 import threading
+from collections import deque
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from labkit.doctor import find_browser
-from labkit.electron.clone import decode, encode
+from labkit.electron.clone import decode, encode, undefined
 from labkit.electron.frames import Frame, Kind, pack, unpack
 from labkit.electron.loop import main_loop
 from labkit.electron.sockets import Incoming, Outgoing, tie
@@ -39,6 +40,9 @@ FLAGS = (
 ).split()
 FOLDERS = ("TMPDIR", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
 WORLD = "labkit preload"
+BLANK = "about:blank#labkit"  # the page that is none
+NAMES = "secret", "here", "binding", "receive", "start", "helper"
+AT_ONCE = "undefined", "object", "boolean", "number", "string"  # an object that has no number is null
 LEVELS = {"warning": "warning", "error": "error", "assert": "error", "debug": "debug", "info": "info"}
 _HERE = Path(__file__).parent
 
@@ -71,15 +75,22 @@ class ChromiumTransport(Transport):
         self._more = True
         self._calls: dict[int, Callable[[dict[str, Any]], None]] = {}
         self._last_call = 0
-        self._lock = threading.RLock()
         self._session = ""
-        self._waiting: list[Callable[[], None]] = []  # until there is a page to talk to
-        self._scripts: list[str] = []
+        # A page can be left at any moment, by any thread. Under the lock: what belongs to the last that was wanted,
+        self._lock = threading.RLock()
         self._document = 0
-        self._contexts: dict[str, int] = {}  # "page" and "preload" of this document
-        self._unsent: list[bytes] = []
+        self._names: dict[str, str] = {}  # that only this document knows
+        self._contexts: dict[str, int] = {}  # "page" and "preload"
+        self._ready = False  # its scripts have run
+        self._unsent: deque[bytes] = deque()
         self._requests: dict[int, str] = {}  # synchronous messages that wait, and for which request
         self._answers: dict[int, bytes] = {}  # those that were answered before the request came
+        # and what is about the way there.
+        self._wanted: Page | None = None  # the next
+        self._awaited = ""  # the binding by which the page that is on its way tells that it is there
+        self._when_blank: Callable[[], None] | None = None
+        self._scripts: list[str] = []  # that the renderer has for each page that comes
+        self._bindings: list[str] = []
 
     # The browser
 
@@ -143,13 +154,13 @@ class ChromiumTransport(Transport):
         self._call("Target.attachToTarget", {"targetId": target["targetId"], "flatten": True}, self._attached)
 
     def _attached(self, result: dict[str, Any]) -> None:
-        self._session = result["sessionId"]
-        self._call("Page.enable")
-        self._call("Runtime.enable")
-        self._call("Fetch.enable", {"patterns": [{"urlPattern": "http*"}]})
-        waiting, self._waiting = self._waiting, []
-        for task in waiting:
-            task()
+        with self._lock:
+            self._session = result["sessionId"]
+            self._call("Page.enable")
+            self._call("Runtime.enable")
+            self._call("Inspector.enable")
+            self._call("Fetch.enable", {"patterns": [{"urlPattern": "http*"}]})
+            self._load_next()
 
     # The protocol
 
@@ -198,29 +209,37 @@ class ChromiumTransport(Transport):
 
     def load(self, page: Page) -> None:
         with self._lock:
-            if self._session:
-                self._load(page)
-            else:
-                self._waiting.append(lambda: self._load(page))
+            self._document, self._wanted = page.document, page
+            self._names = {name: f"labkit{secrets.token_hex(8)}" for name in NAMES}
+            self._contexts, self._ready = {}, False
+            self._unsent.clear()
+            for request in self._requests.values():  # the old page waits, and lets no new one in
+                self._call("Fetch.failRequest", {"requestId": request, "errorReason": "Aborted"})
+            self._requests.clear()
+            self._answers.clear()
+            self._load_next()
 
-    def _load(self, page: Page) -> None:
-        self._document = page.document
-        self._contexts.clear()
-        for request in self._requests.values():  # the old page waits, and lets no new one in
-            self._call("Fetch.failRequest", {"requestId": request, "errorReason": "Aborted"})
-        self._requests.clear()
-        self._answers.clear()
+    def _load_next(self) -> None:
+        """Begin with the page that is wanted, when none is on its way, which would get the scripts of this one.
+
+        Hold the lock.
+        """
+        page, names = self._wanted, self._names
+        if page is None or self._awaited or not self._session:
+            return
+        self._wanted, self._awaited = None, names["here"]
         for identifier in self._scripts:
             self._call("Page.removeScriptToEvaluateOnNewDocument", {"identifier": identifier})
         self._scripts.clear()
-        self._names = {name: f"labkit{secrets.token_hex(8)}" for name in "secret binding receive start helper".split()}
+        for name in self._bindings:
+            self._call("Runtime.removeBinding", {"name": name})
+        self._bindings = [names["here"], names["binding"]]
         world = {"worldName": WORLD} if page.context_isolation else {}
-        binding = {"name": self._names["binding"]}
-        if page.context_isolation:
-            binding["executionContextName"] = WORLD
-        self._call("Runtime.addBinding", binding)
+        self._call("Runtime.addBinding", {"name": names["here"]})
+        only = {"executionContextName": WORLD} if page.context_isolation else {}
+        self._call("Runtime.addBinding", {"name": names["binding"], **only})
         config = {
-            **self._names,
+            **names,
             "document": page.document,
             "contextIsolation": page.context_isolation,
             "nodeIntegration": page.node_integration,
@@ -238,26 +257,73 @@ class ChromiumTransport(Transport):
         self._add(f"labkit.helper({told});" + (f"labkit.mainWorld({told});" if page.context_isolation else ""), {})
         self._add(f"labkit.preloadWorld({told});", world)
         if page.preload:
-            self._add_preload(page.preload, world)
+            self._add_preload(page, world)
         # The browser's process navigates and the renderer's takes scripts: wait until it has taken all.
-        self._call("Runtime.evaluate", {"expression": "0"}, lambda _: self._call("Page.navigate", {"url": page.url}))
+        self._call("Runtime.evaluate", {"expression": "0"}, lambda _: self._navigate(page))
+
+    def _navigate(self, page: Page) -> None:
+        here = self._awaited
+
+        def navigated(result: dict[str, Any]) -> None:
+            why = result.get("errorText") or result.get("error")
+            if why:
+                self._no_more_awaited(here)
+                self._tell(Kind.STATE, ["did-fail-load", why], page.document)
+            elif "loaderId" not in result:  # it has only scrolled in the page that is there: leave that first
+                self._when_blank = look
+                self._call("Page.navigate", {"url": BLANK})
+
+        def look() -> None:
+            self._call("Page.getNavigationHistory", {}, looked)
+
+        def looked(history: dict[str, Any]) -> None:
+            entries = history.get("entries")  # none while the browser goes from one process to another
+            if entries and entries[history["currentIndex"]]["url"] == BLANK:
+                self._navigate(page)
+            else:  # the renderer is there, and the browser does not know it yet
+                look()
+
+        with self._lock:
+            if self._wanted:  # another, meanwhile
+                self._no_more_awaited(here)
+            else:
+                self._call("Page.navigate", {"url": page.url}, navigated)
+
+    def _on_Page_frameNavigated(self, frame: dict[str, Any], **_: Any) -> None:
+        if frame["url"] + frame.get("urlFragment", "") == BLANK and self._when_blank:
+            look, self._when_blank = self._when_blank, None
+            look()
+
+    def _no_more_awaited(self, here: str) -> None:
+        """A page has come, or will not."""
+        with self._lock:
+            if here == self._awaited:
+                self._awaited = ""
+                self._load_next()
 
     def _add(self, code: str, world: dict[str, str]) -> None:
-        self._add_source(f"if (window === window.top) {{ {_library()}\n{code} }}", world)
+        inner = "".join(f"delete globalThis[{json.dumps(name)}];" for name in self._bindings)
+        outer = f"if (location.href !== {json.dumps(BLANK)}) {{ {_library()}\n{code} }}"
+        self._add_source(f"if (window === window.top) {{ {outer} }} else {{ {inner} }}", world)
 
-    def _add_preload(self, path: str, world: dict[str, str]) -> None:
-        start = self._names["start"]
+    def _add_preload(self, page: Page, world: dict[str, str]) -> None:
+        path = page.preload or ""
         try:
             source = Path(path).read_text(encoding="utf-8")
         except OSError as reason:
-            self._tell(Kind.STATE, ["preload-error", f"Error: {reason}"])
+            self._failed(page, f"Error: {reason}")
             return
         if path.endswith(".mjs"):
-            self._tell(Kind.STATE, ["preload-error", "Error: in this transport a preload script is no module: use .js"])
+            self._failed(page, "Error: in this transport a preload script is no module: use .js")
             return
         where = f"{json.dumps(path)}, {json.dumps(os.path.dirname(path))}"
         names = "exports, require, module, __filename, __dirname, process, global"
-        self._add_source(f"globalThis[{json.dumps(start)}]?.(function ({names}) {{ {source}\n}}, {where});", world)
+        start = json.dumps(self._names["start"])
+        self._add_source(f"globalThis[{start}]?.(function ({names}) {{ {source}\n}}, {where});", world)
+
+    def _failed(self, page: Page, why: str) -> None:
+        # Later, without the lock: who is told takes the window's, and who has that may be waiting for ours.
+        main_loop.call(self._tell, Kind.STATE, ["preload-error", why], page.document)
 
     def _add_source(self, source: str, world: dict[str, str]) -> None:
         def added(result: dict[str, Any]) -> None:
@@ -266,29 +332,37 @@ class ChromiumTransport(Transport):
 
         self._call("Page.addScriptToEvaluateOnNewDocument", {"source": source, **world}, added)
 
-    def _tell(self, kind: Kind, value: Any) -> None:
+    def _tell(self, kind: Kind, value: Any, document: int) -> None:
         """A frame that the page would have sent if it could."""
-        self._give(pack(kind, encode(value), document=self._document))
+        self._give(pack(kind, encode(value), document=document))
 
     def post(self, frame: bytes) -> None:
         with self._lock:
             if self._closed:
                 return
-            if len(self._contexts) < 2:
-                self._unsent.append(frame)
+            if frame[0] == Kind.REPLY_SYNC:
+                self._answer(frame)
             else:
-                self._send(frame)
+                self._unsent.append(frame)
+                self._send_on()
 
-    def _send(self, frame: bytes) -> None:
+    def _send_on(self) -> None:
+        """Send, in order, what has somebody to hear it; a script waits until those of the page have run."""
+        while self._unsent and (self._ready or ("preload" in self._contexts and self._unsent[0][0] != Kind.EVALUATE)):
+            self._send(self._unsent.popleft())
+
+    def _answer(self, frame: bytes) -> None:
         parts = unpack(frame)
-        if parts.kind == Kind.EVALUATE:
-            self._evaluate(parts)
-        elif parts.kind == Kind.REPLY_SYNC:
+        if parts.document == self._document:
             request = self._requests.pop(parts.number, None)
             if request:
                 self._fulfil(request, frame)
             else:
                 self._answers[parts.number] = frame
+
+    def _send(self, frame: bytes) -> None:
+        if frame[0] == Kind.EVALUATE:
+            self._evaluate(unpack(frame))
         else:
             function = f"(text) => globalThis[{json.dumps(self._names['receive'])}](text)"
             self._call(
@@ -317,6 +391,11 @@ class ChromiumTransport(Transport):
         def ran(result: dict[str, Any]) -> None:
             failed = "exceptionDetails" in result
             value = (result["exceptionDetails"].get("exception") if failed else result.get("result")) or {}
+            if value.get("type") in AT_ONCE and "objectId" not in value:
+                answer(
+                    encode([not failed, _primitive(value)])
+                )  # the page may wait in sendSync by now, and tell no more
+                return
             argument = {key: value[key] for key in ("objectId", "unserializableValue", "value") if key in value}
             self._call(
                 "Runtime.callFunctionOn",
@@ -330,7 +409,9 @@ class ChromiumTransport(Transport):
 
         def told(result: dict[str, Any]) -> None:
             text = result.get("result", {}).get("value")
-            clone = base64.b64decode(text) if text else encode([False, "the page has gone"])
+            answer(base64.b64decode(text) if text else encode([False, "the page has gone"]))
+
+        def answer(clone: bytes) -> None:
             self._give(pack(Kind.EVALUATED, clone, number=frame.number, document=frame.document))
 
         parameters = {"expression": decode(frame.clone), "contextId": context, "awaitPromise": True, "replMode": False}
@@ -338,57 +419,62 @@ class ChromiumTransport(Transport):
 
     # What the browser tells
 
-    def _on_Runtime_executionContextCreated(self, context: dict[str, Any]) -> None:
-        which = "page" if context["auxData"].get("isDefault") else "preload" if context["name"] == WORLD else ""
-        with self._lock:
-            if self._document and which:
-                self._contexts[which] = context["id"]
-
     def _on_Runtime_bindingCalled(self, name: str, payload: str, executionContextId: int) -> None:
-        if name != self._names["binding"]:
-            return
-        frame = base64.b64decode(payload)
-        if unpack(frame).document != self._document:
-            return
         with self._lock:
+            self._no_more_awaited(name)
+            if name == self._names.get("here"):  # before any other script of the document
+                self._contexts, self._ready = {"page": executionContextId}, False
+            if name != self._names.get("binding"):
+                return
+            frame = base64.b64decode(payload)
             self._contexts["preload"] = executionContextId
-            if "page" in self._contexts:  # both are there: what has waited for them goes
-                unsent, self._unsent = self._unsent, []
-                for each in unsent:
-                    self._send(each)
+            parts = unpack(frame)
+            self._ready |= parts.kind == Kind.STATE and decode(parts.clone)[0] == "dom-ready"
+            self._send_on()
         self._give(frame)
 
     def _on_Fetch_requestPaused(self, requestId: str, request: dict[str, Any], **_: Any) -> None:
-        prefix = f"https://{self._names['secret']}.invalid/?" if self._document else "none"
-        if not request["url"].startswith(prefix):
-            self._call("Fetch.failRequest", {"requestId": requestId, "errorReason": "BlockedByClient"})
-            return
-        number = int(request["url"].removeprefix(prefix))
         with self._lock:
-            frame = self._answers.pop(number, None)
-            if frame is None:
-                self._requests[number] = requestId
-            else:
+            before, prefix, number = request["url"].partition(f"https://{self._names.get('secret')}.invalid/?")
+            if before or not prefix:  # of a page that has been left, too
+                self._call("Fetch.failRequest", {"requestId": requestId, "errorReason": "BlockedByClient"})
+            elif frame := self._answers.pop(int(number), None):
                 self._fulfil(requestId, frame)
+            else:
+                self._requests[int(number)] = requestId
+
+    def _on_Page_javascriptDialogOpening(self, type: str, message: str, **_: Any) -> None:  # noqa: A002
+        """Nobody is there to answer: an alert is a line of the console, all else but leaving is declined."""
+        self._call("Page.handleJavaScriptDialog", {"accept": type == "beforeunload"})
+        self._note("info", f"{type}: {message}")
 
     def _on_Runtime_consoleAPICalled(self, type: str, args: list[dict[str, Any]], **_: Any) -> None:  # noqa: A002
-        self._tell(Kind.CONSOLE, [LEVELS.get(type, "log"), " ".join(_shown(each) for each in args)])
+        self._note(LEVELS.get(type, "log"), " ".join(_shown(each) for each in args))
 
     def _on_Runtime_exceptionThrown(self, exceptionDetails: dict[str, Any], **_: Any) -> None:
         exception = exceptionDetails.get("exception", {})
-        text = f"{exceptionDetails['text']} {exception.get('description', exception.get('value', ''))}"
-        self._tell(Kind.CONSOLE, ["error", text])
+        self._note("error", f"{exceptionDetails['text']} {exception.get('description', exception.get('value', ''))}")
+
+    def _note(self, level: str, text: str) -> None:
+        with self._lock:
+            document = self._document if self._contexts else 0  # else the page that has been left says it
+        if document:
+            self._tell(Kind.CONSOLE, [level, text], document)
+
+    def _on_Inspector_targetCrashed(self) -> None:
+        self._ended("the process of its page has crashed")
 
     # The end
 
-    def _ended(self) -> None:
+    def _ended(self, why: str = "") -> None:
         if self._closed:
             return
         self._closed = True
         self._kill()
         code = self._process.wait()
         self._free()
-        self._on_closed(f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}")
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+        self._on_closed(why or how)
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -409,6 +495,13 @@ class ChromiumTransport(Transport):
         self._sweeper.kill()
         self._sweeper.wait()
         self._broom.close()
+
+
+def _primitive(value: dict[str, Any]) -> Any:
+    """What Runtime.evaluate has told of a value that is no object."""
+    if value["type"] == "number":
+        return float(value["value"] if "value" in value else value["unserializableValue"])
+    return undefined if value["type"] == "undefined" else value["value"]
 
 
 def _shown(value: dict[str, Any]) -> str:

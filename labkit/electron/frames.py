@@ -31,7 +31,7 @@ class Kind(IntEnum):
     INVOKE = 3  # [channel, ...arguments]; answered by REPLY or FAILED with the same number
     POST = 4  # [channel, message], with ports
     SEND_TO_HOST = 5  # [channel, ...arguments]
-    STATE = 6  # [what, detail]: "dom-ready", "did-finish-load", "preload-error"; wishes: "close", "reload"
+    STATE = 6  # [what, detail]: "dom-ready", "did-finish-load", "did-fail-load", "preload-error", "close", "reload"
     CONSOLE = 7  # [level, text]: level is "debug", "log", "info", "warning" or "error"
     EVALUATED = 8  # [true, value] or [false, text of the error]; the number is that of EVALUATE
     RECEIVED = 9  # one byte, its kind, and no clone: a traced message of main has been delivered; its number

@@ -155,7 +155,7 @@ class WebContents(EventEmitter):
         self._count = itertools.count(1)
         self._waiting = 0  # frames that are not dispatched, and invocations that are not answered
         self._refusing = False
-        self._stopped = 0  # the synchronous message that the page waits with, if it does
+        self._stopped: tuple[int, int] | None = None  # the document and number of the synchronous message that waits
         self._lock = threading.RLock()
 
     # Electron's interface
@@ -294,7 +294,7 @@ class WebContents(EventEmitter):
             with self._lock:
                 is_current = frame.document == self._document
                 if frame.kind == Kind.SEND_SYNC:
-                    self._stopped = frame.number
+                    self._stopped = frame.document, frame.number
                     if not is_current:
                         self._go_on()
             if is_current:
@@ -310,8 +310,9 @@ class WebContents(EventEmitter):
         Hold the lock.
         """
         if self._stopped:
-            self._post(Kind.REPLY_SYNC, encode({"error": NEVER_SENT}), self._stopped)
-            self._stopped = 0
+            document, number = self._stopped
+            self._stopped = None
+            self._transport.post(pack(Kind.REPLY_SYNC, encode({"error": NEVER_SENT}), number=number, document=document))
 
     def _receive(self, frame: Frame, came: int) -> None:
         kind = frame.kind
@@ -344,6 +345,10 @@ class WebContents(EventEmitter):
             if not self._shown and self.id in app._windows:
                 self._shown = True
                 app._windows[self.id].emit("ready-to-show")
+        elif what == "did-fail-load":
+            error = pages.LoadError(str(detail).removeprefix("net::"), -2, self.main_frame.url)
+            self._settle(error)
+            self.emit(what, {}, error.number, error.name, error.url)
         elif what == "dom-ready":
             self.emit(what)
         elif what == "preload-error":
@@ -427,7 +432,7 @@ class WebContents(EventEmitter):
         with self._lock:
             if not self._is_gone(document):
                 if kind == Kind.REPLY_SYNC:
-                    self._stopped = 0
+                    self._stopped = None
                 try:
                     self._post(kind, clone, number)
                 except (ValueError, BufferError) as reason:
