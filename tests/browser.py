@@ -234,7 +234,7 @@ def _all_gone(home: str, seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
-def _address(server: Any, home: Path, log: Any, seconds: float = 60) -> str:
+def _address(server: Any, home: Path, log: Any, seconds: float = 120) -> str:
     """The server writes its address into a file of its runtime folder when it is up."""
     import json
 

@@ -49,7 +49,7 @@ with contextlib.suppress(ImportError):
     # The same examples each time, on every machine. Others: pytest --hypothesis-profile=default
     hypothesis.settings.load_profile("ci")
 
-GRACE = 30.0
+GRACE = 60.0
 """Seconds after which nothing of a test may be left."""
 
 

@@ -140,7 +140,7 @@ def comes_to_rest(*pids: int) -> bool:
         time.sleep(0.5)
         return all(processor_seconds(pid) - used <= 0.05 for pid, used in zip(pids, before, strict=True))
 
-    return eventually(rests, 20)
+    return eventually(rests)
 
 
 def take_often(lock: Any, count: int, pause: float = 0.0) -> None:

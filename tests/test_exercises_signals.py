@@ -1,6 +1,7 @@
 """The checks of notebook 07-signals-and-events accept right solutions and refuse typical wrong ones with the reason."""
 
 import asyncio
+import contextlib
 import os
 import select
 import signal
@@ -198,6 +199,13 @@ def one_a_signal(start):
     return found
 
 
+def until_all_have_ended(pids):
+    """And reap none of them."""
+    for pid in pids:
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
 def one_a_signal_and_then_home(start):
     found = {}
 
@@ -206,8 +214,7 @@ def one_a_signal_and_then_home(start):
         found[pid] = os.waitstatus_to_exitcode(status)
 
     signal.signal(signal.SIGCHLD, reap)
-    start()
-    time.sleep(1)
+    until_all_have_ended(start())
     return found
 
 
@@ -220,7 +227,7 @@ def counts_signals(start):
 
     signal.signal(signal.SIGCHLD, one_more)
     pids = start()
-    time.sleep(0.7)
+    until_all_have_ended(pids)
     for pid in pids:
         os.waitpid(pid, 0)
     return count
