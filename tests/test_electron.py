@@ -487,6 +487,57 @@ def test_a_page_can_be_left_whose_synchronous_message_is_still_on_its_way(win):
     assert reported == []
 
 
+class Overtaken:
+    """A lock; at its n-th step a thread is overtaken: before it takes the lock another thread does something."""
+
+    def __init__(self, lock: Any, thread: str, step: int, act: Callable[[], Any]):
+        self.lock, self.thread, self.left, self.act, self.depth = lock, thread, step, act, 0
+
+    def __enter__(self) -> None:
+        if threading.current_thread().name == self.thread:
+            if not self.depth:
+                self.left -= 1
+                if self.left == 0:
+                    other = threading.Thread(target=self.act)
+                    other.start()
+                    other.join()
+            self.depth += 1
+        self.lock.acquire()
+
+    def __exit__(self, *_: Any) -> None:
+        self.lock.release()
+        if threading.current_thread().name == self.thread:
+            self.depth -= 1
+
+
+MEANWHILE = {
+    "another page is wanted": lambda win: win.load_url("data:text/html,other"),
+    "a script is to run": lambda win: win.web_contents.execute_java_script("1"),
+    "the window is closed": lambda win: win.destroy(),
+    "the renderer goes": lambda win: win.web_contents._lost("killed"),
+}
+
+
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("act", MEANWHILE)
+@pytest.mark.parametrize("call", ["another page is wanted", "a script is to run"])
+def test_whatever_happens_in_the_middle_of_a_call_what_was_promised_comes_to_an_end(win, monkeypatch, call, act, step):
+    contents, promises = win.web_contents, []
+
+    def meanwhile() -> None:
+        promises.append(MEANWHILE[act](win))
+        happened = threading.Event()
+        main_loop.call(happened.set)
+        happened.wait(WAIT)
+
+    lock = Overtaken(contents._lock, threading.current_thread().name, step, meanwhile)
+    monkeypatch.setattr(contents, "_lock", lock)
+    with contextlib.suppress(TypeError, Error):  # the window or its renderer has gone
+        promises.append(MEANWHILE[call](win))
+    for promise in filter(None, promises):
+        promise.exception(WAIT)
+
+
 def test_loading_again_ends_what_the_first_page_had_begun(win):
     run(win, "globalThis.old = ipcRenderer; setInterval(() => old.send('tick'), 5); undefined")
     ticks = []
@@ -1308,29 +1359,6 @@ def test_a_page_of_a_chromium_that_waits_in_sendsync_can_be_left(tab):
     assert run(tab, "1") == 1
 
 
-class Overtaken:
-    """A lock; at its n-th step the thread of main is overtaken: before it takes the lock another does something."""
-
-    def __init__(self, lock: Any, step: int, act: Callable[[], Any]):
-        self.lock, self.left, self.act, self.depth = lock, step, act, 0
-
-    def __enter__(self) -> None:
-        if main_loop.here():
-            if not self.depth:
-                self.left -= 1
-                if self.left == 0:
-                    other = threading.Thread(target=self.act)
-                    other.start()
-                    other.join()
-            self.depth += 1
-        self.lock.acquire()
-
-    def __exit__(self, *_: Any) -> None:
-        self.lock.release()
-        if main_loop.here():
-            self.depth -= 1
-
-
 @pytest.mark.browser
 @pytest.mark.parametrize("step", [1, 2], ids=["is told of the message", "is told that the page waits"])
 def test_a_page_of_a_chromium_can_be_left_just_before_main(tab, monkeypatch, step):
@@ -1339,7 +1367,7 @@ def test_a_page_of_a_chromium_can_be_left_just_before_main(tab, monkeypatch, ste
     ipc_main.on("wait", kept.append)  # unanswered, for who answers holds the window's lock
     run(tab, WAITS_WHEN_TOLD)
     transport = tab.web_contents._transport
-    lock = Overtaken(transport._lock, step, lambda: loading.append(tab.load_url(EMPTY)))
+    lock = Overtaken(transport._lock, "labkit electron main", step, lambda: loading.append(tab.load_url(EMPTY)))
     monkeypatch.setattr(transport, "_lock", lock)
     tab.web_contents.send("go")
     eventually(lambda: loading)[0].result(WAIT)

@@ -93,6 +93,16 @@ def test_without_a_notebook_it_is_said_what_to_do():
         JupyterTransport().open(lambda frame: True, lambda how: None)
 
 
+def test_a_second_view_finds_the_thread_that_tells_it_so_woken_with_something_to_say(monkeypatch):
+    transport, ended, found = JupyterTransport(), [], []
+    transport._on_closed = ended.append
+    monkeypatch.setattr(transport._changed, "notify", lambda: found.append(transport._batch()[0].get("kind")))
+    for view in ("first", "second"):
+        transport._heard(None, {"kind": "hello", "view": view}, [])
+    assert found == [None, "over"]
+    assert len(ended) == 1
+
+
 def test_a_script_is_the_default_export_and_says_what_is_missing(tmp_path):
     (tmp_path / "one-two.js").write_text('import { three } from "./three.js";\nexport default () => three;\n')
     (tmp_path / "three.js").write_text("export const four = 3;\n")

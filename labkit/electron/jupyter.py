@@ -174,12 +174,13 @@ class JupyterTransport(Transport):
         if kind == "hello":
             self.answers_while_busy = threading.current_thread() is not threading.main_thread()
             _take_messages_beside_a_cell()
+            why = "the notebook was opened anew, and a frame does not survive that"
             with self._changed:
                 first, self._view = self._view is None, view
+                if not first:
+                    self._out.append(({"kind": "over", "why": why}, None))
                 self._changed.notify()
             if not first:
-                why = "the notebook was opened anew, and a frame does not survive that"
-                self._out.append(({"kind": "over", "why": why}, None))
                 self._on_closed(why)
         elif view != self._view or self._closed:
             return

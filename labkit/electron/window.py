@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import itertools
 import os
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -200,7 +201,7 @@ class WebContents(EventEmitter):
         """
         if self._destroyed:
             raise TypeError("Object has been destroyed")
-        self._settle(pages.LoadError("ERR_ABORTED", -3, self.main_frame.url))
+        self._settle(pages.LoadError("ERR_ABORTED", -3, self.main_frame.url), self._document)
         promise = Promise()
         promise.set_running_or_notify_cancel()
         try:
@@ -213,8 +214,10 @@ class WebContents(EventEmitter):
             return promise
         if self._document:  # else they are on their way to the page that comes now
             self.ports.close()
-        self._abandon()
-        with self._lock:
+        with self._left_behind() as left:
+            if self.is_destroyed() or self._gone:  # meanwhile
+                left[promise] = pages.LoadError("ERR_FAILED", -2, url)
+                return promise
             self._go_on()
             self._loading = promise
             self._document += 1
@@ -324,11 +327,12 @@ class WebContents(EventEmitter):
         elif kind in (Kind.PORT_MESSAGE, Kind.PORT_CLOSED, Kind.PORT_RETURNED, Kind.PORT_MOVED):
             self.ports.receive(frame)
         elif kind == Kind.STATE:
-            self._state(*_list(frame, 2))
+            self._state(frame.document, *_list(frame, 2))
         elif kind == Kind.CONSOLE:
             self._console(*_list(frame, 2))
         elif kind == Kind.EVALUATED:
-            promise = self._scripts.pop(frame.number, None)
+            with self._lock:
+                promise = self._scripts.pop(frame.number, None)
             if promise:
                 done, value = _list(frame, 2)
                 if done:
@@ -338,16 +342,16 @@ class WebContents(EventEmitter):
         elif kind != Kind.RECEIVED:
             raise Malformed(f"there is no kind {kind}")
 
-    def _state(self, what: str, detail: Any) -> None:
+    def _state(self, document: int, what: str, detail: Any) -> None:
         if what == "did-finish-load":
-            self._settle(None)
+            self._settle(None, document)
             self.emit(what)
             if not self._shown and self.id in app._windows:
                 self._shown = True
                 app._windows[self.id].emit("ready-to-show")
         elif what == "did-fail-load":
             error = pages.LoadError(str(detail).removeprefix("net::"), -2, self.main_frame.url)
-            self._settle(error)
+            self._settle(error, document)
             self.emit(what, {}, error.number, error.name, error.url)
         elif what == "dom-ready":
             self.emit(what)
@@ -367,14 +371,15 @@ class WebContents(EventEmitter):
         if not self.emit("console-message", ConsoleMessage(level, text, self.main_frame)):
             print(f"[window {self.id}] {text}")
 
-    def _settle(self, error: pages.LoadError | None) -> None:
+    def _settle(self, error: pages.LoadError | None, document: int) -> None:
         with self._lock:
+            if document != self._document:
+                return  # another page has been wanted since
             loading, self._loading = self._loading, None
-        if loading and not loading.done():
-            if error:
-                loading.set_exception(error)
-            else:
-                loading.set_result(None)
+        if loading and error:
+            loading.set_exception(error)
+        elif loading:
+            loading.set_result(None)
 
     def _lost(self, how: str) -> None:
         """The renderer has gone, though nobody closed the window."""
@@ -385,19 +390,29 @@ class WebContents(EventEmitter):
             return
         details = {"reason": "killed" if "killed" in how else "crashed", "exitCode": 1, "detail": how}
         log.error("WebContents #%d: its renderer has gone: %s", self.id, how)
-        self._gone = True
-        self._document += 1  # whatever it had begun belongs to a page that is no more
-        if self._record:
-            self._record.close(how.partition("\n")[0])
+        with self._left_behind():
+            self._gone = True
+            self._document += 1  # whatever it had begun belongs to a page that is no more
+            if self._record:
+                self._record.close(how.partition("\n")[0])
         self.ports.close()
-        self._abandon()
         self.emit("render-process-gone", {}, details)
 
-    def _abandon(self) -> None:
-        self._settle(pages.LoadError("ERR_FAILED", -2, self.main_frame.url))
-        scripts, self._scripts = self._scripts, {}
-        for promise in scripts.values():
-            promise.set_exception(Error("Render frame was disposed before its script had run"))
+    @contextlib.contextmanager
+    def _left_behind(self) -> Iterator[dict[Promise, Exception]]:
+        """Under the lock: what the page has begun, which ends when the lock is free, for then others are told."""
+        left: dict[Promise, Exception] = {}
+        try:
+            with self._lock:
+                if self._loading:
+                    left[self._loading] = pages.LoadError("ERR_FAILED", -2, self.main_frame.url)
+                for promise in self._scripts.values():
+                    left[promise] = Error("Render frame was disposed before its script had run")
+                self._loading, self._scripts = None, {}
+                yield left
+        finally:
+            for promise, error in left.items():
+                promise.set_exception(error)
 
     # What goes to the renderer
 
@@ -446,6 +461,8 @@ class WebContents(EventEmitter):
         promise = Promise()
         promise.set_running_or_notify_cancel()
         with self._lock:
+            if self._destroyed:
+                raise TypeError("Object has been destroyed")
             if self._document == 0:
                 raise Error("there is no page yet to run a script in: load_file or load_url first")
             if self._gone:
@@ -456,7 +473,7 @@ class WebContents(EventEmitter):
         return promise
 
     def _destroy(self) -> None:
-        with self._lock:
+        with self._left_behind():
             if self._destroyed:
                 return
             self._destroyed = True
@@ -464,7 +481,6 @@ class WebContents(EventEmitter):
         self._transport.close()
         if self._record:
             self._record.close("closed")
-        self._abandon()
         main_loop.call(self.emit, "destroyed")
 
     postMessage = post_message
