@@ -29,6 +29,11 @@ def in_a_thread(event, number):
     threading.Thread(target=work).start()
 
 
+def in_a_thread_that_begins_late(event, number):
+    in_a_thread(event, number)
+    time.sleep(0.12)  # as on a busy machine
+
+
 def not_written(event, number): ...
 
 
@@ -78,7 +83,7 @@ def raises(event, number):
     return 1 / 0
 
 
-@pytest.mark.parametrize("right", [count, in_a_thread])
+@pytest.mark.parametrize("right", [count, in_a_thread, in_a_thread_that_begins_late])
 def test_who_tells_the_page_that_has_asked_is_right(right):
     verdict = check_progress(right)
     assert verdict.right, verdict

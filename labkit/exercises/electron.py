@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from labkit.electron import BrowserWindow
+from labkit.electron.loop import main_loop
 from labkit.electron.node import NodeTransport
 from labkit.exercises import Verdict
 
@@ -17,18 +18,6 @@ PATIENCE = 3.0
 """Seconds after which a page no longer expects a message."""
 
 PAGE = "data:text/html,<script>const { ipcRenderer } = require('electron')</script>"
-
-
-class Timed(NodeTransport):
-    """It remembers when something was sent to the page."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.times: list[float] = []
-
-    def post(self, frame: bytes) -> None:
-        self.times.append(time.monotonic())
-        super().post(frame)
 
 
 def window(transport: NodeTransport | None = None) -> BrowserWindow:
@@ -58,28 +47,25 @@ const all = new Promise((done) => {
 
 
 class _Counting:
-    """The learner's listener at work: whether it raised, and whether anything else ran in main meanwhile."""
+    """The learner's listener at work: whether it raised, and how often something else ran in main meanwhile."""
 
     def __init__(self, listener: Callable[..., Any]):
         self.listener = listener
         self.beats = 0
         self.over = False
-        self.began = 0.0
+        self.began: tuple[float, int | None] = 0.0, None
         self.error: Exception | None = None
         self.returned: Any = None
-        self.blocked = False
 
     async def __call__(self, event: Any, number: int) -> None:
         heart = asyncio.create_task(self._beat())
         await asyncio.sleep(0)
-        self.began = time.monotonic()
-        before = self.beats
+        self.began = self.now()
         try:
             result = self.listener(event, number)
             self.returned = await result if inspect.isawaitable(result) else result
         except Exception as error:
             self.error = error
-        self.blocked = self.beats == before and time.monotonic() - self.began > 2 * STEP_SECONDS
         self.over = True
         await heart
 
@@ -87,6 +73,23 @@ class _Counting:
         while not self.over:
             self.beats += 1
             await asyncio.sleep(0.01)
+
+    def now(self) -> tuple[float, int | None]:
+        """The time, and how often something else has run in main, if it is the listener who asks, in main."""
+        return time.monotonic(), self.beats if main_loop.here() and not self.over else None
+
+
+class _Timed(NodeTransport):
+    """It remembers when something was sent to the page."""
+
+    def __init__(self, counting: _Counting) -> None:
+        super().__init__()
+        self.counting = counting
+        self.sent: list[tuple[float, int | None]] = []
+
+    def post(self, frame: bytes) -> None:
+        self.sent.append(self.counting.now())
+        super().post(frame)
 
 
 def check_progress(count: Callable[..., Any], patience: float = PATIENCE) -> Verdict:
@@ -96,7 +99,8 @@ def check_progress(count: Callable[..., Any], patience: float = PATIENCE) -> Ver
         count: the learner's listener, plain or async.
         patience: seconds that the page waits for "done".
     """
-    counting, timed = _Counting(count), Timed()
+    counting = _Counting(count)
+    timed = _Timed(counting)
     with window(timed) as asks, window() as other:
         for win in (asks, other):
             run(win, LISTEN + "0")
@@ -106,12 +110,17 @@ def check_progress(count: Callable[..., Any], patience: float = PATIENCE) -> Ver
             f"ipcRenderer.send('count', {STEPS});"
             f"Promise.race([all, new Promise((late) => setTimeout(late, {patience * 1000}))]).then(() => got)",
         )
-        times = [counting.began, *(time for time in timed.times if time > counting.began)]
+        sent = [counting.began, *(each for each in timed.sent if each[0] > counting.began[0])]
         heard = run(other, "got")
-    return _judge_progress(counting, got, heard, [b - a for a, b in pairwise(times)][:STEPS])
+    return _judge_progress(counting, got, heard, sent[: STEPS + 1])
 
 
-def _judge_progress(counting: _Counting, got: list[Any], heard: list[Any], steps: list[float]) -> Verdict:
+def _judge_progress(
+    counting: _Counting, got: list[Any], heard: list[Any], sent: list[tuple[float, int | None]]
+) -> Verdict:
+    steps = [after[0] - before[0] for before, after in pairwise(sent)]
+    # Who awaits the end of a step is overtaken by what waits for less, however late both are.
+    blocked = all(before[1] == after[1] is not None for before, after in pairwise(sent))
     wanted = [*range(1, STEPS + 1), "done"]
     if counting.error:
         error = counting.error
@@ -131,7 +140,7 @@ def _judge_progress(counting: _Counting, got: list[Any], heard: list[Any], steps
     if any(seconds < STEP_SECONDS * 0.9 for seconds in steps):  # a sleep may be longer, and is never shorter
         shortest = f"one step took {min(steps) * 1000:.1f} ms"
         return Verdict(False, f"the numbers came too fast: {shortest}. A step takes 50 ms: await asyncio.sleep.")
-    if counting.blocked:
+    if blocked:
         return Verdict(
             False,
             "right for this page, but nothing else ran in main meanwhile: no message of any window. time.sleep stops "
