@@ -28,6 +28,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import posix_ipc
 import pytest
 import roles
 from hypothesis import HealthCheck, given, settings
@@ -1252,6 +1253,30 @@ def test_a_foreign_queue_is_refused(a_name):
         "    else: raise SystemExit('it was let in')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+@pytest.mark.parametrize("size", [4, 100])
+def test_a_message_may_fill_a_queue_that_another_program_has_made(a_name, size):
+    theirs = posix_ipc.MessageQueue("/" + a_name, posix_ipc.O_CREX, max_messages=2, max_message_size=size)
+    try:
+        with sender("posix_mq", a_name) as tx, receiver("posix_mq", a_name) as rx:
+            assert tx.max_message == size
+            largest = bytes(range(size))
+            tx.send(largest)
+            assert theirs.receive(0)[0] == largest
+            theirs.send(largest)
+            assert rx.receive() == largest
+            with pytest.raises(OSError, match=f"takes 1 to {size}"):
+                tx.send(bytes(size + 1))
+    finally:
+        theirs.close()
+
+
+def test_a_queue_of_our_own_opened_by_name_takes_as_much_as_it_was_made_for(a_name):
+    for end in channel("posix_mq", a_name, max_message=100):
+        end.close()
+    with sender("posix_mq", a_name) as tx:
+        assert tx.max_message == 100
 
 
 def test_a_queue_with_a_name_is_noted_until_it_is_unlinked(a_name):

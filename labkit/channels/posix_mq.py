@@ -221,9 +221,17 @@ def _existing(name: str, create: bool, max_messages: int, max_message: int) -> t
         raise PermissionError(errno.EACCES, "this POSIX message queue belongs to somebody else", name) from None
     except OSError as reason:
         raise unavailable("mq_open", _number(reason), NO_DESCRIPTOR) from reason
-    # Leave room for a trace's tag where the queue has it; a foreign queue may be smaller.
-    largest = max(queue.max_message_size - TAG_BYTES, 1)
+    largest = queue.max_message_size
+    if _is_ours(_path(name)):  # room for a trace's tag; a message of another program's queue may fill it
+        largest = max(largest - TAG_BYTES, 1)
     return _descriptor(queue), queue.max_messages, largest
+
+
+def _is_ours(path: str) -> bool:
+    try:
+        return _note(path).exists()
+    except OSError:  # there is nowhere to note anything
+        return False
 
 
 def _number(reason: OSError) -> int:
