@@ -28,7 +28,7 @@ from labkit.lockfree.bells import POLLS, SLEEPS
 from labkit.lockfree.mpmc import RECEIVES
 from labkit.lockfree.mpmc_entry import APART
 from labkit.lockfree.objects import NothingCame, Objects
-from labkit.lockfree.segment import ITEMS, ROOM
+from labkit.lockfree.segment import BODY, ITEMS, ROOM
 
 needs_ptrace = pytest.mark.skipif(bool(stepper.why_not()), reason=stepper.why_not() or "it can")
 
@@ -177,11 +177,17 @@ KINDS = {
 }
 with contextlib.suppress(ImportError):
     from labkit.lockfree import Spsc
+    from labkit.lockfree.spsc import FOLLOWS
     from labkit.lockfree.spsc_entry import LARGE, PIECE
 
     def in_pieces(ring: Spsc) -> Spsc:
         """Have it send messages in pieces that are much smaller than those that pay."""
         ring._state[[LARGE // 8, PIECE // 8]] = 24, 16
+        return ring
+
+    def followed(ring: Spsc, follows: bool = True) -> Spsc:
+        """As its receiver does it: wish for a copy of each item, or for none."""
+        ring._segment.memory[BODY + FOLLOWS] = follows
         return ring
 
     def fitting_in_pieces(capacity: int) -> int:
@@ -198,6 +204,7 @@ with contextlib.suppress(ImportError):
 
     KINDS["spsc"] = Kind(lambda: Spsc(4096), keeps=fitting(4096, 8))
     KINDS["spsc items"] = Kind(lambda: Spsc(40, dtype=np.int64), items=True, keeps=40)
+    KINDS["spsc copies"] = Kind(lambda: followed(Spsc(40, dtype=np.int64)), items=True, keeps=40)
     KINDS["spsc pieces"] = Kind(lambda: in_pieces(Spsc(4096)), keeps=fitting_in_pieces(4096), most=2)
 with contextlib.suppress(ImportError):
     from labkit.lockfree import Mpmc
@@ -400,6 +407,61 @@ def test_whoever_is_killed_after_any_instruction_the_others_go_on(name, operatio
     if not kind.forgets or sends:
         there = count if sends else min(kind.most, 1 if after_deaths else BEFORE)
         assert answers[-1] == min(count, there), "the operation did nothing"
+
+
+# --- a copy of an item, which a dead sender has left --------------------------------------------------------
+
+HEIRS: dict[str, tuple[bool, Callable[[Any, int], object]]] = {
+    "copies": (True, lambda q, item: q.send(item)),
+    "copies nothing": (False, lambda q, item: q.send(item)),
+    "sends what was lent": (True, lambda q, item: KINDS["spsc copies"].loan(q, numeral_of(item)).publish()),
+    "sends two": (True, lambda q, item: q.send_many(np.array([item, numeral(9)]))),
+}
+"""Whether the receiver wishes for copies when the next sender sends, and how that does it."""
+
+
+class CopyScene:
+    """An empty ring, and a child that is killed while it sends an item, and a copy of it."""
+
+    def __init__(self, heir: str):
+        self.queue, self.heir = followed(Spsc(8, dtype=np.int64)), HEIRS[heir]
+
+    def words(self) -> np.ndarray:
+        return self.queue._segment.memory.view(np.int64)
+
+    def close(self) -> None:
+        self.queue.close()
+
+    def check(self) -> int:
+        """Whether the item came."""
+        queue, (follows, send), first = self.queue, self.heir, None
+        with contextlib.suppress(Closed):  # there is no sender now
+            first = queue.try_receive()
+        assert first is None or numeral_of(first) == 1
+        send(followed(queue, follows), numeral(2))
+        assert numeral_of(queue.receive(0)) == 2
+        return int(first is not None)
+
+
+@needs_ptrace
+@pytest.mark.parametrize("heir", HEIRS)
+@pytest.mark.parametrize("operation", ["send", "compiled send"])
+def test_the_copy_that_a_killed_sender_leaves_is_never_taken_for_what_the_next_one_sends(operation, heir):
+    _, work = SENDING[operation]
+    kind = KINDS["spsc copies"]
+    with contextlib.closing(CopyScene(heir)) as scene:  # compiled here, once, and not in each child
+        work(scene.queue, kind, 1)
+    report = sweep(
+        f"spsc copies.{operation}, and the next one {heir}",
+        lambda: CopyScene(heir),
+        lambda scene: work(scene.queue, kind, 1),
+        lambda scene: scene.check(),
+        lambda scene: scene.words(),
+    )
+    print(report)
+    assert not report.violations, str(report)
+    answers = [report.answers[point] for point in report.points]
+    assert answers == sorted(answers) and (answers[0], answers[-1]) == (0, 1)
 
 
 # --- objects, which lie in slots and in runs of blocks ------------------------------------------------------
@@ -685,6 +747,7 @@ STORMS: dict[str, tuple[Callable[[], Any], bool, int, int]] = {
 """A queue, whether it takes items, how many senders, how many receivers."""
 if "spsc" in KINDS:
     STORMS["spsc"] = lambda: Spsc(1 << 14), False, 1, 1
+    STORMS["spsc copies"] = lambda: followed(Spsc(200, dtype=np.int64)), True, 1, 1
     STORMS["spsc pieces"] = lambda: in_pieces(Spsc(1 << 14)), False, 1, 1
     STORMS["spsc items"] = lambda: Spsc(200, dtype=np.int64), True, 1, 1
 if "mpmc" in KINDS:

@@ -56,9 +56,19 @@ QUEUES = {
 }
 with contextlib.suppress(ImportError):
     from labkit.lockfree import Spsc
+    from labkit.lockfree.segment import BODY
+    from labkit.lockfree.spsc import FOLLOWS
+
+    class Followed(Spsc):
+        """One whose receiver wishes for copies."""
+
+        def _begin(self, segment: Any, item: Any) -> None:
+            super()._begin(segment, item)
+            segment.memory[BODY + FOLLOWS] = 1
 
     QUEUES["spsc"] = Queue(Spsc, 4096, {})
     QUEUES["spsc items"] = Queue(Spsc, 4, {"dtype": np.dtype((np.int64, 128))})
+    QUEUES["spsc copies"] = Queue(Followed, 128, {"dtype": np.dtype((np.int64, 4))})
 
 every_queue = pytest.mark.parametrize("queue", QUEUES.values(), ids=QUEUES)
 

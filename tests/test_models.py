@@ -25,6 +25,8 @@ HOLD = """
     spsc -DSHIFT=1
     spsc -DSHIFT=2
     spsc -DKILLS=2
+    copies
+    copies -DKILLS=2
     mpmc -DCAPACITY=1 -DFIRST=1
     mpmc -DCAPACITY=1 -DFIRST=3 -DSECOND=0
     mpmc -DCAPACITY=2 -DFIRST=3 -DSECOND=0
@@ -55,6 +57,12 @@ FAIL = {
     "spsc -DNO_ABANDON -DSHIFT=1": HANGS,
     "spsc -DCUT_EARLY -DSHIFT=1": WRONG,
     "spsc -DRELEASED -DSHIFT=1": WRONG,
+    "copies -DCOPY_FIRST": WRONG,
+    "copies -DASKED_FIRST": WRONG,
+    "copies -DNEWEST": WRONG,
+    "copies -DHEIRLOOM": WRONG,
+    "copies -DLOAN": WRONG,
+    "copies -DEDGE_A": WRONG,
     "mpmc -DVYUKOV": HANGS,
     "mpmc -DPUBLISH_FIRST": WRONG,
     "mpmc -DRELEASE_FIRST -DKILLS=0": WRONG,

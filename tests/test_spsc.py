@@ -35,10 +35,10 @@ from numba import int64, njit
 
 from labkit import launch
 from labkit.channels.base import Closed
-from labkit.lockfree import Spsc, spsc
+from labkit.lockfree import Spsc, spsc, spsc_entry
 from labkit.lockfree.entry import SENT
 from labkit.lockfree.segment import BODY, Segment
-from labkit.lockfree.spsc_entry import LARGE, PIECE, READ_SEEN, WRITE_SEEN
+from labkit.lockfree.spsc_entry import LARGE, PIECE, READ_SEEN, WAITED, WRITE_SEEN
 
 pytestmark = pytest.mark.every_python
 
@@ -152,6 +152,146 @@ def test_items_of_any_size_come_in_order_and_as_many_fit_as_were_asked_for(item,
                 if sent:
                     model.append(value)
             assert len(ring) == len(model)
+
+
+SMALL_ITEMS = ["u1", "i8", np.dtype((np.uint8, 7)), np.dtype((np.int64, 4)), np.dtype((np.uint8, 33))]
+"""All but the last are so small that there are copies of them."""
+
+
+def wish(q: Spsc, follows: bool) -> None:
+    """As its receiver does it: for copies, or for none."""
+    words_of(q)[spsc.FOLLOWS // 8] = follows
+
+
+def die_over_a_copy(q: Spsc, item: np.dtype) -> None:
+    """Leave what a sender leaves that is killed before it publishes."""
+    words = words_of(q)
+    words[spsc.COPY_OF // 8] = words[spsc.WRITE // 8] + item.itemsize
+    words[spsc.COPY // 8 :][:4] = -1
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    item=st.sampled_from(SMALL_ITEMS),
+    laps=st.integers(0, 3000),
+    operations=st.lists(
+        st.tuples(
+            st.sampled_from(["send", "batch", "loan", "death", "receive", "receive", "some", "into", "borrow"]),
+            st.booleans(),
+            st.integers(1, 4),
+        ),
+        max_size=60,
+    ),
+)
+def test_items_come_right_with_copies_and_without(item, laps, operations):
+    item, capacity = np.dtype(item), 9
+    with Spsc(capacity, dtype=item) as ring:
+        begin_at(ring, laps * item.itemsize)
+        model, number = deque(), 0
+
+        def made(many: int) -> np.ndarray:
+            return np.array([np.full(item.shape, (number + ahead) % 251, item.base) for ahead in range(many)])
+
+        def came(items: np.ndarray, many: int) -> None:
+            """So many must have come, and these must be them."""
+            expected = [model.popleft() for _ in range(min(many, len(model)))]
+            assert np.array_equal(items, np.array(expected, item.base).reshape(-1, *item.shape))
+
+        for what, follows, many in operations:
+            wish(ring, follows)
+            before = len(model)
+            if what == "send" and before < capacity:
+                assert ring.try_send(made(1)[0])
+                model.extend(made(1))
+            elif what == "batch" and before + many <= capacity:
+                ring.send_many(made(many), 0)
+                model.extend(made(many))
+            elif what == "loan" and before < capacity:
+                with ring.loan() as slot:
+                    slot.array[...] = made(1)[0]
+                model.extend(made(1))
+            elif what == "death":
+                die_over_a_copy(ring, item)
+            elif what == "receive":
+                one = ring.try_receive()
+                assert (one is None) == (before == 0)
+                came(np.array([] if one is None else [one], item.base).reshape(-1, *item.shape), 1)
+            elif what == "some" and before:
+                came(ring.receive_many(many, 0), many)
+            elif what == "into" and before:
+                room = np.full((many, *item.shape), 255, item.base)
+                count = ring.receive_into(room, 0)
+                came(room[:count], many)
+                assert (room[count:] == 255).all()
+            elif what == "borrow" and before:
+                with ring.borrow(0) as slot:
+                    came(slot.array.reshape(1, *item.shape).copy(), 1)
+            number += max(0, len(model) - before)
+            assert len(ring) == len(model)
+
+
+@njit
+def _send_one(q, item):
+    q.send(item)
+
+
+def test_a_lone_item_comes_by_its_copy_if_that_is_wished_for_and_all_others_by_their_slots():
+    with Spsc(8, dtype=np.int64) as ring:
+        slots = words_of(ring)[spsc.DATA // 8 :]
+
+        def came_although_slots_were_overwritten(send, *arguments) -> int:
+            send(*arguments)
+            slots[:] = -1
+            return int(ring.receive(0))
+
+        for send, *arguments in ((ring.send, 5), (_send_one, ring, 5), (ring.send_many, np.array([5]))):
+            wish(ring, True)
+            assert came_although_slots_were_overwritten(send, *arguments) == 5
+            wish(ring, False)
+            assert came_although_slots_were_overwritten(send, *arguments) == -1
+        wish(ring, True)
+        assert came_although_slots_were_overwritten(ring.send_many, np.array([5, 6])) == -1
+        assert ring.receive(0) == -1
+        die_over_a_copy(ring, np.dtype(np.int64))
+        with ring.loan() as slot:
+            slot.array[...] = 7
+        assert ring.receive(0) == 7
+
+
+def test_copies_are_wished_for_where_one_item_came_since_the_last_wait_and_not_where_several_did():
+    with Spsc(8, dtype=np.int64) as ring:
+        words, state = words_of(ring), ring._state
+        for came, wished in ((0, 0), (1, 1), (0, 1), (2, 0), (0, 0), (1, 1), (1, 1), (100, 0)):
+            words[[spsc.READ // 8, spsc.WRITE // 8]] += 8 * came
+            assert not spsc_entry.may_receive(ring._at)
+            assert words[spsc.FOLLOWS // 8] == wished and state[WAITED // 8] == words[spsc.READ // 8]
+
+
+@njit(nogil=True)
+def _count_up(q, count):
+    for n in range(count):
+        q.send(n)
+
+
+@njit(nogil=True)
+def _counted(q, count):
+    for n in range(count):
+        if q.receive() != n:
+            return n
+    return count
+
+
+def test_copies_that_are_wished_for_now_and_then_are_right_or_not_taken():
+    count, got, dice = 1_000_000, [], random.Random(1)
+    with Spsc(64, dtype=np.int64) as ring:
+        _count_up(ring, 0), _counted(ring, 0)  # compiled here: no timeout runs while the other is compiled
+        sender = threading.Thread(target=_count_up, args=(ring, count))
+        receiver = threading.Thread(target=lambda: got.append(_counted(ring, count)))
+        sender.start(), receiver.start()
+        while sender.is_alive() and receiver.is_alive():
+            wish(ring, dice.random() < 0.5)
+        receiver.join(), sender.join()
+        assert got == [count]
 
 
 def test_messages_pass_the_end_of_the_ring_at_every_alignment(queue):
@@ -887,6 +1027,8 @@ def test_nobody_can_shrink_the_memory_of_a_ring(queue):
 
 # --- what the compiled code does ----------------------------------------------------------------------------
 
+STORE, LOAD = r"store atomic i64 .* monotonic", r"load atomic i64, .* monotonic"
+SOON = r".*\n(.*\n){0,40}?.*"
 ORDERS = [
     (spsc.publish, 2, r"store atomic i64 .* release", "A, publish"),
     (spsc.readable, 4, r"load atomic i64, .* acquire", "A, readable"),
@@ -899,12 +1041,16 @@ ORDERS = [
     (spsc.begin, 1, r"store atomic i64 .* release", "C, begin"),
     (spsc.abandon, 1, r"store atomic i64 .* release", "C, abandon"),
     (spsc.is_cut, 5, r"load atomic i64, .* acquire", "C, is_cut"),
+    (spsc.leave_copy, 4, f"{STORE}{SOON}fence release{SOON}memcpy", "D, leave_copy"),
+    (spsc.send_items, 7, f"{STORE}{SOON}fence release{SOON}memcpy", "D, send_items"),
+    (spsc.has_copy, 4, f"memcpy{SOON}fence acquire{SOON}{LOAD}", "D, has_copy"),
+    (spsc.take_items, 7, f"load atomic i64, .* acquire{SOON}memcpy{SOON}fence acquire{SOON}{LOAD}", "D, take_items"),
 ]
 
 
 def llvm_of(function, arguments: int) -> str:
     function.compile((int64,) * arguments)
-    return function.inspect_llvm(function.signatures[-1])
+    return function.inspect_llvm((int64,) * arguments)  # it may have been compiled for other arguments, too
 
 
 @pytest.mark.parametrize(("function", "arguments", "pattern", "edge"), ORDERS, ids=[edge for *_, edge in ORDERS])
@@ -933,6 +1079,8 @@ def test_nothing_that_is_sent_or_received_costs_a_fence():
         (spsc.take_items, 7, r"\bldap?r\b"),
         (spsc.abandon, 1, r"\bstlr\b"),
         (spsc.is_cut, 5, r"\bldap?r\b"),
+        (spsc.leave_copy, 4, rf"\bstr\b{SOON}dmb\s+ish\b{SOON}memcpy"),
+        (spsc.has_copy, 4, rf"memcpy{SOON}dmb\s+ishld{SOON}\bldr\b"),
     ],
 )
 def test_on_aarch64_the_edges_are_its_acquire_and_release_instructions(function, arguments, instruction):

@@ -6,7 +6,10 @@ The body of the segment (labkit.lockfree.segment):
     0       sender        sender       WRITE: bytes ever published
     8                     sender       BEGUN: where the message in pieces begins that is being sent, or was sent last
     16                    sender       LOST: for whoever does not wait while the ring is full (labkit.trace)
+    24                    sender       COPY_OF: WRITE behind the item of which COPY is a copy, or will be
+    32                    sender       COPY: one item of at most 32 bytes, which ends where the cache line does
     128     receiver      receiver     READ: bytes ever released
+    256     wish          receiver     FOLLOWS: 1, the receiver takes each item as it comes; seldom written, a hint
     DATA    data          its owner    the messages, see below; mapped twice, the second time directly behind the first
 
 Positions count bytes since creation and are never wrapped; byte p lies at p % size, and size is a power of two. Lines
@@ -35,6 +38,15 @@ receiver releases nothing before it has all of it: who dies before leaves the wh
 larger one it must release what it has copied, so that the rest can come: when it dies, the next receiver finds MORE
 without FIRST, and passes over what is left of that message.
 
+Why there is a copy of an item. Who waits for one fetches two cache lines from the sender, one after the other: that of
+WRITE, and then the slot's. So a receiver to which items come one by one wishes for copies (FOLLOWS); the sender then
+leaves a small item beside WRITE, too, and it comes along. The slot is what counts, with a copy and without. A copy is
+taken when the item that is next is the last before WRITE, and COPY_OF, looked at after COPY was read, says that it is
+this item's: then no other had been begun. Where many items are under way there are no copies, of two stores each. A
+sender that dies before it publishes may leave a copy of an item that never was (COPY_OF > WRITE). The next one must not
+publish another item there and leave that copy: it writes its own over it, whatever the receiver wishes, or clears
+COPY_OF. With two items or more WRITE passes it by.
+
 What a side has seen of the other's position is private memory of its process: READ_SEEN, WRITE_SEEN. Both only grow,
 so an old one is a bound, never a mistake, also when others have had the role meanwhile.
 
@@ -43,11 +55,13 @@ Invariants
     Bytes in [READ, WRITE) belong to the receiver, the others to the sender. Only WRITE and READ move the border.
     WRITE and READ are borders of frames (or of items).
     BEGUN <= WRITE, but for the moment in which a FIRST is being written at WRITE.
+    If COPY_OF == WRITE, COPY is the item before WRITE. COPY_OF <= WRITE, but while a copy is made, and after a death.
 
-Edges (each a release store and the acquire load that sees it)
+Edges (each a release store and the acquire load that sees it; D: fences)
     A  publish: the frame is whole before WRITE says so         release WRITE in `publish`, acquire in `readable`
     B  release: it has been copied before READ says so          release READ in `release`, acquire in `reserve`
     C  cut: all its pieces are published before BEGUN goes on   release BEGUN in `begin`, `abandon`; acquire in `is_cut`
+    D  copy: COPY_OF is another before COPY is one              release fence in `leave_copy`, acquire in `has_copy`
     S  sleep: see labkit.lockfree.bells
 
 Who is the sender, and who the receiver, is told by locks that the Linux kernel drops when their process dies
@@ -55,6 +69,7 @@ Who is the sender, and who the receiver, is told by locks that the Linux kernel 
 
 What a kill leaves, wherever it comes
     of the sender, before it publishes      nothing: the next sender writes over it
+    ... beside a copy, before it publishes  nothing: see above
     ... afterwards                          the message, whole
     ... between two pieces                  pieces, which the receiver drops when it has found out, or when there is
                                             another sender
@@ -69,7 +84,9 @@ against what has been published.
 
 After L. Lamport, "Proving the correctness of multiprocess programs" (1977) and "Specifying concurrent program modules"
 (1983), where the two-index ring needs no lock; the cached opposite index of E. Rigtorp's SPSCQueue, before it
-MCRingBuffer (Lee, Bu, Chandranmenon, 2010); the mirrored mapping of P. Howard's Virtual Ring Buffer and many since.
+MCRingBuffer (Lee, Bu, Chandranmenon, 2010); the seqlock (Hemminger, Gleixner, Linux 2.6), whose fences are those of H.
+Boehm, "Can seqlocks get along with programming language memory models?" (2012); the mirrored mapping of P. Howard's
+Virtual Ring Buffer and many since.
 """
 
 from __future__ import annotations
@@ -78,13 +95,24 @@ import mmap
 
 from numba import njit
 
-from labkit.lockfree.atomics import copy, load_acquire, load_relaxed, store_relaxed, store_release
+from labkit.lockfree.atomics import (
+    acquire_fence,
+    copy,
+    load_acquire,
+    load_relaxed,
+    prefetch_to_write,
+    release_fence,
+    store_relaxed,
+    store_release,
+)
 
-WRITE, BEGUN, LOST = 0, 8, 16
+WRITE, BEGUN, LOST, COPY_OF, COPY = 0, 8, 16, 24, 32
 READ = 128
+FOLLOWS = 256
+COPY_BYTES = 32  # of an item, at most
 DATA = max(8192, mmap.PAGESIZE) - 4096  # from the body, which begins at 4096: a multiple of the page size in the file
 
-LAYOUT = 2
+LAYOUT = 3
 FRAME = 8
 WHOLE, FIRST, MORE = 0, 1 << 60, 2 << 60
 KIND = 3 << 60
@@ -274,6 +302,9 @@ def is_cut(body, room, seen, start, position):
 @njit(forceinline=True)
 def send_items(body, size, room, seen, item_bytes, source, count):
     """Copy in as many items as there is room for, and publish them: how many, 0, or CORRUPT."""
+    is_followed = item_bytes <= COPY_BYTES and load_relaxed(body + FOLLOWS) != 0
+    if is_followed:
+        prefetch_to_write(body + WRITE)  # the receiver has it; else it was fetched twice, to be read and to be written
     write = load_relaxed(body + WRITE)  # only the sender writes it
     free = room - (write - load_relaxed(seen))
     if free < count * item_bytes or free > room:
@@ -287,8 +318,24 @@ def send_items(body, size, room, seen, item_bytes, source, count):
             if count == 0:
                 return 0
     copy_items(at(body, size, write), source, count, item_bytes)
+    if count == 1 and item_bytes <= COPY_BYTES and (is_followed or load_relaxed(body + COPY_OF) > write):
+        leave_copy(body, write + item_bytes, source, item_bytes)
     publish(body, write + count * item_bytes)
     return count
+
+
+@njit(forceinline=True)
+def leave_copy(body, position, source, item_bytes):
+    """Leave a copy of an item that will be published up to `position`."""
+    store_relaxed(body + COPY_OF, position)
+    release_fence()  # edge D: who sees a word of this copy sees whose it is
+    copy(body + COPY, source, item_bytes)
+
+
+@njit
+def leave_no_copy(body):
+    """What is published next has no copy, and finds none that a dead sender has left."""
+    store_relaxed(body + COPY_OF, 0)
 
 
 @njit(forceinline=True)
@@ -302,6 +349,9 @@ def take_items(body, size, room, seen, item_bytes, to, most):
         if there < 0 or there > room:
             return CORRUPT
         store_relaxed(seen, write)
+        if most > 0 and there == item_bytes <= COPY_BYTES and has_copy(body, write, to, item_bytes):
+            release(body, write)
+            return 1
         if there < most * item_bytes:
             most = there // item_bytes
             if most == 0:
@@ -309,6 +359,22 @@ def take_items(body, size, room, seen, item_bytes, to, most):
     copy_items(to, at(body, size, read), most, item_bytes)
     release(body, read + most * item_bytes)
     return most
+
+
+@njit(forceinline=True)
+def has_copy(body, write, to, item_bytes):
+    """Whether there was a copy of the item before `write`, the newest that we see; then it is in `to`."""
+    copy(to, body + COPY, item_bytes)
+    acquire_fence()  # edge D
+    return load_relaxed(body + COPY_OF) == write
+
+
+@njit(forceinline=True)
+def follow(body, one_by_one):
+    """Say whether the receiver takes items one by one, as they come."""
+    wish = 1 if one_by_one else 0
+    if load_relaxed(body + FOLLOWS) != wish:  # else its line stays in the sender's cache
+        store_relaxed(body + FOLLOWS, wish)
 
 
 @njit(forceinline=True)

@@ -757,6 +757,7 @@ def _compile(key: str) -> dict[str, Entry]:
             fence()
         if load_relaxed(state + ITEM_BYTES) == 0:
             store_relaxed(spsc.frame_at(body, ring, position), size)  # ours until published
+        spsc.leave_no_copy(body)
         spsc.publish(body, position + bytes_in_ring(state, size))
         store_relaxed(state + SENDS, READY)
         tell_receiver(state)
@@ -954,13 +955,18 @@ def may_receive(state):
     """Look; and wait a moment before, when several items have come since we last had to wait.
 
     Where many come, some more come in that moment, and each look takes the cache line with WRITE away from the sender.
-    Where one is answered by one, there is no moment.
+    Where one is answered by one, there is no moment, and the sender is asked for copies: labkit.lockfree.spsc.
     """
-    read = spsc.read_position(load_relaxed(state + RING))
-    if read - load_relaxed(state + WAITED) > load_relaxed(state + ITEM_BYTES):
-        for _ in range(A_MOMENT):
-            pause()
-    store_relaxed(state + WAITED, read)
+    body = load_relaxed(state + RING)
+    read = spsc.read_position(body)
+    came = read - load_relaxed(state + WAITED)
+    if came != 0:
+        store_relaxed(state + WAITED, read)
+        several = came != load_relaxed(state + ITEM_BYTES)
+        spsc.follow(body, not several)
+        if several:
+            for _ in range(A_MOMENT):
+                pause()
     return is_there(state)
 
 
