@@ -127,12 +127,22 @@ def moves(page: Any, look: Callable[[Any], str], first: str = "", seconds: float
     return True
 
 
+FRAMES = """() => new Promise((done) => {
+    let left = 25;
+    const next = () => (left-- ? requestAnimationFrame(next) : done());
+    next();
+})"""
+
+
 def rests(page: Any, look: Callable[[Any], str], seconds: float = 60) -> bool:
-    """Whether a page comes to look the same for a while: what was on its way may arrive first."""
+    """Whether a page comes to look the same for a while: what was on its way may arrive first.
+
+    The while is one of frames: in so many milliseconds a page that is busy may not have painted once.
+    """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         first = look(page)
-        page.wait_for_timeout(400)
+        page.evaluate(FRAMES)
         if look(page) == first:
             return True
     return False
