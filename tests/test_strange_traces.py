@@ -229,7 +229,7 @@ def test_the_file_of_a_long_picture_has_what_is_scrolled_away(browser, tmp_path)
     trace = MadeUp(4_000, channels=40)
     with opened(browser, page_of(tmp_path, recorded(trace, Sequence, Occupancy, Dashboard))) as page:
         for number in range(3):
-            until(page, has_loaded, "loaded its recording", number=number)
+            until(page, lambda s: has_loaded(s) and s["messages"], "loaded its recording", number=number)
         for number, name in ((0, "Save this picture"), (1, "Save this picture"), (2, "Save the whole dashboard")):
             before = state(page, number)
             with page.expect_download() as download:

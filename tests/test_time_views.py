@@ -75,17 +75,19 @@ def exported(browser, tmp_path_factory):
 
 
 def drew(page, number=0):
-    return until(page, lambda s: s.get("messages", 0) > 0 and s.get("cost_ms") is not None, "drew", number=number)
+    """What is shown when the messages have come, and been painted: a view without any may have been painted before."""
+    until(page, lambda s: s.get("messages", 0) > 0 and s.get("cost_ms") is not None, "drew", number=number)
+    return settled(page, number)
 
 
 def pixels(page):
     return page.locator(".stage canvas").first.evaluate("canvas => canvas.toDataURL()")
 
 
-def settled(page):
+def settled(page, number=0):
     """What is shown after the next two frames: the views paint once a frame."""
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    return state(page)
+    return state(page, number)
 
 
 # ------------------------------------------------------------------------------------------- without a browser
