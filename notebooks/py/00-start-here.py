@@ -337,6 +337,7 @@ report(race, "../reports/my-first-report.html")
 # | [09-lock-free-queue](09-lock-free-queue.ipynb) | How do two processes share a ring without a lock, and what makes it fast? |
 # | [10-memory-ordering](10-memory-ordering.ipynb) | Who sees what, and when? Store buffers, fences, and what the compiler does. |
 # | [11-crash](11-crash.ipynb) | What is left of a queue when a process dies in the middle of a message? |
+# | [12-isolation](12-isolation.ipynb) | What does a namespace hide, and what gets through the wall? |
 # | [13-cooperating-kernels](13-cooperating-kernels.ipynb) | How do two Jupyter kernels play ping-pong, and what when one dies? |
 # | [14-remote-procedure-calls](14-remote-procedure-calls.ipynb) | No answer has come: was it done? JSON over HTTP, gRPC, ipyparallel. |
 # | [15-services](15-services.ipynb) | Four services in a line: what is lost when one of them is killed? |
