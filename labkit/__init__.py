@@ -49,7 +49,7 @@ _HOME = {
     "objects": "labkit.objects",
 }
 
-_MODULES = ("draw", "electron", "explore", "exercises", "sync")
+_MODULES = ("draw", "electron", "explore", "exercises", "lockfree", "sync")
 
 __all__ = sorted(name for name in _HOME if not name.endswith("_ipython_extension"))
 

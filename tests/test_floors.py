@@ -182,7 +182,8 @@ def test_the_command_line_help_loads_nothing_heavy():
 
 def test_parts_of_labkit_are_found_without_importing_them_first():
     program = (
-        "import labkit; print(labkit.sync.Barrier.__name__, labkit.explore.Explorer.__name__, 'draw' in dir(labkit))"
+        "import labkit; print(labkit.sync.Barrier.__name__, labkit.explore.Explorer.__name__, 'draw' in dir(labkit),"
+        " labkit.lockfree.Mpmc.__name__)"
     )
     child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert child.stdout.split() == ["Barrier", "Explorer", "True"]
+    assert child.stdout.split() == ["Barrier", "Explorer", "True", "Mpmc"]

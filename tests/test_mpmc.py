@@ -28,7 +28,7 @@ from numba import njit
 
 from labkit import RemoteError, launch
 from labkit.channels.base import Closed
-from labkit.lockfree import Mpmc, mpmc
+from labkit.lockfree import Broadcast, Mpmc, Spsc, mpmc
 from labkit.lockfree.atomics import load_relaxed, store_relaxed
 from labkit.lockfree.mpmc_entry import SENT
 from labkit.lockfree.segment import Segment, _own
@@ -587,6 +587,33 @@ def test_items_of_another_dtype_or_shape_are_refused(item):
         with pytest.raises(ValueError):
             q.send_many(item if isinstance(item, np.ndarray) and item.ndim > 1 else [[item]])
         assert len(q) == 0
+
+
+@pytest.mark.parametrize("queue", [Spsc, Mpmc, Broadcast])
+def test_what_is_no_item_is_refused_with_what_the_queue_takes(queue):
+    with queue(1024, dtype=np.float64) as q:
+        for wrong in (None, "12", "text", b"12", {"n": 1}, object(), 1j):
+            with pytest.raises(ValueError, match="cannot be sent here, this queue takes float64"):
+                q.send(wrong)
+            with pytest.raises(ValueError, match="this queue takes several items of float64"):
+                q.send_many(wrong)
+        with pytest.raises(ValueError, match=r"shape \(any number\), not \(\)"):
+            q.send_many(5)
+        with pytest.raises(ValueError, match="several items to send_many"):
+            q.send([1, 2])
+        q.send_many(n / 2 for n in range(3))
+        assert q.receive_many().tolist() == [0, 0.5, 1]
+    with queue(1024, dtype=[("n", np.int32), ("x", np.float64)]) as q:
+        for wrong in ("12", {"n": 1, "x": 2.0}, (1, "text"), (1 << 40, 2.0)):
+            with pytest.raises(ValueError, match="this queue takes .*, as a tuple"):
+                q.send(wrong)
+        with pytest.raises(ValueError, match="give a record as a tuple"):
+            q.send([1, 2.0])
+        q.send((1, 2.0))
+        assert q.receive().tolist() == (1, 2.0)
+    with queue(1024, dtype="M8[D]") as q:
+        q.send("2026-11-28")
+        assert str(q.receive()) == "2026-11-28"
 
 
 def test_batches_larger_than_the_queue_go_through_it(queue):

@@ -122,6 +122,7 @@ def test_a_notebook_is_stripped_of_what_a_run_leaves(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     for cell in notebook.cells:
+        assert cell.source.strip(), f"an empty cell: {cell.id}"
         if cell.cell_type == "code":
             assert cell.outputs == [], f"clear its outputs: jupyter nbconvert --clear-output --inplace {path.name}"
             assert cell.execution_count is None

@@ -20,6 +20,7 @@ import fcntl
 import functools
 import math
 import os
+import reprlib
 import select
 import sys
 import termios
@@ -60,12 +61,29 @@ def as_items(items: Any, item: np.dtype, lead: tuple[int, ...] = ()) -> np.ndarr
         item: what they should be.
         lead: (-1,) for an array of items.
     """
-    array = items if isinstance(items, np.ndarray | np.generic) else np.asarray(items, item.base)
+    array = items if isinstance(items, np.ndarray | np.generic) else _converted(items, item, bool(lead))
     if array.dtype != item.base:
         raise ValueError(f"items of {array.dtype} were given, this queue takes {item}: use astype")
     if array.ndim != len(lead) + len(item.shape) or array.shape[len(lead) :] != item.shape:
-        raise ValueError(f"an item has shape {item.shape}, {'many have' if lead else 'not'} {array.shape}")
+        if lead:
+            wanted = ", ".join(["any number", *map(str, item.shape)])
+            raise ValueError(f"items of {item} were wanted, an array of shape ({wanted}), not {array.shape}")
+        several = ": give a record as a tuple, and several items to send_many" if array.ndim > len(item.shape) else ""
+        raise ValueError(f"an item of this queue is {item}, of shape {item.shape}, not {array.shape}{several}")
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _converted(items: Any, item: np.dtype, many: bool) -> np.ndarray:
+    """What is no array yet as one, or ValueError that says what the queue takes."""
+    if many and isinstance(items, Iterator):
+        items = list(items)
+    try:
+        if items is None or (isinstance(items, str | bytes) and (item.base.kind in "biufc" or item.names)):
+            raise TypeError("it is no number")  # NumPy makes nan of None, and 12.0 of "12"
+        return np.asarray(items, item.base)
+    except (TypeError, ValueError, OverflowError) as reason:
+        takes = f"{'several items of ' if many else ''}{item}{', as a tuple' if item.names else ''}"
+        raise ValueError(f"{reprlib.repr(items)} cannot be sent here, this queue takes {takes} ({reason})") from None
 
 
 def deadline(timeout: float | None) -> float:

@@ -12,8 +12,6 @@
 #     name: python3
 # ---
 
-# %%
-
 # %% [markdown]
 # # The lock-free queue: how do two processes share a ring without waiting for each other?
 #

@@ -12,8 +12,6 @@
 #     name: python3
 # ---
 
-# %%
-
 # %% [markdown]
 # # Crash: what is left of a queue when a process dies in the middle of a message?
 #
