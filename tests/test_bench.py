@@ -50,11 +50,11 @@ def test_a_side_that_fails_is_named_with_its_traceback():
 
 
 def test_figures_are_told_apart_by_placement():
-    near, far = (90.0, 95.0), (600.0, 650.0)
-    rounds = [(Sample(1.0, near, 0), Sample(2.0, near, 0))] * 3
+    within, near, far = (33.0, 34.0), (90.0, 95.0), (600.0, 650.0)
+    rounds = [(Sample(1.0, within, 0), Sample(3.0, within, 0))] + [(Sample(1.0, near, 0), Sample(2.0, near, 0))] * 3
     rounds += [(Sample(1.0, far, 0), Sample(5.0, far, 0)), (Sample(1.0, near, 0), Sample(9.0, far, 0))]
-    found = figures(rounds, lambda pair: pair[1].ns / pair[0].ns)
-    assert [(f.placement, f.pairs, f.median) for f in found] == [("near", 3, 2.0), ("far", 1, 5.0), ("moved", 1, 9.0)]
+    found = [(f.placement, f.pairs, f.median) for f in figures(rounds, lambda pair: pair[1].ns / pair[0].ns)]
+    assert found == [("near", 3, 2.0), ("one core", 1, 3.0), ("far", 1, 5.0), ("moved", 1, 9.0)]
 
 
 def test_pairs_that_were_interrupted_do_not_count_when_there_are_others():

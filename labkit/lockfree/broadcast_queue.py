@@ -63,9 +63,11 @@ from labkit.lockfree.face import (
     SPIN,
     Face,
     View,
+    as_item,
     as_items,
     damaged,
     item_type,
+    number_of,
     until,
     view_of,
 )
@@ -196,7 +198,7 @@ class Broadcast(Face):
             segment.close()
             raise
         self._type: Any = item
-        self._number = None if item is None or item.kind not in "iufc" or not item.isnative else item.type
+        self._number = number_of(item)
         self.capacity = capacity
         self.max_message = item_bytes or broadcast.largest.py_func(capacity)
         self._state = state = new_state(segment.body, capacity, self.max_message)
@@ -450,9 +452,7 @@ class Broadcast(Face):
 
     def _one(self, item: Any) -> Any:
         """An item as what `_send` takes, or the error that says what is wrong with it."""
-        if item.__class__ is self._number:
-            return item  # it has a buffer of its own
-        return as_items(item, self._type)
+        return as_item(item, self._type, self._number)
 
     def _several(self, items: Any) -> np.ndarray:
         return as_items(items, self._type, (-1,))

@@ -24,6 +24,7 @@ import reprlib
 import select
 import sys
 import termios
+import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -51,6 +52,29 @@ def item_type(dtype: Any) -> np.dtype:
     if item.itemsize == 0:
         raise ValueError(f"{item} has no bytes")
     return item
+
+
+def number_of(item: np.dtype | None) -> np.dtype | None:
+    """The dtype of an item that is a number, as the one object that NumPy has of it: pickle makes others. Or None."""
+    if item is None or item.kind not in "biufc" or item.shape or not item.isnative:
+        return None
+    return np.dtype(item.str)
+
+
+def is_plain(array: Any, number: np.dtype | None) -> bool:
+    """Whether these are such numbers, or room for them, as they are: a builtin may have the array itself."""
+    return (
+        array.__class__ is np.ndarray
+        and array.dtype is number
+        and array.ndim == 1
+        and array.flags.c_contiguous
+        and array.size > 0
+    )
+
+
+def as_item(item: Any, of: np.dtype, number: np.dtype | None) -> Any:
+    """One item as what has its bytes, or ValueError. A number has a buffer of its own."""
+    return item if number is not None and item.__class__ is number.type else as_items(item, of)
 
 
 def as_items(items: Any, item: np.dtype, lead: tuple[int, ...] = ()) -> np.ndarray:
@@ -231,6 +255,17 @@ def _empty_by_half(fifo: int) -> None:
             os.read(fifo, 1 << 16)
 
 
+_making = threading.RLock()
+
+
+def _in_child() -> None:
+    global _making
+    _making = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_in_child)
+
+
 class Face:
     """The part of a queue's class that is the same for all of them.
 
@@ -272,11 +307,12 @@ class Face:
                     select.select([q], [], [], 0.1)
         """
         self._must_be_open()
-        if self._watch is None or not self._watch.ours:
-            if self._watch is not None:
-                self._watch.close()
-            self._watch = Watch(self._items, self._segment)
-        return self._watch.fileno()
+        with _making:  # two threads may ask at once, and must get the same
+            if self._watch is None or not self._watch.ours:
+                if self._watch is not None:
+                    self._watch.close()
+                self._watch = Watch(self._items, self._segment)
+            return self._watch.fileno()
 
     def pending(self) -> bool:
         """Whether something may be received now. When not, `fileno` will be readable when something is sent."""

@@ -154,10 +154,11 @@ def claim(state):
     return -FULL if position == mpmc.FULL else -CORRUPT
 
 
-@njit
+@njit(forceinline=True)
 def slot_of(state, position):
     """Address of the slot of a position that `claim` or `take` has returned."""
-    body, capacity, stride = load_relaxed(state + RING), load_relaxed(state + RING_BYTES), load_relaxed(state + STRIDE)
+    body, capacity = load_constant(state + RING), load_constant(state + RING_BYTES)
+    stride = load_constant(state + STRIDE)
     return mpmc.slot_at(body, capacity, stride, position)
 
 
@@ -187,13 +188,13 @@ def take(state):
     return -FULL if position == mpmc.EMPTY else -CORRUPT
 
 
-@njit
+@njit(forceinline=True)
 def size_of(state, slot):
     """Bytes of the message in a slot that we have taken, or 0: they cannot be right."""
-    if load_relaxed(state + ITEM_BYTES):
-        return load_relaxed(state + ITEM_BYTES)
+    if load_constant(state + ITEM_BYTES):
+        return load_constant(state + ITEM_BYTES)
     size = load_relaxed(slot + 8)  # ours since edge A
-    return size if 0 < size <= load_relaxed(state + MOST) else 0
+    return size if 0 < size <= load_constant(state + MOST) else 0
 
 
 @njit
@@ -305,19 +306,16 @@ def receive_bytes(state):
     return bytes_at(state, position)
 
 
-@njit
+@njit(forceinline=True)
 def bytes_at(state, position):
     """The same, of a slot that we have taken."""
-    slot = slot_of(state, position)
+    body, slot = load_constant(state + RING), slot_of(state, position)
     size = size_of(state, slot)
-    if size == 0:
-        release(state, position)
-        return -CORRUPT
-    message = PyBytes_FromStringAndSize(slot + load_relaxed(state + OFFSET), size)
+    message = PyBytes_FromStringAndSize(slot + load_constant(state + OFFSET), size) if size else -CORRUPT
     if message == 0:  # MemoryError is set; somebody else may have the message
-        mpmc.hand_back(load_relaxed(state + RING), slot)
-        return 0
-    release(state, position)
+        mpmc.hand_back(body, slot)
+    else:
+        mpmc.release(slot, mpmc.lap_of(load_constant(state + RING_BYTES), position))
     return message
 
 

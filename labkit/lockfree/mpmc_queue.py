@@ -35,9 +35,12 @@ from labkit.lockfree.face import (
     Face,
     View,
     as_builtins,
+    as_item,
     as_items,
     damaged,
+    is_plain,
     item_type,
+    number_of,
     until,
     view_of,
 )
@@ -185,7 +188,7 @@ class Mpmc(Face):
 
     def _build(self, segment: Segment, capacity: int, size: int, stride: int, offset: int) -> None:
         self.capacity, self.max_message = capacity, size
-        self._is_plain = self._item is not None and self._item.kind in "iufc"  # its arrays give their bytes as they are
+        self._number = number_of(self._item)
         self._items, self._room = segment.bell(ITEMS), segment.bell(ROOM)
         self._state = state = new_state(segment.body, capacity, size)
         self._address = int(state.ctypes.data)
@@ -225,7 +228,7 @@ class Mpmc(Face):
             OSError: EBADMSG, the memory is damaged.
         """
         self._must_be_open()
-        raw = message if self._item is None else as_items(message, self._item)
+        raw = message if self._item is None else as_item(message, self._item, self._number)
         self._until_room(lambda: self._put(raw), timeout)
 
     def _try_send(self, message: Any) -> bool:
@@ -264,10 +267,8 @@ class Mpmc(Face):
                 many = list(many)
             put, step = self._mpmc_send_many, 1
         else:
-            if not (self._is_plain and many.__class__ is np.ndarray and many.dtype is self._item and many.ndim == 1):
+            if not is_plain(many, self._number):
                 many = as_items(many, self._item, (-1,))
-            elif not many.flags.c_contiguous:
-                many = np.ascontiguousarray(many)
             put, step = self._mpmc_send_items, self.max_message // many.itemsize
         if put(many) == SENT:
             return
@@ -390,7 +391,7 @@ class Mpmc(Face):
         """Up to so many items."""
         assert self._item is not None
         array = np.empty(most, self._item)
-        room = array if self._is_plain else array.reshape(-1).view(np.uint8)
+        room = array if self._number is not None else array.reshape(-1).view(np.uint8)
         count = self._mpmc_receive_items(room)
         if count == most:
             return array

@@ -30,9 +30,12 @@ from labkit.lockfree.face import (
     Face,
     View,
     as_builtins,
+    as_item,
     as_items,
     damaged,
+    is_plain,
     item_type,
+    number_of,
     until,
     view_of,
 )
@@ -195,9 +198,7 @@ class Spsc(Face):
         self._address = int(state.ctypes.data)
         self._functions = spsc_functions()
         self._out: list[Loan | Borrow | None] = [None, None]  # by role
-        item = self._item
-        is_number = item is not None and item.kind in "biufc" and not item.shape and item.isnative
-        self._number = np.dtype(item.str) if item is not None and is_number else None  # NumPy has one object of each
+        self._number = number_of(self._item)
         for word, value in (
             (ITEM_BYTES, item_bytes),
             (ROOM_BYTES, capacity * (item_bytes or 1)),
@@ -233,7 +234,7 @@ class Spsc(Face):
             OSError: EBADMSG, the memory is damaged.
         """
         self._must_be_open()
-        raw = message if self._item is None else as_items(message, self._item)
+        raw = message if self._item is None else as_item(message, self._item, self._number)
         if self._until_room(lambda: self._put(raw), timeout) == IN_PIECES:
             self._send_pieces(raw, timeout)
 
@@ -308,7 +309,7 @@ class Spsc(Face):
             return
         self._must_be_open()
         start = 0
-        if self._is_plain(messages):
+        if is_plain(messages, self._number):
             if self._spsc_send_items(messages) == SENT:
                 return
             start = int(self._state[DONE // 8]) * self.max_message
@@ -457,7 +458,7 @@ class Spsc(Face):
         """Up to so many items."""
         assert self._item is not None
         array = np.empty(most, self._item)
-        if self._is_plain(array) and (count := self._spsc_receive_into(array)) > 0:
+        if is_plain(array, self._number) and (count := self._spsc_receive_into(array)) > 0:
             return array if count == most else array[:count].copy()
         count = self._receive_into(array.reshape(-1).view(np.uint8), timeout)
         return array if count == most else array[:count].copy()
@@ -477,23 +478,13 @@ class Spsc(Face):
         """
         if self._item is None:
             return self._receive_into(room, timeout)
-        if self._is_plain(room) and (count := self._spsc_receive_into(room)) > 0:
+        if is_plain(room, self._number) and (count := self._spsc_receive_into(room)) > 0:
             return count
         if not isinstance(room, np.ndarray) or not room.flags.c_contiguous:
             raise TypeError(f"items are received into a contiguous array, not {type(room).__name__}")
         if room.dtype != self._item.base or room.shape[1:] != self._item.shape or not room.size:
             raise ValueError(f"an array of {self._item} is wanted, not {room.dtype} of shape {room.shape}")
         return self._receive_into(room.reshape(-1).view(np.uint8), timeout)
-
-    def _is_plain(self, array: Any) -> bool:
-        """Whether these are items, or room for them, as they are: a builtin may have the array itself."""
-        return (
-            array.__class__ is np.ndarray
-            and array.dtype is self._number
-            and array.ndim == 1
-            and array.flags.c_contiguous
-            and array.size > 0
-        )
 
     def _receive_into(self, room: Any, timeout: float | None) -> int:
         def attempt() -> Any:
