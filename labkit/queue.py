@@ -495,21 +495,24 @@ class Reader:
         self._queue = weakref.proxy(queue)
         self._watch: Watch | None = None
         self._there = -1
+        self._lock = threading.RLock()  # one thread waits, another gets, a third closes
         self.closed = False
 
     def fileno(self) -> int:
         """Readable while there is something to get."""
-        if self.closed:
-            raise OSError("handle is closed")
-        if self._watch is None:
-            ring = self._queue._ring
-            ring._must_be_open()
-            self._watch = Watch(ring._items, ring._segment)
-            self._there = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self._watch.add(self._there)
-            ring.leave_gets(True)
-        self._after_get()
-        return self._watch.fileno()
+        with self._lock:
+            if self.closed:
+                raise OSError("handle is closed")
+            if self._watch is None:
+                ring = self._queue._ring
+                ring._must_be_open()
+                watch = Watch(ring._items, ring._segment)
+                self._there = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                watch.add(self._there)
+                self._watch = watch
+                ring.leave_gets(True)
+            self._tell()
+            return self._watch.fileno()
 
     def recv(self) -> Any:
         """The next object."""
@@ -531,16 +534,22 @@ class Reader:
         self._unwatch()
 
     def _unwatch(self) -> None:
-        if self._watch is not None:
-            self._watch.close()
-            os.close(self._there)
-            self._watch = None
+        with self._lock:
+            if self._watch is not None:
+                self._watch.close()
+                os.close(self._there)
+                self._watch = None
 
     def __del__(self, _finalizing: Any = sys.is_finalizing) -> None:
         if not _finalizing():
             self._unwatch()
 
     def _after_get(self) -> None:
+        if self._watch is not None:  # else nobody has asked for it, which costs nothing
+            with self._lock:
+                self._tell()
+
+    def _tell(self) -> None:
         """The descriptor is readable exactly while there is something."""
         if self._watch is not None:
             with contextlib.suppress(BlockingIOError):
@@ -550,6 +559,7 @@ class Reader:
                 os.eventfd_write(self._there, 1)
 
     def _after_fork(self) -> None:
+        self._lock = threading.RLock()
         self._unwatch()  # an epoll(7) of the parent's
 
 

@@ -583,6 +583,69 @@ def test_its_reader_can_be_waited_for(q):
     assert q.get() == "late"
 
 
+def in_a_thread(work) -> list:
+    """What it returns, if it ends soon enough."""
+    came: list = []
+    thread = threading.Thread(target=lambda: came.append(work()), daemon=True)
+    thread.start()
+    thread.join(SOON)
+    return came
+
+
+def test_one_thread_gets_while_another_begins_to_wait(q, monkeypatch):
+    """multiprocessing.Pool does: one of its threads waits for results, which another takes."""
+    real, got = os.eventfd, []
+
+    def eventfd(*arguments):
+        monkeypatch.undo()
+        got.extend(in_a_thread(q.get))
+        return real(*arguments)
+
+    q.put("early")
+    q.put("late")
+    monkeypatch.setattr(labkit.queue.os, "eventfd", eventfd)
+    q._reader.fileno()
+    assert got == ["early"]
+    assert multiprocessing.connection.wait([q._reader], SOON) == [q._reader]
+    assert q.get() == "late"
+    assert multiprocessing.connection.wait([q._reader], 0) == []
+
+
+def test_one_thread_closes_while_another_gets(q, monkeypatch):
+    real, closers = labkit.queue.Watch.arm, []
+
+    def arm(watch):
+        if not closers:
+            closers.append(threading.Thread(target=q.close))
+            closers[0].start()
+            closers[0].join(0.1)  # it waits for us, or has closed what we are about to use
+        real(watch)
+
+    q._reader.fileno()
+    q.put("whole")
+    monkeypatch.setattr(labkit.queue.Watch, "arm", arm)
+    assert in_a_thread(q.get) == ["whole"]
+    closers[0].join()
+    assert q._reader.closed
+
+
+def test_two_threads_that_ask_for_the_descriptor_get_the_same(q, monkeypatch):
+    """What one of them polls would be closed, if the other made another."""
+    ring, real, others = q._ring, labkit.lockfree.face.Watch.__init__, []
+
+    def make(watch, *arguments):
+        if not others:
+            others.append(threading.Thread(target=lambda: others.append(ring.fileno())))
+            others[0].start()
+            others[0].join(0.1)  # it waits for us, or has one of its own
+        real(watch, *arguments)
+
+    monkeypatch.setattr(labkit.lockfree.face.Watch, "__init__", make)
+    found = ring.fileno()
+    others[0].join()
+    assert others[1] == found == ring.fileno()
+
+
 def test_a_descriptor_that_is_registered_once_is_readable_whenever_there_is_something(q):
     loop = asyncio.new_event_loop()
     got: list[int] = []
