@@ -17,6 +17,7 @@ import os
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,12 @@ TIMEOUT = 60.0
 
 HEARTBEAT_MS = 200
 """An engine counts when its first heartbeat has been heard; ipyparallel's usual 3,000 ms would double the start."""
+
+NEW = "stop it, and start a new one with cluster()"
+
+LOST = 10.0
+"""Seconds without an engine after which work that has not begun is given up. What an engine was working on when it died
+the controller gives up after 5."""
 
 CHECK = """What to check:
 - is the controller running? `ipcluster list`, and its log in the folder log/ of the profile
@@ -67,13 +74,14 @@ class Cluster:
         Raises:
             TypeError: f cannot be sent to another process.
             ValueError: the cluster is stopped, or has no engines.
-            ConnectionError: its controller has ended, on this machine; ipyparallel would wait for ever.
+            ConnectionError: its controller has ended, on this machine, or its last engine; ipyparallel would wait for
+                ever.
             ipyparallel.error.RemoteError: f raised; the text has the engine's traceback.
         """
         if self._stop is None:
             raise ValueError("this cluster is stopped: cluster() starts a new one")
         if not self.client.ids:
-            raise ValueError("no engine is left in this cluster: stop it, and start a new one with cluster()")
+            raise ValueError(f"no engine is left in this cluster: {NEW}")
         rows = list(zip(*columns, strict=True))
         if not rows:
             return []
@@ -81,11 +89,16 @@ class Cluster:
         view = self.client.load_balanced_view()
         running = view.map_async(_call, [payload] * len(rows), rows, chunksize=1)
         running._fname = getattr(f, "__name__", "f")  # what the bar says
-        wait = running.wait
+        wait, seen = running.wait, time.monotonic()
 
         def wait_a_moment(*args: Any, **options: Any) -> Any:
+            nonlocal seen
+            if self.client.ids:
+                seen = time.monotonic()
+            elif time.monotonic() - seen > LOST:
+                raise ConnectionError(f"no engine is left in this cluster, and not all is done: {NEW}")
             if self._controller is not None and select.select([self._controller], [], [], 0)[0]:
-                raise ConnectionError("the controller of this cluster has ended: stop it, and start a new one")
+                raise ConnectionError(f"the controller of this cluster has ended: {NEW}")
             return wait(*args, **options)
 
         running.wait = wait_a_moment  # which is called ten times a second

@@ -117,6 +117,11 @@ def test_a_controller_that_is_killed_ends_the_waiting(progress):
         killed.join()
 
 
+def test_engines_that_all_die_end_the_waiting():
+    with cluster(1) as c, pytest.raises(ConnectionError, match="no engine is left.*, and not all is done"):
+        c.map(os._exit, [1] * 8, progress=False)
+
+
 def test_ctrl_c_ends_the_waiting(two):
     pressed = roles.interrupt_soon(0.5)
     with pytest.raises(KeyboardInterrupt):

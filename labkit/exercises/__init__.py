@@ -70,6 +70,11 @@ def _processor_seconds(pid: int) -> tuple[str, float]:
     return fields[0], (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def said(error: BaseException) -> str:
+    """What was raised, in one line: its type, and the last line of its text if it has any."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[-1:]])
+
+
 def last_line(error: RemoteError) -> str:
     """The last line of a child's traceback: the exception itself."""
     return (error.traceback or str(error)).strip().splitlines()[-1]
