@@ -1,10 +1,13 @@
 """The checks of notebook 19-electron-security accept right solutions and refuse typical wrong ones with the reason."""
 
-import os.path
+import asyncio
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
+from labkit.exercises import electron, electron_security
 from labkit.exercises.electron_security import check_preload, check_read_note
 
 # --- the reader of notes ----------------------------------------------------------------------------------------
@@ -18,6 +21,29 @@ def read_note(event, name, folder, page):
     if not path.is_relative_to(folder.resolve()):
         raise PermissionError("there is no such note")
     return path.read_text()
+
+
+async def reads_in_a_thread(event, name, folder, page):
+    await asyncio.sleep(0)
+    return await asyncio.to_thread(read_note, event, name, folder, page)
+
+
+def lists_the_notes(event, name, folder, page):
+    notes = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()}
+    if getattr(event.sender_frame, "url", None) != page or name not in notes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+    return notes[name].read_text()
+
+
+class Refused(PermissionError):
+    pass
+
+
+def has_an_error_of_its_own(event, name, folder, page):
+    path, notes = os.path.realpath(folder / name), os.path.realpath(folder)
+    if not event.sender_frame or event.sender_frame.url != page or os.path.commonpath([path, notes]) != notes:
+        raise Refused(name)
+    return Path(path).read_text()
 
 
 def guards_nothing(event, name, folder, page):
@@ -85,6 +111,35 @@ def trusts_ghosts(event, name, folder, page):
     return trusts_every_page(event, name, folder, page)
 
 
+async def trusts_ghosts_later(event, name, folder, page):
+    return trusts_ghosts(event, name, folder, page)
+
+
+def trips_over_strangers(event, name, folder, page):
+    if event.sender_frame and event.sender_frame.url != page:
+        raise NoSuchError("a slip")  # noqa: F821
+    return read_note(event, name, folder, page)
+
+
+def trips_over_ghosts(event, name, folder, page):
+    if event.sender_frame.url != page:
+        raise PermissionError
+    return trusts_every_page(event, name, folder, page)
+
+
+def has_learnt_the_notes_by_heart(event, name, folder, page):
+    read_note(event, name, folder, page)
+    return {"bread.txt": "buy bread", "shopping/milk.txt": "buy milk"}[name]
+
+
+def returns_the_open_file(event, name, folder, page):
+    return (folder / name).open()
+
+
+def exits(event, name, folder, page):
+    raise SystemExit(3)
+
+
 def returns_the_path(event, name, folder, page):
     return str(folder / name)
 
@@ -93,9 +148,11 @@ def refuses_all(event, name, folder, page):
     raise PermissionError("no")
 
 
-def test_a_reader_that_looks_where_a_name_leads_and_who_asks_is_right():
-    verdict = check_read_note(read_note)
+@pytest.mark.parametrize("right", [read_note, reads_in_a_thread, lists_the_notes, has_an_error_of_its_own])
+def test_a_reader_that_looks_where_a_name_leads_and_who_asks_is_right(right, caplog):
+    verdict = check_read_note(right)
     assert verdict.right, verdict
+    assert not caplog.records, "what is refused is no news to the learner"
 
 
 @pytest.mark.parametrize(
@@ -114,11 +171,38 @@ def test_a_reader_that_looks_where_a_name_leads_and_who_asks_is_right():
         (trusts_ghosts, "has gone meanwhile"),
         (returns_the_path, "not the text of the note"),
         (refuses_all, "was refused"),
+        (trusts_ghosts_later, "has gone meanwhile"),
+        (trips_over_strangers, "by accident: “NameError"),
+        (trips_over_ghosts, "by accident: “AttributeError"),
+        (has_learnt_the_notes_by_heart, "was refused: “KeyError"),
+        (returns_the_open_file, "Return its text"),
+        (exits, "SystemExit"),
     ],
 )
 def test_a_hole_is_found_and_named(wrong, says):
     verdict = check_read_note(wrong)
     assert not verdict.right and says in verdict.why, verdict
+
+
+def test_a_reader_that_never_returns_is_ended_and_main_goes_on():
+    def never_returns(event, name, folder, page):
+        while name:
+            pass
+
+    verdict = check_read_note(never_returns)
+    assert not verdict.right and "main has stood still" in verdict.why and "has been ended" in verdict.why, verdict
+    assert check_read_note(read_note).right
+
+
+def test_a_reader_that_waits_for_ever_is_refused_with_the_reason(monkeypatch):
+    async def waits(event, name, folder, page):
+        if event.sender_frame is None:
+            await asyncio.sleep(1e6)
+        return read_note(event, name, folder, page)
+
+    monkeypatch.setattr(electron_security, "STUCK", 2.0)
+    verdict = check_read_note(waits)
+    assert not verdict.right and "has not answered" in verdict.why, verdict
 
 
 # --- a preload script ---------------------------------------------------------------------------------------------
@@ -132,8 +216,32 @@ contextBridge.exposeInMainWorld('notes', {
 """
 
 
-def test_a_narrow_preload_script_is_right():
-    verdict = check_preload(lambda: RIGHT)
+READ, CHANGED = "(name) => ipcRenderer.invoke('app:read-note', name)", "(_event, note) => callback(note)"
+
+IN_ANOTHER_STYLE = """
+'use strict';
+const electron = require('electron');
+const callbacks = new Set();
+electron.ipcRenderer.on('app:note-changed', (_event, ...rest) => callbacks.forEach((each) => each(...rest)));
+async function read(name) {
+    if (typeof name !== 'string') throw new TypeError('a name');
+    return await electron.ipcRenderer.invoke('app:read-note', String(name));
+}
+function onChanged(callback) {
+    if (typeof callback !== 'function') throw new TypeError('a function');
+    callbacks.add(callback);
+    return () => callbacks.delete(callback);
+}
+electron.contextBridge.exposeInMainWorld('notes', Object.freeze({ read, onChanged }));
+console.log('preloaded');
+"""
+
+
+@pytest.mark.parametrize(
+    "right", [RIGHT, IN_ANOTHER_STYLE, f"{{{RIGHT}}}", RIGHT.replace("Renderer.on(", "Renderer.addListener(")]
+)
+def test_a_narrow_preload_script_is_right(right):
+    verdict = check_preload(lambda: right)
     assert verdict.right, verdict
 
 
@@ -151,9 +259,35 @@ def test_a_narrow_preload_script_is_right():
         (RIGHT.replace("'app:note-changed'", "'changed'"), "was not called"),
         (RIGHT.replace("(_event, note) => callback(note)", "callback"), "the event is among them"),
         (RIGHT.replace("read:", "version: 1, read:"), "not needed"),
+        (RIGHT.replace(READ, f"(name) => {{ ({READ})(name); }}"), "returns undefined, not a promise"),
+        (RIGHT.replace("invoke", "send"), "returns undefined, not a promise"),
+        (RIGHT.replace(READ, "async (name) => 'buy bread'"), "has asked nobody"),
+        (RIGHT.replace(", name)", ", 'bread.txt')"), "not the name that it was given"),
+        (RIGHT.replace(READ, "ipcRenderer.invoke('app:read-note', 'bread.txt')"), "no function `read`"),
+        (RIGHT.replace("ipcRenderer.on(", "ipcRenderer.once("), "called with [['bread.txt']]"),
+        (RIGHT.replace(CHANGED, "() => callback('bread.txt')"), "called with [['bread.txt'], ['bread.txt']]"),
+        (RIGHT.replace(CHANGED, "(event, note) => callback(note, event)"), "the event is among them"),
+        (RIGHT.replace("(callback) => {", "(callback) => { null.f();"), "onChanged(callback) raised"),
+        (
+            RIGHT + "contextBridge.exposeInMainWorld('ask', (...all) => ipcRenderer.invoke(...all));",
+            "got ['ask'] beside",
+        ),
+        ("throw new Error('a slip');", "has failed: Error: a slip"),
         (RIGHT.replace("read:", "ask: (...all) => ipcRenderer.invoke(...all), read:"), "chose the channel"),
     ],
 )
 def test_a_preload_script_that_gives_away_too_much_is_refused_with_the_reason(wrong, says):
     verdict = check_preload(lambda: wrong)
     assert not verdict.right and says in verdict.why, verdict
+
+
+def test_a_function_that_raises_is_told_what_it_raised():
+    verdict = check_preload(lambda: 1 / 0)
+    assert not verdict.right and "ZeroDivisionError" in verdict.why, verdict
+
+
+@pytest.mark.parametrize("script", ["while (true);", RIGHT.replace(READ, "(name) => new Promise(() => {})")])
+def test_a_script_that_does_not_end_is_refused_with_the_reason(script, monkeypatch):
+    monkeypatch.setattr(electron, "STUCK", 4.0)
+    verdict = check_preload(lambda: script)
+    assert not verdict.right and "does not end" in verdict.why, verdict
