@@ -268,7 +268,8 @@ def _become(command: list[str], folder: Path) -> NoReturn:
 
     if os.geteuid() == 0:
         command.append("--allow-root")
-    # JupyterLab's own settings for the labs: no pop-up about news over the first one.
+    # JupyterLab's own settings for the labs: no pop-up about news over the first one. And no jupytext, which would not
+    # open a notebook that was edited where its twin in notebooks/py is not known, in VS Code for instance.
     ours = str(Path(__file__).with_name("jupyter"))
     os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, [ours, os.environ.get("JUPYTER_CONFIG_PATH")]))
     os.chdir(folder)

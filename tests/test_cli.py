@@ -1,5 +1,6 @@
 """The `labkit` command: every subcommand starts, and a mistake gets one sentence instead of a traceback."""
 
+import contextlib
 import json
 import os
 import re
@@ -10,8 +11,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -110,24 +113,49 @@ def first_answer(address: str, server: subprocess.Popen, deadline: float) -> tup
             time.sleep(0.1)
 
 
-def test_lab_serves_the_start_page_without_opening_a_browser(tmp_path):
+@contextlib.contextmanager
+def lab_at_work(tmp_path, *options: str) -> Iterator[Callable[[str], bytes]]:
+    """`labkit lab` with settings of its own; yields what answers with the page at an address of it."""
     port = free_port()
-    command = [sys.executable, "-m", "labkit", "lab", "--port", str(port), "--browser", "none"]
+    command = [sys.executable, "-m", "labkit", "lab", "--port", str(port), "--browser", "none", *options]
     private = {name: str(tmp_path / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
     with open(tmp_path / "log", "w+") as log:
         server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | private)
         try:
             deadline = time.monotonic() + 60
-            while not (address := re.search(rf"http://localhost:{port}/\S+", (tmp_path / "log").read_text())):
+            url = rf"(http://localhost:{port})(/lab/tree/notebooks\S*)\?(token=\S+)"
+            while not (address := re.search(url, (tmp_path / "log").read_text())):
                 assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
                 time.sleep(0.1)
-            assert "/lab/tree/notebooks" in address[0]
-            status, page = first_answer(address[0], server, deadline)
-            assert status == 200
-            assert b"JupyterLab" in page
+
+            def page(path: str = address[2]) -> bytes:
+                status, text = first_answer(f"{address[1]}{path}?{address[3]}", server, deadline)
+                assert status == 200
+                return text
+
+            yield page
         finally:
             server.terminate()
             assert server.wait(timeout=60) is not None
+
+
+def test_lab_serves_the_start_page_without_opening_a_browser(tmp_path):
+    with lab_at_work(tmp_path) as page:
+        assert b"JupyterLab" in page()
+
+
+def test_a_lab_that_was_edited_elsewhere_opens_as_it_was_saved(tmp_path):
+    """VS Code does not know of the notebook's twin. JupyterLab with jupytext's own settings refused to open it."""
+    twin = tmp_path / "notebooks/py/01-a.py"
+    twin.parent.mkdir(parents=True)
+    twin.write_text("# %%\nbefore = 1\n")
+    os.utime(twin, (1, 1))
+    cell = nbformat.v4.new_code_cell("solved = 1")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "notebooks/01-a.ipynb")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    with lab_at_work(tmp_path, "--folder", str(tmp_path)) as page:
+        model = json.loads(page("/api/contents/notebooks/01-a.ipynb"))
+    assert [cell["source"] for cell in model["content"]["cells"]] == ["solved = 1"]
 
 
 def test_report_wants_html_or_pdf():
