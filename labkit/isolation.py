@@ -221,10 +221,10 @@ class Namespace:
                     _setns(fd)
 
     def processes(self) -> list[int]:
-        """Pids, as seen from here, of the processes that are in all of these namespaces, without the holder."""
+        """Pids, as seen from here, of the other processes that are in all of these namespaces, without the holder."""
         self._must_be_open()
         wanted = {kind: os.fstat(fd).st_ino for kind, fd in self._fds.items()}
-        return [pid for pid in _pids() if pid not in (self.pid, self._holder.pid) and _is_in(pid, wanted)]
+        return [pid for pid in _pids() if pid not in (self.pid, self._holder.pid, os.getpid()) and _is_in(pid, wanted)]
 
     # --- ending -----------------------------------------------------------------------------------------------
 

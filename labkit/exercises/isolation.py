@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +11,9 @@ import sysv_ipc
 
 from labkit.boundary import COLUMNS, Boundary
 from labkit.channels import channel
-from labkit.exercises import Verdict, last_line
+from labkit.exercises import Verdict, last_line, said
 from labkit.isolation import Namespace, namespace, own_namespaces
-from labkit.launch import RemoteError
+from labkit.launch import Job, RemoteError, jobs
 from labkit.replay import Note, why_not
 
 REASONS = {
@@ -38,12 +37,14 @@ def check_prediction(predict: Callable[[str], Any], table: Boundary) -> Verdict:
         predict: the learner's function; it gets the name of each mechanism of the table.
         table: as it was measured.
     """
-    try:
-        predicted = {mechanism: predict(mechanism) for mechanism in table.mechanisms}
-    except Exception as error:
-        return Verdict(
-            False, f"your function raised {type(error).__name__}: {error}. It gets one name after the other."
-        )
+    predicted = {}
+    for mechanism in table.mechanisms:
+        try:
+            predicted[mechanism] = predict(mechanism)
+        except Exception as error:
+            return Verdict(
+                False, f"for {mechanism!r} your function raised {said(error)}. It gets one name after the other."
+            )
     if missing := [mechanism for mechanism, kind in predicted.items() if kind in (None, "", "?", ...)]:
         return Verdict(False, f"{len(missing)} to go; what isolates a {missing[0]}? One of {', '.join(COLUMNS)}.")
     for mechanism in table.mechanisms:
@@ -73,6 +74,15 @@ def _keeps(key: int | None, tx: Any, until: Any) -> None:
         queue.remove()
 
 
+def _removed(key: int) -> bool:
+    """Whether there was a queue with this key in our own namespace; it is gone."""
+    try:
+        sysv_ipc.MessageQueue(key).remove()
+    except sysv_ipc.ExistentialError:
+        return False
+    return True
+
+
 def check_find_queue(find: Callable[[int], Any]) -> Verdict | Note:
     """Whether find(key) returns the pid of a process in whose IPC namespace there is a queue with this key.
 
@@ -81,18 +91,17 @@ def check_find_queue(find: Callable[[int], Any]) -> Verdict | Note:
     """
     if refused := why_not():
         return Note(refused)
-    for round_ in range(3):  # a lucky guess does not pass
-        verdict = _check_find_once(find, round_)
+    for where in random.sample(range(4), 3):  # who guesses is not lucky three times
+        verdict = _check_find_once(find, where)
         if not verdict.right:
             return verdict
     return Verdict(True, "found three times, each time in another namespace. That is what lsipc(1) in nsenter(1) does.")
 
 
-def _check_find_once(find: Callable[[int], Any], round_: int) -> Verdict:
+def _check_find_once(find: Callable[[int], Any], where: int) -> Verdict:
     key = random.randrange(1 << 20, 1 << 30)
     with contextlib.ExitStack() as stack:
         rooms: list[tuple[Namespace, Any]] = []
-        where = random.randrange(4)
         for number in range(4):
             ns = stack.enter_context(namespace("ipc"))
             (tx, rx), (until, told) = channel("pipe"), channel("pipe")
@@ -101,10 +110,25 @@ def _check_find_once(find: Callable[[int], Any], round_: int) -> Verdict:
             rx.receive()
             rx.close()
             rooms.append((ns, job))
+        home = own_namespaces()["ipc"]
         try:
             found = find(key)
         except Exception as error:
-            return Verdict(False, f"your function raised {type(error).__name__}: {str(error).splitlines()[-1]}")
+            return Verdict(False, f"your function raised {said(error)}")
+        finally:
+            made = _removed(key)
+        if own_namespaces()["ipc"] != home:
+            return Verdict(
+                False,
+                "your function has brought this kernel into another namespace, where it stays: restart it. "
+                "those_of(pid).run(f) sends a child.",
+            )
+        if made:
+            return Verdict(
+                False,
+                "your function made a queue with that key in our own namespace: IPC_CREAT makes what is not there. "
+                "Only ask for it, sysv_ipc.MessageQueue(key).",
+            )
         inodes = [own_namespaces(job.pid)["ipc"] for _, job in rooms]
         if found is None or found is ...:
             return Verdict(
@@ -134,13 +158,13 @@ def _check_find_once(find: Callable[[int], Any], round_: int) -> Verdict:
 WORDS = b"through the wall"
 
 
-def _speak(tx: Any) -> dict[str, int]:
+def _speak(tx: Any) -> tuple[str, bytes, int]:
     tx.send(WORDS)
-    return own_namespaces()
+    return "speak", WORDS, own_namespaces()["ipc"]
 
 
-def _listen(rx: Any) -> tuple[bytes, dict[str, int]]:
-    return bytes(rx.receive(timeout=3)), own_namespaces()
+def _listen(rx: Any) -> tuple[str, bytes, int]:
+    return "listen", bytes(rx.receive()), own_namespaces()["ipc"]
 
 
 def check_talk(talk: Callable[..., Any]) -> Verdict | Note:
@@ -152,35 +176,59 @@ def check_talk(talk: Callable[..., Any]) -> Verdict | Note:
     """
     if refused := why_not():
         return Note(refused)
-    with namespace("ipc", "net", "mount") as a, namespace("ipc", "net", "mount") as b:
-        try:
-            jobs = talk(_speak, _listen, a, b)
-            if jobs is None or jobs is ...:
-                return Verdict(False, "your function returns nothing yet: launch both, and return the two jobs.")
-            speaking, listening = jobs
-            until = time.monotonic() + 10
-            spoke = speaking.wait(max(0.1, until - time.monotonic()))
-            heard, where = listening.wait(max(0.1, until - time.monotonic()))
-        except RemoteError as error:
-            return Verdict(
-                False,
-                f"a process stopped with “{last_line(error)}”. A name made on one side of a wall leads nowhere "
-                "on the other. Descriptors do not care: make the channel here, before anybody goes in, and hand "
-                "the ends over.",
-            )
-        except TimeoutError:
-            return Verdict(False, "nothing arrived within 10 seconds: do both use ends of the same channel?")
-        except (TypeError, ValueError) as error:
-            return Verdict(False, f"“{error}”. Return the two jobs, that of speak first.")
-        if heard != WORDS:
-            return Verdict(False, f"{heard!r} arrived, not what speak() sends.")
-        for what, ns, found in (("speak", a, spoke), ("listen", b, where)):
-            inode = ns.run(own_namespaces)["ipc"]
-            if found["ipc"] != inode:
+    before = set(jobs())
+    try:
+        with namespace("ipc", "net", "mount") as a, namespace("ipc", "net", "mount") as b:
+            return _talked(talk, a, b)
+    finally:
+        for job in set(jobs()) - before:  # outside, for example, where nobody spoke to it
+            job.kill()
+            with contextlib.suppress(RemoteError):
+                job.wait()
+
+
+def _talked(talk: Callable[..., Any], a: Namespace, b: Namespace) -> Verdict:
+    try:
+        pair = talk(_speak, _listen, a, b)
+        if pair is None or pair is ...:
+            return Verdict(False, "your function returns nothing yet: launch both, and return the two jobs.")
+        if isinstance(pair, Job) or not hasattr(pair, "__iter__"):
+            return Verdict(False, f"you return {pair!r}: return the two jobs, that of speak and that of listen.")
+        results = []
+        for job in list(pair):
+            if not isinstance(job, Job):
                 return Verdict(
                     False,
-                    f"the message arrived, but {what}() did not run inside its namespaces: launch(..., inside=...).",
+                    f"{job!r} is among what you return, and is no job: return the two jobs, as launch(...) gives them.",
                 )
+            results.append(job.wait())
+    except RemoteError as error:
+        line = last_line(error)
+        if line.startswith("TimeoutError"):
+            return Verdict(
+                False,
+                f"a process stopped with “{line}”: it waited in vain. Launch both before you wait for one of them, "
+                "with the two ends of one channel.",
+            )
+        return Verdict(
+            False,
+            f"a process stopped with “{line}”. A name made on one side of a wall leads nowhere on the other. "
+            "Descriptors do not care: make one channel here, before anybody goes in, and hand over its two ends, tx to "
+            "speak and rx to listen.",
+        )
+    except Exception as error:
+        return Verdict(False, f"your function raised {said(error)}")
+    ran = {result[0]: result[1:] for result in results if isinstance(result, tuple) and len(result) == 3}
+    for what, ns in (("speak", a), ("listen", b)):
+        if what not in ran:
+            return Verdict(False, f"no job that you return gives back what {what}() returns: return the two jobs.")
+        heard, where = ran[what]
+        if heard != WORDS:
+            return Verdict(False, f"{heard!r} arrived, not what speak() sends.")
+        if where != ns.run(own_namespaces)["ipc"]:
+            return Verdict(
+                False, f"the message arrived, but {what}() did not run inside its namespaces: launch(..., inside=...)."
+            )
     return Verdict(
         True,
         "no name leads from one to the other, and still they talk: a namespace hides names, and a descriptor has none. "
