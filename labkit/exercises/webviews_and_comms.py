@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from labkit.comms import FrontEnd
+from labkit.comms import ANSWER_SECONDS, FrontEnd
 from labkit.exercises import Verdict
 
 # --- an answer for each question --------------------------------------------------------------------------------
 
 TARGET = """
 def opened(comm, message):
+    import threading
     def heard(message):
+        before = threading.enumerate()
         try:
             {name}(comm, message["content"]["data"])
-        except Exception as error:
+        except BaseException as error:  # also SystemExit, which would end the kernel
             comm.send({{"raised": f"{{type(error).__name__}}: {{error}}"}})
+        for thread in {{*threading.enumerate()}} - {{*before}}:
+            thread.join(10)  # it may be the one that answers
     comm.on_msg(heard)
 get_ipython().kernel.comm_manager.register_target("exercise", opened)
 """
@@ -40,29 +46,76 @@ def check_answer(answer: Callable[..., Any]) -> Verdict:
     """Whether answer(comm, question) sends one answer for each question, with its number, also when it goes wrong.
 
     Args:
-        answer: the learner's function. Its text is run in a kernel, which has FUNCTIONS.
+        answer: the learner's function. Its text is run in a kernel, which has FUNCTIONS, together with the text of
+            functions of the learner that it calls, and with the imports that they use.
     """
     try:
-        source = textwrap.dedent(inspect.getsource(answer))
+        source = "\n".join(_texts(answer, {}).values())
     except (OSError, TypeError):
         return Verdict(False, "its text cannot be found, and the kernel needs it: write it with def, in a cell.")
     with FrontEnd() as front:
         try:
             front.run(FUNCTIONS + source + TARGET.format(name=answer.__name__))
         except RuntimeError as error:
-            return Verdict(False, f"the kernel could not run your function: {error}")
+            return Verdict(False, f"the kernel could not run your function: {error}.{_missing(error)}")
         comm, _ = front.open("exercise")
         for question, wanted in QUESTIONS:
-            if wrong := _wrong_answer(comm.send(question), question, wanted):
-                return Verdict(False, wrong)
+            try:
+                came = comm.send(question)
+            except TimeoutError:
+                return Verdict(
+                    False,
+                    f"the question was {question}, and the kernel is not done with it after {ANSWER_SECONDS} s: your "
+                    "function does not return, or has ended the kernel.",
+                )
+            if wrong := _wrong_answer(came, question, wanted):
+                hint = " A listener is not awaited: write def." if inspect.iscoroutinefunction(answer) else ""
+                return Verdict(False, f"{wrong}{hint}{_missing(came)}")
     return Verdict(True, "each question has one answer, with its number, and errors are answers too: that is invoke.")
 
 
-def _wrong_answer(came: list[dict[str, Any]], question: dict[str, Any], wanted: dict[str, Any]) -> str:
+def _texts(function: Callable[..., Any], found: dict[str, str]) -> dict[str, str]:
+    """The texts of a function and of what it needs of the notebook, by name, in the order in which to run them.
+
+    Raises:
+        OSError, TypeError: there is none.
+    """
+    if not function.__name__.isidentifier():
+        raise TypeError("a lambda has no name to call it by")
+    text = textwrap.dedent(inspect.getsource(function))
+    found[function.__name__] = ""  # it may call itself
+    for name, needed in inspect.getclosurevars(function).globals.items():
+        if name in found:
+            continue
+        if inspect.ismodule(needed):
+            found[name] = f"import {needed.__name__} as {name}"
+        elif inspect.isfunction(needed) and needed.__module__ == function.__module__:
+            _texts(needed, found)
+        elif hasattr(needed, "__name__") and getattr(needed, "__module__", None) in sys.modules.keys() - {
+            function.__module__
+        }:
+            found[name] = f"from {needed.__module__} import {needed.__name__} as {name}"
+    del found[function.__name__]
+    found[function.__name__] = text
+    return found
+
+
+def _missing(told: object) -> str:
+    if "NameError" not in str(told):
+        return ""
+    return " The kernel has the text of your function, and not your notebook: say in it what it needs."
+
+
+def _wrong_answer(came: list[Any], question: dict[str, Any], wanted: dict[str, Any]) -> str:
     asked = f"the question was {question}"
     if not came:
-        return f"{asked}, and nothing was sent. What a listener returns goes nowhere: comm.send(...)."
+        return (
+            f"{asked}, and nothing was sent by the time your function had returned. What a listener returns goes "
+            "nowhere: comm.send(...)."
+        )
     got = came[0]
+    if not isinstance(got, dict):
+        return f"{asked}, and the answer {got!r} is {_what(got)}: send a dictionary, a comm makes JSON of it."
     if "raised" in got:
         return (
             f"{asked}, and your function raised {got['raised']}. It would be a line in the kernel's log; who has asked "
@@ -113,13 +166,20 @@ def check_state(show: Callable[..., Any], messages: list[tuple[str, dict[str, An
     """
     messages = messages or recorded()
     try:
-        shown = show([(kind, dict(content)) for kind, content in messages])
+        opened = {content["comm_id"]: content["data"]["state"] for kind, content in messages if kind == "comm_open"}
+        closed = {content["comm_id"] for kind, content in messages if kind == "comm_close"}
+    except (KeyError, TypeError, ValueError):
+        return Verdict(False, "the messages are not what was recorded any more: run the cell that records them again.")
+    try:
+        shown = show(copy.deepcopy(messages))
     except Exception as error:
         return Verdict(False, f"your function raised {type(error).__name__}: {error}. Look at the kinds of messages.")
-    if not isinstance(shown, dict):
-        return Verdict(False, f"you return {shown!r}: return a dictionary, the state of each widget by its comm_id.")
-    opened = {content["comm_id"]: content["data"]["state"] for kind, content in messages if kind == "comm_open"}
-    closed = {content["comm_id"] for kind, content in messages if kind == "comm_close"}
+    if inspect.iscoroutine(shown):
+        shown.close()
+    if not isinstance(shown, Mapping):
+        return Verdict(
+            False, f"you return {_what(shown)}: return a dictionary, the state of each widget by its comm_id."
+        )
     if left := closed & shown.keys():
         return Verdict(False, f"{len(left)} widget is still shown, though comm_close has come: it is gone.")
     if missing := opened.keys() - closed - shown.keys():
@@ -132,10 +192,14 @@ def check_state(show: Callable[..., Any], messages: list[tuple[str, dict[str, An
     return Verdict(True, "that is all a browser knows: it has never seen a Python object, only what was said of it.")
 
 
+def _what(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
 def _wrong_state(shown: Any, opened: dict[str, Any]) -> str:
     name = opened.get("_model_name")
-    if not isinstance(shown, dict):
-        return f"the state of a {name} is {shown!r}: it is a dictionary."
+    if not isinstance(shown, Mapping):
+        return f"the state of a {name} is {_what(shown)}: it is a dictionary."
     if lost := opened.keys() - shown.keys():
         return (
             f"a {name} has lost {len(lost)} of its {len(opened)} properties. An update tells what has *changed*; the "
