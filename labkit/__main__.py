@@ -118,7 +118,7 @@ def clean(
 @app.command("ls")
 def list_objects(
     kinds: Annotated[
-        list[str] | None, typer.Argument(help='Kinds, or how they begin: "System V", "POSIX queue", FIFO, TCP ...')
+        list[str] | None, typer.Argument(help='Kinds, or how they begin: "System V", "POSIX queue", fifo, tcp ...')
     ] = None,
     inside: Annotated[
         int | None, typer.Option(help="As seen by this process, in its namespaces.", metavar="PID")
@@ -138,7 +138,10 @@ def list_objects(
             found = those_of(inside).run(objects)
         except (OSError, RemoteError) as refused:
             _fail(f"the namespaces of process {inside} cannot be entered: {str(refused).splitlines()[-1]}.")
-    found = found.of(*kinds) if kinds else found
+    try:
+        found = found.of(*kinds) if kinds else found
+    except ValueError as wrong:
+        _fail(f"{wrong}.")
     if json:
         from json import dumps
 
@@ -211,7 +214,13 @@ def _value(text: str) -> tuple[str, Any]:
 
 @app.command()
 def bench(
-    names: Annotated[list[str] | None, typer.Argument(help="Which ones; all when none is named.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Which ones: import, launch, channels, trace, events, view, report, queue, electron, sweep; all "
+            "when none is named."
+        ),
+    ] = None,
     keep: Annotated[
         Path | None, typer.Option(help="Of report: keep the executed labs here, and run only what has changed since.")
     ] = None,

@@ -42,13 +42,27 @@ GETPID = 11  # semctl(2)
 LISTEN = "0A"  # state of a socket in /proc/net/tcp: include/net/tcp_states.h
 
 
+KINDS = (
+    "System V queue",
+    "System V semaphores",
+    "System V memory",
+    "POSIX queue",
+    "POSIX memory",
+    "POSIX semaphore",
+    "FIFO",
+    "Unix socket",
+    "TCP socket",
+    "UDP socket",
+    "shared mapping",
+)
+
+
 @dataclass(frozen=True)
 class Object:
     """An IPC object that exists.
 
     Attributes:
-        kind: "System V queue", "System V semaphores", "System V memory", "POSIX queue", "POSIX memory",
-            "POSIX semaphore", "FIFO", "Unix socket", "TCP socket", "UDP socket" or "shared mapping".
+        kind: one of KINDS.
         name: key and identifier, path, address: as its own commands and calls take it.
         owner: uid, None when that cannot be known.
         mode: permissions, None for what has none.
@@ -108,9 +122,17 @@ class Objects(Table):
         return [asdict(row) for row in self]
 
     def of(self, *kinds: str) -> Objects:
-        """Those of some kinds: their names, or how they begin ("System V")."""
+        """Those of some kinds: their names, or how they begin ("System V"), in small letters too.
+
+        Raises:
+            ValueError: no kind begins so.
+        """
+        wanted = tuple(kind.lower() for kind in kinds)
+        for kind in wanted:
+            if not any(known.lower().startswith(kind) for known in KINDS):
+                raise ValueError(f"no kind of object begins with {kind!r}; there are: {', '.join(KINDS)}")
         found = Objects(self.unseen)
-        found.extend(row for row in self if row.kind.startswith(kinds))
+        found.extend(row for row in self if row.kind.lower().startswith(wanted))
         return found
 
     __hash__ = None  # type: ignore[assignment]

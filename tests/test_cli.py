@@ -186,6 +186,13 @@ def test_report_into_a_folder_that_cannot_be_made_says_so(tmp_path):
     assert "-o" in message
 
 
+def test_the_help_of_bench_names_all_benchmarks():
+    from labkit.bench import NAMES
+
+    words = re.findall(r"\w+", labkit("bench", "--help").stdout)
+    assert set(NAMES) <= set(words)
+
+
 def test_an_unknown_benchmark_is_named_with_those_there_are():
     message = one_sentence(labkit("bench", "nothing"))
     assert "nothing" in message

@@ -14,7 +14,7 @@ import pytest
 import sysv_ipc
 
 from labkit import channel, objects, receiver
-from labkit.objects import _LIST_QUEUES, Object, age
+from labkit.objects import _LIST_QUEUES, KINDS, Object, age
 
 
 def one(kind, part):
@@ -227,7 +227,7 @@ def test_the_command_prints_what_objects_returns(a_name):
     memory.close_fd()
     command = [sys.executable, "-m", "labkit", "ls"]
     try:
-        table = subprocess.run([*command, "POSIX memory"], capture_output=True, text=True, check=True).stdout
+        table = subprocess.run([*command, "posix mem"], capture_output=True, text=True, check=True).stdout
         assert a_name in table and "look abandoned" in table
         listed = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout
         row = next(row for row in json.loads(listed)["objects"] if a_name in row["name"])
@@ -236,6 +236,15 @@ def test_the_command_prints_what_objects_returns(a_name):
         memory.unlink()
     unknown = subprocess.run([*command, "--inside", "999999999"], capture_output=True, text=True)
     assert unknown.returncode == 2 and "no process 999999999" in unknown.stderr
+    misspelt = subprocess.run([*command, "fifos"], capture_output=True, text=True)
+    assert misspelt.returncode == 2 and "no kind of object begins with 'fifos'; there are: " in misspelt.stderr
+
+
+def test_every_kind_can_be_asked_for_by_its_name():
+    found = objects()
+    assert {row.kind for row in found} <= set(KINDS)
+    for kind in KINDS:
+        assert list(found.of(kind)) == [row for row in found if row.kind == kind]
 
 
 def test_ages_have_one_unit():

@@ -5,14 +5,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from labkit import facts
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
 def test_the_example_runs_as_a_plain_script(tmp_path):
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    code = EXAMPLES[0]
     script = tmp_path / "example.py"
     script.write_text(code.replace('"run.html"', repr(str(tmp_path / "run.html"))))
     done = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -21,6 +26,15 @@ def test_the_example_runs_as_a_plain_script(tmp_path):
     assert f"[{words}, None]" in done.stdout
     assert "n=13,030" in done.stdout
     assert (tmp_path / "run.html").exists()
+
+
+@pytest.mark.parametrize("number, prints", [(1, str(sum(n**2 for n in range(1000)))), (2, "")])
+def test_the_other_examples_run_as_they_stand(number, prints, tmp_path):
+    script = tmp_path / "example.py"
+    script.write_text(EXAMPLES[number].replace("result(10)", "result(100)"))  # seconds, on a machine that is busy
+    done = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == prints
 
 
 def test_the_table_of_mechanisms_says_what_the_facts_say():
