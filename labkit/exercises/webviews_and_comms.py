@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dis
 import inspect
 import sys
 import textwrap
@@ -74,19 +75,20 @@ def check_answer(answer: Callable[..., Any]) -> Verdict:
     return Verdict(True, "each question has one answer, with its number, and errors are answers too: that is invoke.")
 
 
-def _texts(function: Callable[..., Any], found: dict[str, str]) -> dict[str, str]:
+def _texts(function: Any, found: dict[str, str]) -> dict[str, str]:
     """The texts of a function and of what it needs of the notebook, by name, in the order in which to run them.
 
     Raises:
         OSError, TypeError: there is none.
     """
-    if not function.__name__.isidentifier():
-        raise TypeError("a lambda has no name to call it by")
+    if not inspect.isfunction(function) or not function.__name__.isidentifier():
+        raise TypeError("only a function has a text, and only a name can be called")
     text = textwrap.dedent(inspect.getsource(function))
     found[function.__name__] = ""  # it may call itself
-    for name, needed in inspect.getclosurevars(function).globals.items():
-        if name in found:
+    for name in _globals(function.__code__):
+        if name in found or name not in function.__globals__:
             continue
+        needed = function.__globals__[name]
         if inspect.ismodule(needed):
             found[name] = f"import {needed.__name__} as {name}"
         elif inspect.isfunction(needed) and needed.__module__ == function.__module__:
@@ -98,6 +100,12 @@ def _texts(function: Callable[..., Any], found: dict[str, str]) -> dict[str, str
     del found[function.__name__]
     found[function.__name__] = text
     return found
+
+
+def _globals(code: Any) -> set[str]:
+    """The names of globals that some code uses. inspect.getclosurevars takes those of attributes for such, too."""
+    inner = [_globals(each) for each in code.co_consts if inspect.iscode(each)]
+    return {each.argval for each in dis.get_instructions(code) if each.opname == "LOAD_GLOBAL"}.union(*inner)
 
 
 def _missing(told: object) -> str:
