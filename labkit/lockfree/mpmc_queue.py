@@ -100,6 +100,9 @@ class Mpmc(Face):
             jobs = [launch(produce, q), launch(produce, q), launch(consume, q)]
         results = [job.wait() for job in jobs]
 
+    send(message, timeout=30), receive(timeout=30), try_send(message) and try_receive() are builtins of each object,
+    which help() of the class does not list: help(Mpmc._send) and help(Mpmc._receive) tell all of them.
+
     Args:
         capacity: how many messages, or items, it holds.
         message_bytes: bytes in the largest message. A slot of so many is kept for each.

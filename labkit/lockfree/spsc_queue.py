@@ -93,6 +93,9 @@ class Spsc(Face):
     next receiver gets; what a sender was sending when it died never was. A message larger than the ring goes through it
     in pieces; of such a one, what a dying receiver had of it is lost.
 
+    send(message, timeout=30), receive(timeout=30), try_send(message) and try_receive() are builtins of each object,
+    which help() of the class does not list: help(Spsc._send) and help(Spsc._receive) tell all of them.
+
     Args:
         capacity: bytes of a ring for messages of any length, rounded up to a power of two, at least 4096; a message
             takes 8 bytes more than it has, rounded up to a multiple of 8. With a `dtype`: items.
