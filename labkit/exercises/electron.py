@@ -81,6 +81,7 @@ class _Counting:
 
     def __init__(self, listener: Callable[..., Any], pages: int, patience: float):
         self.listener, self.patience = listener, patience
+        self.missing, self.all_here = pages, asyncio.Event()
         self.at_work = self.expectant = pages  # listeners that have not returned, pages that have not heard "done"
         self.judge = threading.current_thread()
         self.finished = threading.Event()
@@ -93,6 +94,10 @@ class _Counting:
         self.tasks: set[Any] = set()
 
     async def __call__(self, event: Any, number: int) -> None:
+        self.missing -= 1
+        if not self.missing:
+            self.all_here.set()
+        await self.all_here.wait()  # pages that ask at the same time do so however late one of them is
         if self.over:
             return  # what waited behind one that was stuck would be stuck as well
         if not self.tasks:
@@ -194,8 +199,8 @@ def _progress(count: Callable[..., Any], patience: float) -> Verdict:
                 for channel, listener in (("count", counting), ("told", counting.told)):
                     win.web_contents.ipc.remove_all_listeners(channel).on(channel, listener)
                 transport.counting = counting
-            for win, number in asked:
-                win.web_contents.execute_java_script(f"ipcRenderer.send('count', {number})")
+            for win, number in asked:  # later: nothing else may come of a page while a thread waits in `sends`
+                run(win, f"setTimeout(() => ipcRenderer.send('count', {number})); 0")
             counting.wait()
             return counting, [] if counting.stuck else [run(win, "got.splice(0)") for win in (first, second)]
 
@@ -246,8 +251,8 @@ def _wrong_progress(counting: _Counting, got: list[Any], others: list[Any]) -> s
     if counting.blocked or all(before == after is not None for (_, before), (_, after) in pairwise(numbers)):
         return (
             "right for this page, but nothing else ran in main from one number to the next: no message of any window. "
-            "time.sleep stops main's only thread, and so does who waits for a thread; in an async listener, `await "
-            "asyncio.sleep(0.05)` before each number lets it go on."
+            "A step takes 50 ms, and main serves others meanwhile: time.sleep stops its only thread, and so does who "
+            "waits for a thread. In an async listener, `await asyncio.sleep(0.05)` before each number."
         )
     return ""
 
