@@ -53,10 +53,16 @@ def _send(tx: Any, messages: list[bytes]) -> None:
         tx.send(message)
 
 
-def let_sleep(pid: int, seconds: float) -> None:
-    """Wait, so that a process can show that it sleeps. One that does not, on a busy machine, gets time to show that."""
+def let_sleep(pid: int, seconds: float, ended: Callable[[], bool] = lambda: False) -> None:
+    """Wait, so that a process can show that it sleeps. One that does not, on a busy machine, gets time to show that.
+
+    Args:
+        pid: of the process.
+        seconds: to wait, at least.
+        ended: when this is true there is no more to wait for.
+    """
     begin, before = time.monotonic(), _processor_seconds(pid)[1]
-    while True:
+    while not ended():
         waited = time.monotonic() - begin
         state, spent = _processor_seconds(pid)
         if waited >= seconds and (state != "R" or spent - before >= seconds or waited > 20 * seconds):
