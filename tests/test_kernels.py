@@ -551,6 +551,12 @@ def shown(client, code, wanted):
     return said
 
 
+def state_of_alice(client) -> str:
+    code, asked = "from labkit import kernel", {"state": "kernel('alice').state"}
+    reply = client.execute(code, silent=True, user_expressions=asked, reply=True, timeout=60)["content"]
+    return json.dumps(reply.get("user_expressions"))  # nothing when it was aborted with the cell that was stopped
+
+
 BUSY = "%%kernel alice\nimport os, time\nprint('pid', os.getpid(), flush=True)\ntime.sleep(100)"
 
 
@@ -561,7 +567,7 @@ def test_stopping_the_cell_interrupts_the_other_kernel(notebook):
     reply = client.get_shell_msg(timeout=60)["content"]
     assert reply["ename"] == "KeyboardInterrupt"
     assert "alice was interrupted" in reply["traceback"][0] and "kernels.py" not in "".join(reply["traceback"])
-    assert "idle" in shown(client, "from labkit import kernels\nprint(kernels())", "alice")
+    until(lambda: "idle" in state_of_alice(client), "was interrupted")
 
 
 def test_stopping_a_cell_that_awaits_interrupts_the_other_kernel(notebook):
@@ -571,13 +577,7 @@ def test_stopping_a_cell_that_awaits_interrupts_the_other_kernel(notebook):
     client.get_shell_msg(timeout=60)  # that of the cell which began alice's
     manager.interrupt_kernel()
     assert client.get_shell_msg(timeout=60)["content"]["status"] == "error"
-
-    def state():
-        asked = {"state": "kernel('alice').state"}
-        reply = client.execute("", silent=True, user_expressions=asked, reply=True, timeout=60)["content"]
-        return json.dumps(reply.get("user_expressions"))  # nothing when it was aborted with the cell that was stopped
-
-    until(lambda: "idle" in state(), "was interrupted")
+    until(lambda: "idle" in state_of_alice(client), "was interrupted")
 
 
 @pytest.mark.parametrize("how", ["restart", "kill"])
