@@ -349,8 +349,9 @@ rings["128 bytes apart"] = ring_with(0, 128, 256)
 measure("128 bytes apart")
 
 # %% [markdown]
-# Nothing was wrong in either, `measure` looks. How much faster it is depends on how far your two processors are from each other, and on who else
-# uses them: on a busy machine you measure the others.
+# Nothing was wrong in either, `measure` looks. How much that is worth depends on how far your two processors are from each other, and on who else
+# uses them: on a busy machine you measure the others. It may even cost time: for every item each side still reads the other's position, and with
+# the two apart that is one more line that travels. Distance alone does not help who looks at the other each time; the next step looks seldom.
 
 # %% [markdown]
 # The same as a picture: the view shows the line that two processes write with a red border, and there is none any more.
