@@ -81,8 +81,8 @@ class _Ring(Objects):
     def _put(self, *arguments: Any, **named: Any) -> None:
         self._queue()._put(*arguments, **named)
 
-    def _put_packed(self) -> None:
-        self._queue()._send(self._packed(), True, None)
+    def _put_packed(self, *arguments: Any, **named: Any) -> None:
+        self._queue()._send(self._packed(), *arguments, **named)
 
     def _get(self, *arguments: Any, **named: Any) -> Any:
         return self._queue()._get(*arguments, **named)
@@ -238,7 +238,7 @@ class Queue(multiprocessing.queues.Queue):
                         self._send(packed, block, remains)
                 left = left[done + 1 :]
 
-    def _send(self, packed: Packed, block: bool, timeout: float | None) -> None:
+    def _send(self, packed: Packed, block: bool = True, timeout: float | None = None) -> None:
         if self._closed:
             self._ring.throw_away(packed)
             self._must_be_open()

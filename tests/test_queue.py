@@ -564,6 +564,96 @@ def test_join_counts_what_waits_for_room():
     q.close()
 
 
+# --- how it is called ---------------------------------------------------------------------------------------
+
+LATER = {"tim" + "eout": 5}  # a word that is not the one of a call
+
+PUTS = [
+    lambda q, thing: q.put(thing, True),
+    lambda q, thing: q.put(thing, True, 5),
+    lambda q, thing: q.put(thing, False),
+    lambda q, thing: q.put(thing, block=False),
+    lambda q, thing: q.put(thing, timeout=5),
+    lambda q, thing: q.put(thing, True, timeout=5),
+    lambda q, thing: q.put(thing, block=True, timeout=5),
+    lambda q, thing: q.put(thing, timeout=5, block=True),
+    lambda q, thing: q.put(thing, **LATER),
+    lambda q, thing: q.put(obj=thing),
+    lambda q, thing: q.put(timeout=5, obj=thing),
+    lambda q, thing: q.put_nowait(thing),
+]
+GETS = [
+    lambda q: q.get(True),
+    lambda q: q.get(True, 5),
+    lambda q: q.get(False),
+    lambda q: q.get(block=False),
+    lambda q: q.get(timeout=5),
+    lambda q: q.get(True, timeout=5),
+    lambda q: q.get(block=True, timeout=5),
+    lambda q: q.get(timeout=5, block=True),
+    lambda q: q.get(**LATER),
+    lambda q: q.get_nowait(),
+]
+NO_CALLS = [
+    lambda q: q.put(),
+    lambda q: q.put(1, True, 5, 6),
+    lambda q: q.put(1, True, block=True),
+    lambda q: q.put(1, True, 5, timeout=5),
+    lambda q: q.put(1, wait=5),
+    lambda q: q.put(1, obj=2),
+    lambda q: q.put(1, timeout=5, wait=5),
+    lambda q: q.put(1, **LATER, block=True, wait=5),
+    lambda q: q.get(True, 5, 6),
+    lambda q: q.get(True, block=True),
+    lambda q: q.get(True, 5, timeout=5),
+    lambda q: q.get(wait=5),
+    lambda q: q.get(timeout=5, wait=5),
+]
+
+
+@pytest.mark.parametrize("put", PUTS)
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_an_object_is_put_however_put_is_called(q, put, size):
+    put(q, b"x" * size)
+    assert q.get() == b"x" * size and q.empty()
+
+
+@pytest.mark.parametrize("get", GETS)
+def test_an_object_is_got_however_get_is_called(q, get):
+    q.put("x")
+    assert get(q) == "x" and q.empty()
+
+
+@pytest.mark.parametrize("call", NO_CALLS)
+def test_what_is_no_call_of_put_or_get_puts_and_gets_nothing(q, call):
+    q.put("there")
+    with pytest.raises(TypeError):
+        call(q)
+    assert q.qsize() == 1 and q.get() == "there"
+
+
+def test_a_full_queue_hears_how_long_to_wait():
+    full = Queue(1)
+    full.put(1)
+    for put in (
+        lambda thing: full.put(thing, False),
+        lambda thing: full.put(thing, block=False),
+        lambda thing: full.put(thing, True, 0.01),
+        lambda thing: full.put(thing, timeout=0.01),
+        lambda thing: full.put(thing, timeout=0.01, block=True),
+        lambda thing: full.put(thing, True, timeout=0.01),
+    ):
+        for thing in ("small", b"large" * 30_000):
+            with pytest.raises(queue.Full):
+                put(thing)
+    assert full.get(True, 0) == 1
+    for get in (lambda: full.get(False), lambda: full.get(True, 0.01), lambda: full.get(timeout=0.01)):
+        with pytest.raises(queue.Empty):
+            get()
+    assert in_use(full) == 0
+    full.close()
+
+
 # --- descriptors --------------------------------------------------------------------------------------------
 
 

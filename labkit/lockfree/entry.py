@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ PyList_SetItem = types.ExternalFunction("PyList_SetItem", types.int32(WORD, WORD
 PyList_SetSlice = types.ExternalFunction("PyList_SetSlice", types.int32(WORD, WORD, WORD, WORD))
 PyList_Append = types.ExternalFunction("PyList_Append", types.int32(WORD, WORD))
 PyBool_FromLong = types.ExternalFunction("PyBool_FromLong", WORD(WORD))
+PyTuple_Size = types.ExternalFunction("PyTuple_Size", WORD(WORD))
+PyTuple_GetItem = types.ExternalFunction("PyTuple_GetItem", WORD(WORD, WORD))
 PyErr_Clear = types.ExternalFunction("PyErr_Clear", types.void())
 PyErr_Occurred = types.ExternalFunction("PyErr_Occurred", WORD())
 WRITABLE = 1  # PyBUF_WRITABLE
@@ -64,8 +67,9 @@ WRITABLE = 1  # PyBUF_WRITABLE
 RING, RING_BYTES = 0, 8  # address of the ring, capacity of its data
 NONE = 16  # address of None, to return it
 MOST = 24  # bytes in the largest message
-OWN = 32
-STATE_WORDS = 48
+BLOCK, TIMEOUT = 32, 40  # addresses of the words "block" and "timeout", as a call names its arguments
+OWN = 48
+STATE_WORDS = 50
 
 # A Py_buffer (80 bytes) lives on the stack, never in the state: PyObject_GetBuffer may run Python code (PEP 688), which
 # may call the same builtin again, from this thread or another.
@@ -135,12 +139,14 @@ def callables(functions: dict[str, Any], without_gil: Collection[str] = ()) -> d
 
 
 _keep: list[Any] = []  # the owners of the machine code
+_words = sys.intern("block"), sys.intern("timeout")
 
 
 def new_state(ring: int, capacity: int, most: int) -> np.ndarray:
     """The private state of a builtin that works on the ring at an address."""
     state = np.zeros(STATE_WORDS, np.int64)
     state[[RING // 8, RING_BYTES // 8, NONE // 8, MOST // 8]] = ring, capacity, id(None), most
+    state[[BLOCK // 8, TIMEOUT // 8]] = [id(word) for word in _words]
     return state
 
 
@@ -160,10 +166,39 @@ REFUSED, APART, FULL, CORRUPT, SENT = range(5)
 returns what came, None when there is nothing (-FULL), APART or CORRUPT."""
 
 
+# What can be done at once does not wait, whatever a call says of waiting, so that its arguments are not looked at.
+
+
+@njit(forceinline=True)
+def at_most_timeout(state, count, names):
+    """Whether a call gives, in so many arguments and by name, nothing or a timeout."""
+    if names == 0:
+        return 0 <= count <= 1
+    return count == 0 and PyTuple_Size(names) == 1 and PyTuple_GetItem(names, 0) == load_relaxed(state + TIMEOUT)
+
+
+@njit(forceinline=True)
+def at_most_block_and_timeout(state, count, names):
+    """The same of `block` and `timeout`, in this order."""
+    return 0 <= count <= 2 if names == 0 else _names_block_or_timeout(state, count, names)
+
+
 @njit
-def given_bytes(arguments, count, names, buffer):
-    """Whether a builtin was called with one bytes object and nothing else; its address and size go to `buffer`."""
-    if count != 1 or names != 0:
+def _names_block_or_timeout(state, count, names):
+    number, first = PyTuple_Size(names), PyTuple_GetItem(names, 0)
+    block, timeout = load_relaxed(state + BLOCK), load_relaxed(state + TIMEOUT)
+    if number == 1:
+        return (first == timeout and 0 <= count <= 1) or (first == block and count == 0)
+    if number != 2 or count != 0:
+        return False
+    second = PyTuple_GetItem(names, 1)
+    return (first == block and second == timeout) or (first == timeout and second == block)
+
+
+@njit
+def given_bytes(arguments, count, buffer):
+    """Whether a builtin was called with a bytes object first; its address and size go to `buffer`."""
+    if count < 1:
         return False
     if PyBytes_AsStringAndSize(load_relaxed(arguments), buffer, buffer + 8) != 0:
         PyErr_Clear()

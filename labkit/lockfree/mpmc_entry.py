@@ -49,7 +49,9 @@ from labkit.lockfree.entry import (
     PyLong_AsVoidPtr,
     PyLong_FromLongLong,
     PyObject_GetBuffer,
+    at_most_timeout,
     callables,
+    given_bytes,
     none,
 )
 
@@ -387,28 +389,22 @@ def _compile(key: str) -> dict[str, Entry]:
     def send(self, arguments, count, names):
         """send(message, timeout=30): send one message."""
         key  # see SOURCES
-        state = PyLong_AsVoidPtr(self)
-        if count == 1 and names == 0:
-            buffer = on_stack()
-            if PyBytes_AsStringAndSize(load_relaxed(arguments), buffer, buffer + 8) == 0:
-                if send_bytes(state, load_relaxed(buffer), load_relaxed(buffer + 8)) == SENT:
-                    return none(state)
-            else:
-                PyErr_Clear()
+        state, buffer = PyLong_AsVoidPtr(self), on_stack()
+        if at_most_timeout(state, count - 1, names) and given_bytes(arguments, count, buffer):
+            sent = send_bytes(state, load_relaxed(buffer), load_relaxed(buffer + 8))
+            if sent == SENT:
+                return none(state)
         return PyObject_Vectorcall(load_relaxed(state + SEND_REST), arguments, count, names)
 
     @cfunc(FASTCALL, cache=True)
     def try_send(self, arguments, count, names):
         """try_send(message): send one message if there is room for it now; whether it was."""
         key  # see SOURCES
-        state = PyLong_AsVoidPtr(self)
-        if count == 1 and names == 0:
-            buffer = on_stack()
-            if PyBytes_AsStringAndSize(load_relaxed(arguments), buffer, buffer + 8) == 0:
-                if send_bytes(state, load_relaxed(buffer), load_relaxed(buffer + 8)) == SENT:
-                    return PyBool_FromLong(1)
-            else:
-                PyErr_Clear()
+        state, buffer = PyLong_AsVoidPtr(self), on_stack()
+        if count == 1 and names == 0 and given_bytes(arguments, count, buffer):
+            sent = send_bytes(state, load_relaxed(buffer), load_relaxed(buffer + 8))
+            if sent == SENT:
+                return PyBool_FromLong(1)
         return PyObject_Vectorcall(load_relaxed(state + TRY_SEND_REST), arguments, count, names)
 
     @cfunc(FASTCALL, cache=True)
@@ -416,7 +412,7 @@ def _compile(key: str) -> dict[str, Entry]:
         """receive(timeout=30): the next message."""
         key  # see SOURCES
         state = PyLong_AsVoidPtr(self)
-        if count == 0 and names == 0:
+        if at_most_timeout(state, count, names):
             message = receive_bytes(state)
             if message > 0:
                 tell_senders(state)

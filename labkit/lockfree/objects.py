@@ -235,10 +235,10 @@ class Objects(Mpmc):
         self._must_be_open()
         self.send_packed(self.pack(thing), timeout)
 
-    def _put_packed(self) -> None:
+    def _put_packed(self, timeout: float | None = None) -> None:
         """Go on where the builtin has pickled an object and could not put it: it is large, or the queue is full."""
         self._must_be_open()
-        self.send_packed(self._packed(), None)
+        self.send_packed(self._packed(), timeout)
 
     def put_list(self, things: list[Any]) -> tuple[int, Packed | None]:
         """Put objects until one must wait, is large, or is another thread's turn: how many, and the next if packed."""

@@ -49,6 +49,7 @@ from labkit.lockfree.entry import (
     PyLong_AsLong,
     PyLong_AsVoidPtr,
     PyLong_FromLongLong,
+    at_most_block_and_timeout,
     callables,
     none,
 )
@@ -466,14 +467,15 @@ def _compile(key: str) -> dict[str, Entry]:
         """put(obj, block=True, timeout=None): put an object into the queue."""
         key  # see SOURCES
         state = PyLong_AsVoidPtr(self)
-        if count == 1 and names == 0 and load_relaxed(state + ASIDE_PUT) == 0 and load_relaxed(state + BUSY) == IDLE:
+        is_plain = at_most_block_and_timeout(state, count - 1, names)
+        if is_plain and load_relaxed(state + ASIDE_PUT) == 0 and load_relaxed(state + BUSY) == IDLE:
             sent = put_object(state, load_relaxed(arguments), on_stack())
             if sent == SENT:
                 tell_receivers(state)
                 return none(state)
             if sent == PICKLED:
                 return 0
-            return PyObject_CallNoArgs(load_relaxed(state + PACKED_REST))
+            return PyObject_Vectorcall(load_relaxed(state + PACKED_REST), arguments + 8, count - 1, names)
         return PyObject_Vectorcall(load_relaxed(state + PUT_REST), arguments, count, names)
 
     @cfunc(FASTCALL, cache=True)
@@ -481,7 +483,7 @@ def _compile(key: str) -> dict[str, Entry]:
         """get(block=True, timeout=None): remove the oldest object from the queue and return it."""
         key  # see SOURCES
         state = PyLong_AsVoidPtr(self)
-        if count == 0 and names == 0 and load_relaxed(state + ASIDE_GET) == 0:
+        if at_most_block_and_timeout(state, count, names) and load_relaxed(state + ASIDE_GET) == 0:
             thing = get_object(state)
             if thing >= 0:
                 tell_senders(state)

@@ -69,6 +69,7 @@ from labkit.lockfree.entry import (
     PyObject_GetBuffer,
     PyObject_Vectorcall,
     answer,
+    at_most_timeout,
     callables,
     given_bytes,
     none,
@@ -543,7 +544,7 @@ def _compile(key: str) -> dict[str, Entry]:
         """send(message, timeout=30): send one message."""
         key  # see SOURCES
         state, buffer = PyLong_AsVoidPtr(self), on_stack()
-        if given_bytes(arguments, count, names, buffer):
+        if at_most_timeout(state, count - 1, names) and given_bytes(arguments, count, buffer):
             sent = send_bytes(state, load_relaxed(buffer), load_relaxed(buffer + 8))
             if sent == SENT:
                 return none(state)
@@ -554,7 +555,7 @@ def _compile(key: str) -> dict[str, Entry]:
         """try_send(message): send one message if there is room for it now; whether it was."""
         key  # see SOURCES
         state, buffer = PyLong_AsVoidPtr(self), on_stack()
-        if given_bytes(arguments, count, names, buffer):
+        if count == 1 and names == 0 and given_bytes(arguments, count, buffer):
             sent = send_bytes(state, load_relaxed(buffer), load_relaxed(buffer + 8))
             if sent == SENT:
                 return PyBool_FromLong(1)
@@ -565,9 +566,9 @@ def _compile(key: str) -> dict[str, Entry]:
         """receive(timeout=30): the next message."""
         key  # see SOURCES
         state = PyLong_AsVoidPtr(self)
-        if count == 0 and names == 0:
+        if at_most_timeout(state, count, names):
             message = receive_bytes(state)
-            if message == -FULL and comes_soon(state):
+            if message == -FULL and count == 0 and names == 0 and comes_soon(state):
                 message = receive_bytes(state)
             if message >= 0:
                 return message
