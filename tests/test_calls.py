@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 
+from labkit import Queue
 from labkit.lockfree import Mpmc, Spsc
 
 pytestmark = pytest.mark.every_python
@@ -59,6 +62,18 @@ def test_what_is_no_call_of_theirs_sends_and_receives_nothing(q, call):
     with pytest.raises(TypeError):
         call(q)
     assert q.receive(5) == b"there" and q.try_receive() is None
+
+
+@pytest.mark.parametrize("made", [lambda: Spsc(4096), lambda: Mpmc(4096), Queue])
+def test_whoever_calls_from_c_may_give_an_empty_tuple_of_names(made):
+    vectorcall = ctypes.pythonapi.PyObject_Vectorcall
+    vectorcall.restype = ctypes.py_object
+    vectorcall.argtypes = [ctypes.py_object, ctypes.c_void_p, ctypes.c_size_t, ctypes.py_object]
+    q, message = made(), b"m"
+    send, receive = (q.put, q.get) if isinstance(q, Queue) else (q.send, q.receive)
+    assert vectorcall(send, ctypes.byref(ctypes.py_object(message)), 1, ()) is None
+    assert vectorcall(receive, None, 0, ()) == message
+    q.close()
 
 
 def test_nobody_waits_who_said_so(q):

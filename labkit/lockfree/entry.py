@@ -185,13 +185,13 @@ def at_most_block_and_timeout(state, count, names):
 
 @njit
 def _names_block_or_timeout(state, count, names):
-    number, first = PyTuple_Size(names), PyTuple_GetItem(names, 0)
-    block, timeout = load_relaxed(state + BLOCK), load_relaxed(state + TIMEOUT)
+    number, block, timeout = PyTuple_Size(names), load_relaxed(state + BLOCK), load_relaxed(state + TIMEOUT)
     if number == 1:
+        first = PyTuple_GetItem(names, 0)
         return (first == timeout and 0 <= count <= 1) or (first == block and count == 0)
     if number != 2 or count != 0:
         return False
-    second = PyTuple_GetItem(names, 1)
+    first, second = PyTuple_GetItem(names, 0), PyTuple_GetItem(names, 1)
     return (first == block and second == timeout) or (first == timeout and second == block)
 
 
